@@ -1,0 +1,58 @@
+"""Ordering without barriers: a data dependency that no compiler pass can remove."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mlg_jax._types import Array
+
+
+def zero_that_depends_on(tree: Any) -> Array:
+    """A float32 zero that the compiler can only know once `tree` has been computed.
+
+    `min(|x[0]|, 0)` is zero for every number, and XLA does not simplify it. Optimization barriers
+    would say the same, but XLA:CPU expands them away before common-subexpression elimination, which
+    then merges a recomputation with the original (measured with jax 0.10.2).
+    """
+    leaf = next(x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating))
+    return jnp.minimum(jnp.abs(leaf.reshape(-1)[:1].astype(jnp.float32)), 0.0).sum()
+
+
+def tie(tree: Any, to: Any) -> Any:
+    """Returns `tree` unchanged in value, every floating leaf of it available only after `to`.
+
+    Adding zero turns -0.0 into +0.0 and passes NaN on from `to`; use it where neither matters.
+    """
+    zero = zero_that_depends_on(to)
+    return jax.tree.map(
+        lambda x: x + zero.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+
+def rebuild_in_backward(
+    fn: Callable[[Any, Array], Array],
+) -> Callable[[Any, Array], Array]:
+    """`fn(factors, x)` whose backward pass keeps `factors` and `x` and rebuilds everything else.
+
+    Forward: `fn(factors, x)`.
+    Backward: the vector-Jacobian product of `fn`, evaluated anew once the cotangent is there.
+    Residuals: `factors` and `x`; what `fn` makes of the factors (the kernel) is never kept.
+    Reverse mode only, to any order.
+    """
+
+    @jax.custom_vjp
+    def call(factors: Any, x: Array) -> Array:
+        return fn(factors, x)
+
+    def call_fwd(factors: Any, x: Array) -> tuple[Array, tuple[Any, Array]]:
+        return fn(factors, x), (factors, x)
+
+    def call_bwd(residuals: tuple[Any, Array], cotangent: Array) -> tuple[Any, Array]:
+        factors, x = residuals
+        _, vjp = jax.vjp(fn, tie(factors, to=cotangent), x)
+        return vjp(cotangent)
+
+    call.defvjp(call_fwd, call_bwd)
+    return call

@@ -1,0 +1,112 @@
+"""The vocabulary every layer shares: array aliases and the records by which layers describe themselves."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+Key = PRNGKeyArray
+Params = Any  # a nested mapping of parameter arrays
+Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
+
+__all__ = [
+    "Array",
+    "FactorRecord",
+    "Float",
+    "Initializer",
+    "Key",
+    "KernelShape",
+    "LayerRecord",
+    "Params",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelShape:
+    """The kernel `[out_channels, in_channels, height * width]` that a layer convolves with."""
+
+    out_channels: int  # Co
+    in_channels: int  # Ci, per group
+    height: int = 1
+    width: int = 1
+
+    @property
+    def taps(self) -> int:
+        """k^2: the spatial positions of one kernel."""
+        return self.height * self.width
+
+    @property
+    def size(self) -> int:
+        """Number of entries of the whole kernel."""
+        return self.out_channels * self.in_channels * self.taps
+
+    @property
+    def hwio(self) -> tuple[int, int, int, int]:
+        """The same kernel in Flax's layout."""
+        return (self.height, self.width, self.in_channels, self.out_channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class FactorRecord:
+    """One stored parameter array of a layer."""
+
+    name: str  # its key in the layer's parameter mapping
+    shape: tuple[int, ...]
+    bits: int | None = None  # width of one stored entry; None: not quantised, 32 bits
+
+    @property
+    def num_params(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bits(self) -> int:
+        """Storage, in bits."""
+        return self.num_params * (32 if self.bits is None else self.bits)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class LayerRecord:
+    """What a layer is made of: all that accounting, export, projection and penalties read."""
+
+    path: tuple[str, ...]  # module path, outermost first
+    kind: str  # "conv" | "dense" | "norm"
+    factors: tuple[FactorRecord, ...]  # every parameter of the layer
+    kernel: KernelShape | None = None  # the kernel that the factors stand for; None for norms
+    provider: Any = None  # the frozen spec the kernel is built by; None for norms
+    groups: int = 1
+    strides: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    padding: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The path joined by slashes."""
+        return "/".join(self.path)
+
+    @property
+    def factor_names(self) -> tuple[str, ...]:
+        """The keys of the stored arrays."""
+        return tuple(factor.name for factor in self.factors)
+
+    @property
+    def num_params(self) -> int:
+        """Number of stored entries."""
+        return sum(factor.num_params for factor in self.factors)
+
+    @property
+    def num_bits(self) -> int:
+        """Storage of the layer, in bits."""
+        return sum(factor.num_bits for factor in self.factors)
+
+    @property
+    def num_dense_params(self) -> int:
+        """Entries of the same layer with an ordinary kernel."""
+        if self.kernel is None:
+            return self.num_params
+        bias = sum(f.num_params for f in self.factors if f.name == "bias")
+        return self.kernel.size + bias

@@ -1,0 +1,123 @@
+"""Every weight scheme as one row of a table: re-parametrise, round on a unit grid, map back."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mlg_jax._types import Array
+from mlg_jax.quant._spec import QuantSpec
+from mlg_jax.quant._ste import pinned, round_ewgs, round_ste, sign_ste, true_divide
+
+
+class Scheme(NamedTuple):
+    """`fake_quantize(x) = to_value(round_unit(to_unit(x, *c)), *c)` with `c = constants(x)`."""
+
+    constants: Callable[[Array], tuple[Array, ...]]  # per tensor, constants to autodiff
+    to_unit: Callable[..., Array]  # x -> the quantiser's own scale, [0, 1] (one bit: any real)
+    round_unit: Callable[[Array, int], Array]  # the straight-through rounding
+    to_value: Callable[..., Array]  # unit -> value
+    from_value: Callable[..., Array]  # an x whose unrounded value is the one given
+
+
+def _nonzero(r: Array) -> Array:
+    """`r`, or 1 where it is zero (a constant tensor), so that nothing divides by zero."""
+    return jnp.where(r == 0.0, 1.0, r)
+
+
+def _max_tanh(x: Array) -> tuple[Array, ...]:
+    return (jnp.max(jnp.abs(jnp.tanh(x)), initial=0.0),)
+
+
+def _min_max(x: Array) -> tuple[Array, ...]:
+    return (jnp.min(x), jnp.max(x))
+
+
+def _mean_abs(x: Array) -> tuple[Array, ...]:
+    return (jnp.mean(jnp.abs(x)),)
+
+
+def _half_tanh_unit(x: Array, r: Array) -> Array:
+    return true_divide(jnp.tanh(x), 2.0 * _nonzero(r)) + 0.5
+
+
+def _sign_unit(x: Array, scale: Array) -> Array:
+    return true_divide(x, _nonzero(scale))
+
+
+def _sign_round(u: Array, bits: int) -> Array:
+    del bits  # always one
+    return sign_ste(u)
+
+
+def _atanh(t: Array) -> Array:
+    # tanh of a finite number stays below one; the edge keeps its inverse finite in float32.
+    return jnp.arctanh(jnp.clip(t, -0.999, 0.999))
+
+
+def _same(y: Array, *constants: Array) -> Array:
+    return y
+
+
+# `r * (2 q - 1)` and not `q * 2r - r`: doubling is exact and so is the difference, hence the value
+# is the same whether or not a compiler contracts it, and decoding is bit-exact.
+_SCHEMES = {
+    "dorefa_sym": Scheme(
+        constants=_max_tanh,
+        to_unit=_half_tanh_unit,
+        round_unit=round_ste,
+        to_value=lambda q, r: r * (2.0 * q - 1.0),
+        from_value=lambda y: _atanh(y),
+    ),
+    "dorefa": Scheme(_max_tanh, _half_tanh_unit, round_ste, _same, lambda y: _atanh(2.0 * y - 1.0)),
+    "dorefa_pos": Scheme(
+        constants=_max_tanh,
+        to_unit=lambda x, r: true_divide(jnp.tanh(x) + r, 2.0 * _nonzero(r)),
+        round_unit=round_ste,
+        to_value=lambda q, r: q * (2.0 * r),
+        from_value=lambda y: _atanh(y - jnp.max(y) / 2.0),
+    ),
+    "qnn": Scheme(
+        constants=_min_max,
+        to_unit=lambda x, low, high: true_divide(x - low, _nonzero(high - low)),
+        round_unit=round_ste,
+        to_value=lambda q, low, high: pinned(q * (high - low)) + low,
+        from_value=_same,
+    ),
+    "ewgs": Scheme(_max_tanh, _half_tanh_unit, round_ewgs, _same, lambda y: _atanh(2.0 * y - 1.0)),
+}
+_SIGN_SCHEMES = {
+    "dorefa_sym": Scheme(_mean_abs, _sign_unit, _sign_round, lambda q, e: q * e, _same),
+    "dorefa": Scheme(
+        _mean_abs, _sign_unit, _sign_round, lambda q, e: (q * e + e) / 2.0, lambda y: 2.0 * y
+    ),
+}
+
+
+def scheme_of(spec: QuantSpec) -> Scheme:
+    """The table's row for a spec with bits."""
+    if spec.bits == 1 and spec.scheme in _SIGN_SCHEMES:
+        return _SIGN_SCHEMES[spec.scheme]
+    return _SCHEMES[spec.scheme]
+
+
+def is_sign_grid(spec: QuantSpec) -> bool:
+    """Whether the grid is {-1, 0, 1} rather than {0, 1/n, ..., 1}."""
+    return spec.bits == 1 and spec.scheme in _SIGN_SCHEMES
+
+
+def constants_of(scheme: Scheme, x: Array) -> tuple[Array, ...]:
+    """The scheme's per-tensor constants, which no gradient passes."""
+    return jax.tree.map(jax.lax.stop_gradient, scheme.constants(x))
+
+
+def tanh_norm(x: Array) -> Array:
+    """`tanh(x) / max |tanh(x)|`; the gradient passes the maximum too."""
+    t = jnp.tanh(x)
+    return t / _nonzero(jnp.max(jnp.abs(t), initial=0.0))
+
+
+def wide(x: Any) -> Array:
+    """`x` in float32 at least: 16-bit grids do not fit into bfloat16."""
+    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))

@@ -26,17 +26,16 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class KernelShape:
-    """The kernel `[out_channels, in_channels, height * width]` that a layer convolves with."""
+    """The kernel `[out_channels, in_channels, taps]` that a layer multiplies with."""
 
     out_channels: int  # Co
     in_channels: int  # Ci, per group
-    height: int = 1
-    width: int = 1
+    window: tuple[int, int] | None = None  # height and width; None for a dense layer
 
     @property
     def taps(self) -> int:
         """k^2: the spatial positions of one kernel."""
-        return self.height * self.width
+        return 1 if self.window is None else self.window[0] * self.window[1]
 
     @property
     def size(self) -> int:
@@ -44,9 +43,9 @@ class KernelShape:
         return self.out_channels * self.in_channels * self.taps
 
     @property
-    def hwio(self) -> tuple[int, int, int, int]:
-        """The same kernel in Flax's layout."""
-        return (self.height, self.width, self.in_channels, self.out_channels)
+    def layout(self) -> tuple[int, ...]:
+        """The shape as Flax stores it: `[height, width, in, out]`, dense layers `[in, out]`."""
+        return (*(self.window or ()), self.in_channels, self.out_channels)
 
 
 @dataclasses.dataclass(frozen=True)

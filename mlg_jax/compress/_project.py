@@ -1,0 +1,273 @@
+"""Projection of a whole trained model onto generated kernels: singular vectors, then least squares."""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import traverse_util
+
+from mlg_jax._checks import check_choice, check_integer, check_real
+from mlg_jax._types import Array, KernelShape, Key, LayerRecord
+from mlg_jax.generation import from_layout, generate_kernel, project_kernel
+from mlg_jax.layers import GeneratedKernel, layer_params, layer_records
+from mlg_jax.quant import fake_quantize, unquantize
+
+METHODS = ("svd", "l2", "svd_l2")
+_REPRESENTABLE = 0.9  # tanh schemes hold |value| < 1; factors are balanced to stay below this
+
+Factors = dict[str, Array]  # of a group of layers with equal shapes, stacked on a leading axis
+GroupKey = tuple[GeneratedKernel, KernelShape]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProjectionSpec:
+    """How a teacher's kernels are projected.
+
+    Args:
+        method: `svd` (closed form), `l2` (minimise the mean squared error of the quantised kernels
+            from the model's initial values), `svd_l2` (the same, from the closed form).
+        num_steps: RAdam steps of l2.
+        learning_rate: of RAdam, constant.
+
+    Raises:
+        TypeError, ValueError: an argument of another type or out of range.
+    """
+
+    method: str = "svd_l2"
+    num_steps: int = 3000
+    learning_rate: float = 2e-2
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, METHODS)
+        check_integer("num_steps", self.num_steps, 1)
+        check_real("learning_rate", self.learning_rate, 0.0, exclusive_minimum=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """A projected model."""
+
+    variables: dict[str, Any]  # for the student's `apply`
+    errors: dict[str, float]  # relative squared error of the quantised kernel, by layer
+    history: tuple[tuple[int, float], ...]  # (step, sum over layers of mean squared errors)
+
+
+def project_model(
+    model: nn.Module,
+    teacher_variables: Mapping[str, Any],
+    *,
+    key: Key,
+    spec: ProjectionSpec = ProjectionSpec(),
+    report_every: int = 100,
+    on_report: Callable[[int, float], None] = lambda step, loss: None,
+) -> Projection:
+    """Fits a model with generated kernels to a trained one of the same architecture.
+
+    Minimises `sum over layers of mean (W(quantised factors) - W_teacher)^2`. Layers of equal shape
+    are fitted together, batched, in one compiled step. Norms, biases, running statistics and
+    kernels that are not generated are copied.
+
+    Args:
+        model: the student, from `create_model(..., generation=...)`.
+        teacher_variables: `params` and `batch_stats` of the same architecture with ordinary
+            kernels.
+        key: seeds the initial values of `l2`.
+        spec: the method.
+        report_every: steps between two calls of `on_report` and entries of the history.
+        on_report: called with the step and the loss before that step.
+
+    Returns:
+        Variables of the student, relative errors by layer, the loss curve.
+
+    Raises:
+        ValueError: the teacher lacks an array of the student, or has it with another shape.
+
+    Reference: https://arxiv.org/abs/2108.11430, section 3 ("l2 projection").
+    """
+    check_integer("report_every", report_every, 1)
+    records = layer_records(model)
+    zeros = jnp.zeros(model.input_shape)  # type: ignore[attr-defined]
+    variables = jax.jit(model.init)(key, zeros)
+    variables = _copy_common(records, variables, teacher_variables)
+    groups = _group(records)
+    targets = {k: _targets(v, teacher_variables["params"]) for k, v in groups.items()}
+    factors = {k: _stacked(v, variables["params"]) for k, v in groups.items()}
+    if spec.method != "l2":
+        factors = {k: jax.vmap(functools.partial(_svd_start, k[0]))(t) for k, t in targets.items()}
+    history: tuple[tuple[int, float], ...] = ()
+    if spec.method != "svd":
+        factors, history = _minimise(factors, targets, spec, report_every, on_report)
+    params = dict(traverse_util.flatten_dict(variables["params"]))
+    errors: dict[str, float] = {}
+    for group, members in groups.items():
+        relative = _relative_errors(group[0], factors[group], targets[group])
+        for i, record in enumerate(members):
+            errors[record.name] = float(relative[i])
+            for name in record.factor_names:
+                if name in factors[group]:
+                    params[(*record.path, name)] = factors[group][name][i]
+    variables = {**variables, "params": traverse_util.unflatten_dict(params)}
+    return Projection(variables, errors, history)
+
+
+def _copy_common(
+    records: Sequence[LayerRecord],
+    variables: Mapping[str, Any],
+    teacher_variables: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The student's variables with everything that is not generated taken from the teacher."""
+    generated = {(*r.path, n) for r in records for n in r.factor_names if _is_generated(r)} - {
+        (*r.path, "bias") for r in records
+    }
+    merged = {}
+    for collection, tree in variables.items():
+        source = traverse_util.flatten_dict(teacher_variables.get(collection, {}))
+        flat = dict(traverse_util.flatten_dict(tree))
+        for path, value in flat.items():
+            if collection == "params" and path in generated:
+                continue
+            if path in source:
+                _check_shape(collection, path, source[path].shape, value.shape)
+                flat[path] = jnp.asarray(source[path], value.dtype)
+            elif collection == "params":
+                raise ValueError(
+                    f"`teacher_variables` must hold params {'/'.join(path)}; it is missing."
+                )
+        merged[collection] = traverse_util.unflatten_dict(flat)
+    return merged
+
+
+def _check_shape(
+    collection: str, path: Sequence[str], got: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    if got != expected:
+        raise ValueError(
+            f"`teacher_variables` must hold {collection} {'/'.join(path)} with shape {expected}; "
+            f"got {got}."
+        )
+
+
+def _is_generated(record: LayerRecord) -> bool:
+    return isinstance(record.provider, GeneratedKernel)
+
+
+def _group(records: Sequence[LayerRecord]) -> dict[GroupKey, list[LayerRecord]]:
+    """Generated layers by spec and kernel shape."""
+    groups: dict[GroupKey, list[LayerRecord]] = collections.defaultdict(list)
+    for record in records:
+        if _is_generated(record):
+            assert record.kernel is not None
+            groups[(record.provider, record.kernel)].append(record)
+    return dict(groups)
+
+
+def _targets(records: Sequence[LayerRecord], teacher_params: Any) -> Array:
+    """The teacher's kernels of a group, `[L, Co, Ci, K]`."""
+    kernels = []
+    for record in records:
+        node = teacher_params
+        for name in (*record.path, "kernel"):
+            if name not in node:
+                raise ValueError(
+                    f"`teacher_variables` must hold params {record.name}/kernel; it is missing."
+                )
+            node = node[name]
+        assert record.kernel is not None
+        _check_shape("params", (*record.path, "kernel"), node.shape, record.kernel.layout)
+        kernels.append(from_layout(jnp.asarray(node, jnp.float32)))
+    return jnp.stack(kernels)
+
+
+def _stacked(records: Sequence[LayerRecord], params: Any) -> Factors:
+    layers = [layer_params(params, record) for record in records]
+    names = [name for name in layers[0] if name != "bias"]
+    return {name: jnp.stack([layer[name] for layer in layers]) for name in names}
+
+
+def _svd_start(provider: GeneratedKernel, kernel: Array) -> Factors:
+    """Parameters whose unrounded generated kernel is the projection of `kernel`."""
+    factors = project_kernel(kernel, provider.spec)._asdict()
+    present = {name: value for name, value in factors.items() if value is not None}
+    balanced = _balance(present)
+    return {n: unquantize(v, getattr(provider.spec, n)) for n, v in balanced.items()}
+
+
+def _balance(factors: Factors) -> Factors:
+    """The same product with factors of equal largest entry, base by base.
+
+    Every factor has one grid per tensor, so bases of unlike scale would waste its levels; and the
+    tanh schemes hold values below one only.
+    """
+    axes = {"basis": (1, 2), "coeff_in": (1, 2), "coeff_out": (0,)}
+    peaks = {n: jnp.max(jnp.abs(v), axes[n]) + 1e-12 for n, v in factors.items()}  # each [Bo]
+    product = functools.reduce(jnp.multiply, peaks.values())
+    level = jnp.minimum(product ** (1.0 / len(peaks)), _REPRESENTABLE)
+
+    def rescale(name: str, value: Array) -> Array:
+        shape = (1, -1) if name == "coeff_out" else (-1, 1, 1)
+        return value * (level / peaks[name]).reshape(shape)
+
+    return {name: rescale(name, value) for name, value in factors.items()}
+
+
+def _kernels(provider: GeneratedKernel, factors: Factors) -> Array:
+    """Quantised generated kernels of a group, `[L, Co, Ci, K]`."""
+
+    def one(layer: Factors) -> Array:
+        q = {n: fake_quantize(v, getattr(provider.spec, n)) for n, v in layer.items()}
+        return generate_kernel(q["basis"], q.get("coeff_in"), q.get("coeff_out"))
+
+    return jax.vmap(one)(factors)
+
+
+def _minimise(
+    factors: dict[GroupKey, Factors],
+    targets: dict[GroupKey, Array],
+    spec: ProjectionSpec,
+    report_every: int,
+    on_report: Callable[[int, float], None],
+) -> tuple[dict[GroupKey, Factors], tuple[tuple[int, float], ...]]:
+    """RAdam on the sum of mean squared errors."""
+    groups = tuple(factors)
+    optimizer = optax.radam(spec.learning_rate)
+
+    def loss_of(values: list[Factors], goals: list[Array]) -> Array:
+        errors = [
+            jnp.sum(jnp.mean(jnp.square(_kernels(g[0], v) - t), (1, 2, 3)))
+            for g, v, t in zip(groups, values, goals, strict=True)
+        ]
+        return functools.reduce(jnp.add, errors)
+
+    @functools.partial(jax.jit, static_argnums=(3,), donate_argnums=(0, 1))
+    def steps(values: Any, state: Any, goals: list[Array], count: int) -> tuple[Any, Any, Array]:
+        def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], Array]:
+            values, state = carry
+            loss, grads = jax.value_and_grad(loss_of)(values, goals)
+            updates, state = optimizer.update(grads, state, values)
+            return (optax.apply_updates(values, updates), state), loss
+
+        carry, losses = jax.lax.scan(step, (values, state), None, length=count)
+        return *carry, losses[0]
+
+    values, goals = [factors[g] for g in groups], [targets[g] for g in groups]
+    state = optimizer.init(values)
+    history = []
+    for start in range(0, spec.num_steps, report_every):
+        count = min(report_every, spec.num_steps - start)
+        values, state, loss = steps(values, state, goals, count)
+        history.append((start, float(loss)))
+        on_report(*history[-1])
+    return dict(zip(groups, values, strict=True)), tuple(history)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _relative_errors(provider: GeneratedKernel, factors: Factors, targets: Array) -> Array:
+    """`|W - T|^2 / |T|^2` for each layer of a group, `[L]`."""
+    difference = jnp.sum(jnp.square(_kernels(provider, factors) - targets), (1, 2, 3))
+    return difference / jnp.maximum(jnp.sum(jnp.square(targets), (1, 2, 3)), 1e-30)

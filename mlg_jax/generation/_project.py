@@ -1,0 +1,67 @@
+"""Projection of a trained kernel onto its factors by truncated singular value decompositions."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from mlg_jax._checks import check_floating, check_instance
+from mlg_jax._types import Array, Float, KernelShape
+from mlg_jax.generation._spec import GenerationSpec
+
+
+class Factors(NamedTuple):
+    """The arguments of `generate_kernel`; None where a level does not exist."""
+
+    basis: Float[Array, "b i k"]
+    coeff_in: Float[Array, "b c i"] | None
+    coeff_out: Float[Array, "o b"] | None
+
+
+def project_kernel(kernel: Float[Array, "o c k"], spec: GenerationSpec) -> Factors:
+    """The factors whose unquantised product is near `kernel`.
+
+    Level 2: the truncated decomposition of the matrix `[Co, Ci K]`, left vectors on V.
+    Level 1: each of the Bo remaining matrices `[Ci, K]` truncated to rank Bi, singular values on U.
+
+    Args:
+        kernel: `[Co, Ci, K]`, floating.
+        spec: the requested bases; its bits are not used.
+
+    Returns:
+        `(basis, coeff_in, coeff_out)`; where neither level applies `(kernel, None, None)`.
+
+    Raises:
+        TypeError: `kernel` is not floating or `spec` no GenerationSpec.
+        ValueError: `kernel` has another rank than 3 or is empty.
+
+    Reference: https://arxiv.org/abs/2108.11430 ("SVD init").
+    """
+    check_floating("kernel", kernel)
+    check_instance("spec", spec, GenerationSpec)
+    if jnp.ndim(kernel) != 3 or jnp.size(kernel) == 0:
+        raise ValueError(
+            f"`kernel` must have shape [Co, Ci, K] with no zero; got {jnp.shape(kernel)}."
+        )
+    out_channels, in_channels, taps = jnp.shape(kernel)
+    shapes = spec.resolve(KernelShape(out_channels, in_channels, (taps, 1)))
+    if shapes is None:
+        return Factors(kernel, None, None)
+    coeff_out, rows = _split_rows(kernel, shapes.basis[0] if shapes.coeff_out else None)
+    if shapes.coeff_in is None:
+        return Factors(rows, None, coeff_out)
+    left, values, right = jnp.linalg.svd(rows, full_matrices=False)
+    rank = shapes.basis[1]
+    coeff_in = left[..., :rank] * values[..., None, :rank]
+    return Factors(right[..., :rank, :], coeff_in, coeff_out)
+
+
+def _split_rows(
+    kernel: Float[Array, "o c k"], num_bases: int | None
+) -> tuple[Array | None, Array]:
+    """Level 2: orthonormal V `[Co, Bo]` and the Bo matrices `[Ci, K]` it combines."""
+    if num_bases is None:
+        return None, kernel
+    matrix = kernel.reshape(kernel.shape[0], -1)
+    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+    rows = values[:num_bases, None] * right[:num_bases]
+    return left[:, :num_bases], rows.reshape(num_bases, *kernel.shape[1:])

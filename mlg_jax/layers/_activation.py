@@ -1,0 +1,50 @@
+"""Activation functions and the quantiser of activations with its running range."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mlg_jax._types import Array
+from mlg_jax.quant import (
+    ActivationRange,
+    ActivationSpec,
+    initial_range,
+    quantize_activation,
+    update_range,
+)
+
+
+class ActivationQuantizer(nn.Module):
+    """Quantises its input; in training the running range moves first, then the batch is quantised.
+
+    Collections: `batch_stats` holds `range` (minimum, maximum, whether set), scheme `normal` only.
+    """
+
+    spec: ActivationSpec
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Quantises `x`, any shape, floating."""
+        if self.spec.scheme != "normal":
+            return quantize_activation(x, self.spec)
+        stats = self.variable("batch_stats", "range", lambda: _to_dict(initial_range()))
+        state = ActivationRange(**stats.value)
+        if train and not self.is_initializing():
+            state = update_range(state, x)
+            stats.value = _to_dict(state)
+        else:
+            state = _before_training(state, x)
+        return quantize_activation(x, self.spec, state)
+
+
+def _to_dict(state: ActivationRange) -> dict[str, Array]:
+    return state._asdict()
+
+
+def _before_training(state: ActivationRange, x: Array) -> ActivationRange:
+    """The range to evaluate with; a model that has seen no batch yet takes this one's."""
+    fresh = update_range(initial_range(), x)
+    return ActivationRange(
+        jnp.where(state.is_set, state.minimum, fresh.minimum),
+        jnp.where(state.is_set, state.maximum, fresh.maximum),
+        state.is_set,
+    )

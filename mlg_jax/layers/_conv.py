@@ -1,0 +1,89 @@
+"""Convolution whose kernel comes from an injected provider."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mlg_jax._checks import check_choice, check_floating, check_integer
+from mlg_jax._types import Array, KernelShape, LayerRecord
+from mlg_jax.generation import convolve
+from mlg_jax.layers._activation import ActivationQuantizer
+from mlg_jax.layers._kernel import DenseKernel, KernelChoice
+from mlg_jax.layers._product import kernel_product
+from mlg_jax.quant import ActivationSpec
+
+EXECUTIONS = ("auto", "generate")
+
+
+class Conv(nn.Module):
+    """Two-dimensional convolution, `[N, H, W, C]` to `[N, H', W', features]`.
+
+    Attributes:
+        features: output channels, a multiple of `groups`.
+        window: height and width of the kernel.
+        strides, dilation: positive integers, per axis.
+        padding: `((top, bottom), (left, right))`; None pads `k // 2` on both sides.
+        groups: channel groups; the number of input channels makes the layer depthwise.
+        use_bias: adds a bias, one entry a feature.
+        kernel: what the kernel is made of.
+        input_quant: quantiser of the input.
+        execution: `generate` builds the kernel, then convolves; `auto` chooses (so far `generate`).
+        dtype: of the computation; None follows the input and the parameters.
+        param_dtype: of the parameters.
+
+    Collections: `params`; `batch_stats` holds the input quantiser's running range.
+    Random streams: `quantize`, in training with partial quantisation.
+    """
+
+    features: int
+    window: tuple[int, int] = (3, 3)
+    strides: tuple[int, int] = (1, 1)
+    padding: tuple[tuple[int, int], tuple[int, int]] | None = None
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    use_bias: bool = False
+    kernel: KernelChoice = DenseKernel()
+    input_quant: ActivationSpec = ActivationSpec()
+    execution: str = "auto"
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Convolves `x`, `[N, H, W, C]`, floating."""
+        self._check(x)
+        if self.input_quant.bits is not None:
+            x = ActivationQuantizer(self.input_quant, name="input_quant")(x, train=train)
+        padding = self.padding or tuple((k // 2, k // 2) for k in self.window)
+        record = LayerRecord(
+            path=self.path,
+            kind="conv",
+            factors=(),
+            kernel=KernelShape(self.features, x.shape[-1] // self.groups, self.window),
+            groups=self.groups,
+            strides=self.strides,
+            dilation=self.dilation,
+            padding=padding,
+        )
+        product = functools.partial(
+            convolve,
+            strides=self.strides,
+            padding=padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        return kernel_product(self, product, record, x, train)
+
+    def _check(self, x: Array) -> None:
+        check_choice("execution", self.execution, EXECUTIONS)
+        check_integer("features", self.features, 1)
+        check_floating("x", x)
+        if x.ndim != 4:
+            raise ValueError(f"`x` must have shape [N, H, W, C]; got {x.shape}.")
+        if x.shape[-1] % self.groups or self.features % self.groups:
+            raise ValueError(
+                f"`groups` must divide the input channels {x.shape[-1]} and `features` "
+                f"{self.features}; got {self.groups}."
+            )

@@ -1,0 +1,45 @@
+"""Dense layer whose kernel comes from an injected provider: the convolution's case k = 1."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mlg_jax._checks import check_choice, check_floating, check_integer
+from mlg_jax._types import Array, KernelShape, LayerRecord
+from mlg_jax.layers._activation import ActivationQuantizer
+from mlg_jax.layers._conv import EXECUTIONS
+from mlg_jax.layers._kernel import DenseKernel, KernelChoice
+from mlg_jax.layers._product import kernel_product
+from mlg_jax.quant import ActivationSpec
+
+
+class Dense(nn.Module):
+    """`x @ kernel + bias` over the last axis, `[..., C]` to `[..., features]`.
+
+    Attributes: as those of `Conv` that apply.
+    """
+
+    features: int
+    use_bias: bool = True
+    kernel: KernelChoice = DenseKernel()
+    input_quant: ActivationSpec = ActivationSpec()
+    execution: str = "auto"
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Multiplies `x`, `[..., C]`, floating."""
+        check_choice("execution", self.execution, EXECUTIONS)
+        check_integer("features", self.features, 1)
+        check_floating("x", x)
+        if self.input_quant.bits is not None:
+            x = ActivationQuantizer(self.input_quant, name="input_quant")(x, train=train)
+        record = LayerRecord(
+            path=self.path,
+            kind="dense",
+            factors=(),
+            kernel=KernelShape(self.features, x.shape[-1]),
+        )
+        return kernel_product(self, jnp.matmul, record, x, train)

@@ -1,0 +1,66 @@
+"""What convolutions and dense layers share: parameters from the provider, product, bias, record."""
+
+import dataclasses
+from typing import Protocol
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mlg_jax._types import Array, FactorRecord, Key, LayerRecord
+from mlg_jax.layers._kernel import KernelChoice, KernelProvider, Product
+from mlg_jax.layers._records import record_layer
+
+QUANTIZE_STREAM = "quantize"
+
+
+class KernelLayer(Protocol):
+    """The attributes that `kernel_product` reads from a layer."""
+
+    features: int
+    use_bias: bool
+    kernel: KernelChoice
+    dtype: object
+    param_dtype: object
+
+
+def kernel_product(
+    layer: nn.Module, product: Product, record: LayerRecord, x: Array, train: bool
+) -> Array:
+    """`product(x, kernel) + bias`, in the layer's dtype; to be called in its compact method."""
+    assert record.kernel is not None
+    provider = layer.kernel.resolve(record.name, record.kernel)  # type: ignore[attr-defined]
+    entries = provider.records(record.kernel)
+    params = {
+        e.name: layer.param(
+            e.name,
+            provider.initializer(e.name, record.kernel),
+            e.shape,
+            layer.param_dtype,  # type: ignore[attr-defined]
+        )
+        for e in entries
+    }
+    factors = provider.quantize(params, _quantize_key(layer, provider, train))
+    dtype = layer.dtype or jnp.result_type(x, layer.param_dtype)  # type: ignore[attr-defined]
+    y = provider.apply(product, factors, record.kernel, x.astype(dtype))
+    if layer.use_bias:  # type: ignore[attr-defined]
+        bias = layer.param(
+            "bias",
+            nn.initializers.zeros,
+            (record.kernel.out_channels,),
+            layer.param_dtype,  # type: ignore[attr-defined]
+        )
+        y += bias.astype(dtype)
+        entries += (FactorRecord("bias", bias.shape),)
+    record_layer(layer, dataclasses.replace(record, factors=entries, provider=provider))
+    return y
+
+
+def _quantize_key(layer: nn.Module, provider: KernelProvider, train: bool) -> Key | None:
+    if not train or not provider.is_random:
+        return None
+    if not layer.has_rng(QUANTIZE_STREAM):
+        raise ValueError(
+            f"`rngs` must hold {QUANTIZE_STREAM!r} to train with a quantisation ratio below 1 "
+            f"(layer {'/'.join(layer.path)}); pass rngs={{{QUANTIZE_STREAM!r}: key}}."
+        )
+    return layer.make_rng(QUANTIZE_STREAM)

@@ -1,0 +1,10 @@
+"""Architectures, by name, and their sizes."""
+
+from mlg_jax.models._blocks import BasicBlock as BasicBlock
+from mlg_jax.models._blocks import BottleneckBlock as BottleneckBlock
+from mlg_jax.models._registry import MODELS as MODELS
+from mlg_jax.models._registry import create_model as create_model
+from mlg_jax.models._size import LayerSize as LayerSize
+from mlg_jax.models._size import SizeReport as SizeReport
+from mlg_jax.models._size import size_report as size_report
+from mlg_jax.models.resnet import ResNet as ResNet

@@ -1,0 +1,140 @@
+"""Models by name: an architecture is data, its layers are partials of one convolution."""
+
+import fnmatch
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mlg_jax._checks import check_choice, check_instance, check_integer, check_real
+from mlg_jax.generation import GenerationSpec
+from mlg_jax.layers import (
+    EXECUTIONS,
+    BatchNorm,
+    Conv,
+    Dense,
+    DenseKernel,
+    GeneratedKernel,
+    KernelChoice,
+    KernelsByPath,
+    layer_records,
+)
+from mlg_jax.models._blocks import BasicBlock, BottleneckBlock
+from mlg_jax.models.resnet import STEMS, ResNet
+from mlg_jax.quant import ActivationSpec, QuantSpec
+
+Generation = GenerationSpec | Mapping[str, GenerationSpec | None] | None
+
+BASE_CHANNELS = 64
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": functools.partial(ResNet, (2, 2, 2, 2), BasicBlock),
+    "resnet34": functools.partial(ResNet, (3, 4, 6, 3), BasicBlock),
+    "resnet50": functools.partial(ResNet, (3, 4, 6, 3), BottleneckBlock),
+    "resnet101": functools.partial(ResNet, (3, 4, 23, 3), BottleneckBlock),
+    "resnet152": functools.partial(ResNet, (3, 8, 36, 3), BottleneckBlock),
+}
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    stem: str = "cifar",
+    width: float = 1.0,
+    generation: Generation = None,
+    weight_bits: int | None = None,
+    activation_bits: int | None = None,
+    execution: str = "auto",
+    remat: str | None = None,
+    dtype: Any = None,
+) -> nn.Module:
+    """Creates a model.
+
+    Args:
+        name: one of `MODELS` (resnet18, resnet34, resnet50, resnet101, resnet152).
+        num_classes: number of logits, at least 1.
+        stem: `cifar` (32 x 32 images, classifier without bias) or `imagenet` (224 x 224, with bias).
+        width: factor on every channel count, > 0; rounded, at least one channel.
+        generation: how convolution kernels are generated: None (ordinary kernels), one spec, or
+            `{path pattern: spec or None}`, where the first pattern that matches (`fnmatch`, e.g.
+            `"stage4_*/conv?"`) decides and layers without a match stay ordinary.
+        weight_bits: width of the classifier and of kernels that cannot be generated; None is 32.
+        activation_bits: width of the inputs of convolutions and classifier; None is 32.
+        execution: how a generated kernel is applied; `auto` chooses.
+        remat: what is kept for the backward pass; only None so far.
+        dtype: of the computation, e.g. `jnp.bfloat16`; None is float32. Parameters are float32,
+            or float64 if `dtype` is (which needs `jax_enable_x64`).
+
+    Returns:
+        A Linen module: `model.init(key, x)`, `model.apply(variables, x, train=False)` with x
+        `[N, H, W, C]`. Collections `params`, `batch_stats`; random stream `quantize` in training
+        with partial quantisation.
+
+    Raises:
+        TypeError, ValueError: an argument of another type or out of range, or a pattern that
+            matches no layer.
+
+    Example:
+        >>> spec = GenerationSpec.from_bits(2, 44, 3, 6, 3)
+        >>> model = create_model("resnet18", num_classes=10, generation=spec, weight_bits=8)
+
+    Reference: https://arxiv.org/abs/1512.03385, https://arxiv.org/abs/2108.11430.
+    """
+    check_choice("name", name, MODELS)
+    check_integer("num_classes", num_classes, 1)
+    check_choice("stem", stem, STEMS)
+    check_real("width", width, 0.0, exclusive_minimum=True)
+    check_choice("execution", execution, EXECUTIONS)
+    check_instance("remat", remat, type(None))
+    compute_dtype, param_dtype = _dtypes(dtype)
+    fallback = DenseKernel(QuantSpec(weight_bits))
+    shared = {
+        "input_quant": ActivationSpec(activation_bits),
+        "execution": execution,
+        "dtype": compute_dtype,
+        "param_dtype": param_dtype,
+    }
+    classifier = DenseKernel(QuantSpec(weight_bits), fan="in")
+    model = MODELS[name](
+        num_classes=num_classes,
+        stem=stem,
+        base_channels=max(1, round(BASE_CHANNELS * width)),
+        conv=functools.partial(Conv, kernel=_kernels(generation, fallback), **shared),
+        dense=functools.partial(Dense, kernel=classifier, **shared),
+        norm=functools.partial(BatchNorm, dtype=compute_dtype, param_dtype=param_dtype),
+    )
+    if isinstance(generation, Mapping):
+        _check_patterns(model, generation)
+    return model
+
+
+def _dtypes(dtype: Any) -> tuple[Any, Any]:
+    """Compute and parameter dtype; hashable names, so that equal models are equal."""
+    if dtype is None:
+        return None, jnp.float32
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"`dtype` must be a floating-point dtype; got {dtype!r}.")
+    compute = jnp.dtype(dtype)
+    return compute, jnp.promote_types(compute, jnp.float32)
+
+
+def _kernels(generation: Generation, fallback: DenseKernel) -> KernelChoice:
+    check_instance("generation", generation, (type(None), GenerationSpec, Mapping))
+    if generation is None:
+        return fallback
+    if isinstance(generation, GenerationSpec):
+        return GeneratedKernel(generation, fallback)
+    choices = tuple((pattern, _kernels(spec, fallback)) for pattern, spec in generation.items())
+    return KernelsByPath(choices, fallback)
+
+
+def _check_patterns(model: nn.Module, generation: Mapping[str, Any]) -> None:
+    paths = [record.name for record in layer_records(model) if record.kind == "conv"]
+    for pattern in generation:
+        if not fnmatch.filter(paths, pattern):
+            raise ValueError(
+                f"`generation` must have patterns that match a convolution of {paths}; "
+                f"got {pattern!r}."
+            )

@@ -1,0 +1,78 @@
+"""Residual networks for CIFAR and ImageNet."""
+
+from collections.abc import Callable
+
+from flax import linen as nn
+
+from mlg_jax._checks import check_choice, check_floating
+from mlg_jax._types import Array
+from mlg_jax.layers import global_mean_pool, max_pool
+from mlg_jax.models._blocks import BasicBlock, BottleneckBlock, ModuleFactory
+
+STEMS = ("cifar", "imagenet")
+IMAGE_SIZES = {"cifar": 32, "imagenet": 224}
+
+
+class ResNet(nn.Module):
+    """A post-activation residual network, `[N, H, W, C]` to logits `[N, num_classes]`.
+
+    Attributes:
+        stage_sizes: blocks in each stage; the first block of every stage but the first has stride 2.
+        block: `BasicBlock` or `BottleneckBlock`.
+        num_classes: number of logits.
+        stem: `cifar` (3 x 3, stride 1, classifier without bias) or `imagenet` (7 x 7, stride 2,
+            3 x 3 max-pooling with stride 2, classifier with bias).
+        base_channels: channels of the stem and the first stage; doubled by every later stage.
+        conv, dense, norm, act: factories of the layers, and the activation function.
+
+    Reference: https://arxiv.org/abs/1512.03385.
+    """
+
+    stage_sizes: tuple[int, ...]
+    block: type[BasicBlock] | type[BottleneckBlock]
+    num_classes: int
+    conv: ModuleFactory
+    dense: ModuleFactory
+    norm: ModuleFactory
+    act: Callable[[Array], Array] = nn.relu
+    stem: str = "cifar"
+    base_channels: int = 64
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """One image of the size the stem is made for."""
+        size = IMAGE_SIZES[self.stem]
+        return (1, size, size, 3)
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Logits of `x`, `[N, H, W, C]`, floating, normalised."""
+        check_choice("stem", self.stem, STEMS)
+        check_floating("x", x)
+        if x.ndim != 4:
+            raise ValueError(f"`x` must have shape [N, H, W, C]; got {x.shape}.")
+        x = self._stem(x, train)
+        for stage, num_blocks in enumerate(self.stage_sizes):
+            for index in range(num_blocks):
+                stride = 2 if stage > 0 and index == 0 else 1
+                x = self.block(
+                    channels=self.base_channels * 2**stage,
+                    strides=(stride, stride),
+                    conv=self.conv,
+                    norm=self.norm,
+                    act=self.act,
+                    name=f"stage{stage + 1}_block{index + 1}",
+                )(x, train=train)
+        features = global_mean_pool(x)
+        classifier = self.dense(
+            self.num_classes, use_bias=self.stem == "imagenet", name="classifier"
+        )
+        return classifier(features, train=train)
+
+    def _stem(self, x: Array, train: bool) -> Array:
+        if self.stem == "cifar":
+            x = self.conv(self.base_channels, name="stem_conv")(x, train=train)
+            return self.act(self.norm(name="stem_norm")(x, train=train))
+        conv = self.conv(self.base_channels, window=(7, 7), strides=(2, 2), name="stem_conv")
+        x = self.act(self.norm(name="stem_norm")(conv(x, train=train), train=train))
+        return max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))

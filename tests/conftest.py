@@ -1,0 +1,43 @@
+"""Shared fixtures, and `--typecheck`: every annotated array shape of the package checked at run time."""
+
+import pathlib
+
+import jax
+import pytest
+
+REFERENCE = pathlib.Path(__file__).parent / "reference"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--typecheck",
+        action="store_true",
+        help="check shape annotations with beartype (run with -m 'not bad_input and not slow')",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--typecheck"):
+        from jaxtyping import install_import_hook
+
+        packages = ["mlg_jax.quant", "mlg_jax.generation", "mlg_jax._tie"]
+        config.stash["typecheck"] = install_import_hook(packages, "beartype.beartype")
+
+
+@pytest.fixture
+def x64():
+    """64-bit types for the duration of a test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """Loads a file of reference numbers by name."""
+    import numpy as np
+
+    def load(name):
+        with np.load(REFERENCE / f"{name}.npz") as archive:
+            return dict(archive)
+
+    return load

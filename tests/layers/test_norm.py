@@ -1,0 +1,78 @@
+"""Batch normalisation: PyTorch's rule in closed form, and Flax's where the two agree."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlg_jax.layers import BatchNorm
+from tests._tolerances import relative_error
+
+
+def batch(dtype=np.float64, shape=(4, 3, 5, 6)):
+    return jnp.asarray(np.random.default_rng(0).normal(2.0, 3.0, shape), dtype)
+
+
+def test_training_uses_biased_variance_and_stores_the_unbiased(x64):
+    x, layer = batch(), BatchNorm(param_dtype=jnp.float64)
+    variables = layer.init(jax.random.key(0), x)
+    y, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    flat = np.asarray(x).reshape(-1, 6)
+    expected = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
+    assert relative_error(y.reshape(-1, 6), expected) < 1e-12
+    stats = updated["batch_stats"]
+    assert relative_error(stats["mean"], 0.1 * flat.mean(0)) < 1e-12
+    assert relative_error(stats["var"], 0.9 + 0.1 * flat.var(0, ddof=1)) < 1e-12
+
+
+def test_gradients_equal_flax(x64):
+    x = batch()
+    ours, flaxs = BatchNorm(param_dtype=jnp.float64), nn.BatchNorm(param_dtype=jnp.float64)
+    variables = ours.init(jax.random.key(0), x)
+
+    def loss(params, x, apply):
+        stats = {"batch_stats": variables["batch_stats"]}
+        return jnp.sum(jnp.sin(apply({"params": params, **stats}, x)[0]))
+
+    def gradients(layer, **mode):
+        apply = lambda v, x: layer.apply(v, x, mutable=["batch_stats"], **mode)  # noqa: E731
+        return jax.grad(loss, (0, 1))(variables["params"], x, apply)
+
+    got, expected = gradients(ours, train=True), gradients(flaxs, use_running_average=False)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert relative_error(a, b) < 1e-10
+
+
+def test_evaluation_reads_the_running_statistics():
+    x, layer = batch(np.float32), BatchNorm()
+    variables = {
+        "params": {"scale": jnp.full(6, 2.0), "bias": jnp.full(6, 1.0)},
+        "batch_stats": {"mean": jnp.full(6, 0.5), "var": jnp.full(6, 4.0)},
+    }
+    expected = (np.asarray(x) - 0.5) / np.sqrt(4.0 + 1e-5) * 2 + 1
+    assert relative_error(layer.apply(variables, x), expected) < 1e-6
+
+
+def test_bfloat16_input_statistics_in_float32():
+    x = batch(np.float32).astype(jnp.bfloat16)
+    layer = BatchNorm()
+    variables = layer.init(jax.random.key(0), x)
+    y, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    exact = 0.1 * np.asarray(x, np.float64).reshape(-1, 6).mean(0)
+    assert y.dtype == jnp.bfloat16 and updated["batch_stats"]["mean"].dtype == jnp.float32
+    assert relative_error(updated["batch_stats"]["mean"], exact) < 1e-5
+
+
+def test_one_value_a_channel_stays_finite():
+    layer, x = BatchNorm(), jnp.ones((1, 1, 1, 3))
+    y, updated = layer.apply(
+        layer.init(jax.random.key(0), x), x, train=True, mutable=["batch_stats"]
+    )
+    assert np.all(np.isfinite(y)) and np.all(np.isfinite(updated["batch_stats"]["var"]))
+
+
+@pytest.mark.bad_input
+def test_bad_input():
+    with pytest.raises(TypeError, match="`x` must have a floating-point dtype; got int32"):
+        BatchNorm().init(jax.random.key(0), jnp.ones((2, 3), jnp.int32))

@@ -5,8 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-from mlg_jax._types import Array
+from jax import Array
 
 
 def zero_that_depends_on(tree: Any) -> Array:
@@ -44,15 +43,16 @@ def rebuild_in_backward(
 
     @jax.custom_vjp
     def call(factors: Any, x: Array) -> Array:
-        return fn(factors, x)
+        return fn(tie(factors, to=x), x)
 
     def call_fwd(factors: Any, x: Array) -> tuple[Array, tuple[Any, Array]]:
-        return fn(factors, x), (factors, x)
+        return call(factors, x), (factors, x)
 
     def call_bwd(residuals: tuple[Any, Array], cotangent: Array) -> tuple[Any, Array]:
         factors, x = residuals
         _, vjp = jax.vjp(fn, tie(factors, to=cotangent), x)
-        return vjp(cotangent)
+        d_factors, d_x = vjp(cotangent)
+        return d_factors, tie(d_x, to=d_factors)
 
     call.defvjp(call_fwd, call_bwd)
     return call

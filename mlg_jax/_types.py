@@ -1,4 +1,4 @@
-"""The vocabulary every layer shares: array aliases and the records by which layers describe themselves."""
+"""The shared vocabulary: array aliases, and the records by which layers describe themselves."""
 
 import dataclasses
 import math

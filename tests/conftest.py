@@ -1,4 +1,4 @@
-"""Shared fixtures, and `--typecheck`: every annotated array shape of the package checked at run time."""
+"""Shared fixtures, and `--typecheck`: annotated array shapes checked at run time."""
 
 import pathlib
 

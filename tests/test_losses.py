@@ -95,9 +95,7 @@ def test_adaptive_against_its_definition(batch):
     expected_grad = (q_rho.sum(-1, keepdims=True) * q - q_rho) * mask[:, None] / mask.sum()
 
     def loss(x):
-        return losses.adaptive(
-            logits=x, teacher_logits=f32(teacher), mask=jnp.asarray(mask, bool)
-        )
+        return losses.adaptive(logits=x, teacher_logits=f32(teacher), mask=jnp.asarray(mask, bool))
 
     value, grad = jax.value_and_grad(loss)(f32(logits))
     np.testing.assert_allclose(value, (per_sample * mask).sum() / mask.sum(), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Projection of a whole trained model onto generated kernels: singular vectors, then least squares."""
+"""Projection of a trained model onto generated kernels: singular vectors, then least squares."""
 
 import collections
 import dataclasses
@@ -15,7 +15,7 @@ from flax import traverse_util
 from mlg_jax._checks import check_choice, check_integer, check_real
 from mlg_jax._types import Array, KernelShape, Key, LayerRecord
 from mlg_jax.generation import from_layout, generate_kernel, project_kernel
-from mlg_jax.layers import GeneratedKernel, layer_params, layer_records
+from mlg_jax.layers import GeneratedKernel, layer_records
 from mlg_jax.quant import fake_quantize, unquantize
 
 METHODS = ("svd", "l2", "svd_l2")
@@ -97,56 +97,62 @@ def project_model(
     Reference: https://arxiv.org/abs/2108.11430, section 3 ("l2 projection").
     """
     check_integer("report_every", report_every, 1)
-    records = layer_records(model)
-    zeros = jnp.zeros(model.input_shape)  # type: ignore[attr-defined]
-    variables = jax.jit(model.init)(key, zeros)
-    variables = _copy_common(records, variables, teacher_variables)
-    groups = _group(records)
+    groups = _group(layer_records(model))
+    variables = _copy(model, groups, teacher_variables)
     targets = {k: _targets(v, teacher_variables["params"]) for k, v in groups.items()}
-    factors = {k: _stacked(v, variables["params"]) for k, v in groups.items()}
-    if spec.method != "l2":
-        factors = {k: jax.vmap(functools.partial(_svd_start, k[0]))(t) for k, t in targets.items()}
+    start = _drawn(groups, key) if spec.method == "l2" else _decomposed(targets)
+    factors = start
     history: tuple[tuple[int, float], ...] = ()
     if spec.method != "svd":
-        factors, history = _minimise(factors, targets, spec, report_every, on_report)
-    params = dict(traverse_util.flatten_dict(variables["params"]))
+        factors, history = _minimise(start, targets, spec, report_every, on_report)
+    params = variables["params"]
     errors: dict[str, float] = {}
     for group, members in groups.items():
         relative = _relative_errors(group[0], factors[group], targets[group])
         for i, record in enumerate(members):
             errors[record.name] = float(relative[i])
-            for name in record.factor_names:
-                if name in factors[group]:
-                    params[(*record.path, name)] = factors[group][name][i]
-    variables = {**variables, "params": traverse_util.unflatten_dict(params)}
-    return Projection(variables, errors, history)
+            for name, stacked in factors[group].items():
+                params[(*record.path, name)] = stacked[i]
+    nested = {name: traverse_util.unflatten_dict(flat) for name, flat in variables.items()}
+    return Projection(nested, errors, history)
 
 
-def _copy_common(
-    records: Sequence[LayerRecord],
-    variables: Mapping[str, Any],
+Flat = dict[tuple[str, ...], Array]
+
+
+def _copy(
+    model: nn.Module,
+    groups: Mapping[GroupKey, Sequence[LayerRecord]],
     teacher_variables: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The student's variables with everything that is not generated taken from the teacher."""
-    generated = {(*r.path, n) for r in records for n in r.factor_names if _is_generated(r)} - {
-        (*r.path, "bias") for r in records
+) -> dict[str, Flat]:
+    """The student's variables by path, taken from the teacher; generated factors are left out.
+
+    Of the states a teacher may lack the ranges of activation quantisers, which start at zero.
+    """
+    x = jax.ShapeDtypeStruct(model.input_shape, jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), x)
+    left_out = {
+        (*record.path, entry.name)
+        for (provider, shape), members in groups.items()
+        for record in members
+        for entry in provider.records(shape)
     }
-    merged = {}
-    for collection, tree in variables.items():
+    copied: dict[str, Flat] = {}
+    for collection, tree in shapes.items():
         source = traverse_util.flatten_dict(teacher_variables.get(collection, {}))
-        flat = dict(traverse_util.flatten_dict(tree))
-        for path, value in flat.items():
-            if collection == "params" and path in generated:
+        copied[collection] = {}
+        for path, leaf in traverse_util.flatten_dict(tree).items():
+            if collection == "params" and path in left_out:
                 continue
             if path in source:
-                _check_shape(collection, path, source[path].shape, value.shape)
-                flat[path] = jnp.asarray(source[path], value.dtype)
+                _check_shape(collection, path, source[path].shape, leaf.shape)
             elif collection == "params":
                 raise ValueError(
                     f"`teacher_variables` must hold params {'/'.join(path)}; it is missing."
                 )
-        merged[collection] = traverse_util.unflatten_dict(flat)
-    return merged
+            value = source.get(path, jnp.zeros(leaf.shape))
+            copied[collection][path] = jnp.asarray(value, leaf.dtype)
+    return copied
 
 
 def _check_shape(
@@ -159,15 +165,11 @@ def _check_shape(
         )
 
 
-def _is_generated(record: LayerRecord) -> bool:
-    return isinstance(record.provider, GeneratedKernel)
-
-
 def _group(records: Sequence[LayerRecord]) -> dict[GroupKey, list[LayerRecord]]:
     """Generated layers by spec and kernel shape."""
     groups: dict[GroupKey, list[LayerRecord]] = collections.defaultdict(list)
     for record in records:
-        if _is_generated(record):
+        if isinstance(record.provider, GeneratedKernel):
             assert record.kernel is not None
             groups[(record.provider, record.kernel)].append(record)
     return dict(groups)
@@ -190,10 +192,25 @@ def _targets(records: Sequence[LayerRecord], teacher_params: Any) -> Array:
     return jnp.stack(kernels)
 
 
-def _stacked(records: Sequence[LayerRecord], params: Any) -> Factors:
-    layers = [layer_params(params, record) for record in records]
-    names = [name for name in layers[0] if name != "bias"]
-    return {name: jnp.stack([layer[name] for layer in layers]) for name in names}
+def _drawn(groups: Mapping[GroupKey, Sequence[LayerRecord]], key: Key) -> dict[GroupKey, Factors]:
+    """Initial values as the layers draw theirs, stacked by group."""
+    start: dict[GroupKey, Factors] = {}
+    for group, members in groups.items():
+        provider, shape = group
+        start[group] = {}
+        for entry in provider.records(shape):
+            key, subkey = jax.random.split(key)
+            draw = provider.initializer(entry.name, shape)
+            start[group][entry.name] = draw(subkey, (len(members), *entry.shape), jnp.float32)
+    return start
+
+
+def _decomposed(targets: Mapping[GroupKey, Array]) -> dict[GroupKey, Factors]:
+    """The closed-form start, stacked by group."""
+    return {
+        group: jax.vmap(functools.partial(_svd_start, group[0]))(kernels)
+        for group, kernels in targets.items()
+    }
 
 
 def _svd_start(provider: GeneratedKernel, kernel: Array) -> Factors:

@@ -1,4 +1,4 @@
-"""A layer's product with a kernel that is built on the spot, forward and backward, and never kept."""
+"""A layer's product with a kernel that is built on the spot, both ways, and never kept."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,6 @@ from jax import lax
 
 from mlg_jax._tie import rebuild_in_backward
 from mlg_jax._types import Array, Float, KernelShape
-
 
 
 def convolve(

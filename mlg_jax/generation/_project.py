@@ -55,9 +55,7 @@ def project_kernel(kernel: Float[Array, "o c k"], spec: GenerationSpec) -> Facto
     return Factors(right[..., :rank, :], coeff_in, coeff_out)
 
 
-def _split_rows(
-    kernel: Float[Array, "o c k"], num_bases: int | None
-) -> tuple[Array | None, Array]:
+def _split_rows(kernel: Float[Array, "o c k"], num_bases: int | None) -> tuple[Array | None, Array]:
     """Level 2: orthonormal V `[Co, Bo]` and the Bo matrices `[Ci, K]` it combines."""
     if num_bases is None:
         return None, kernel

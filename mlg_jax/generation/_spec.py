@@ -33,7 +33,7 @@ class GenerationSpec:
         TypeError, ValueError: an argument of another type or out of range.
 
     Example:
-        >>> GenerationSpec.from_bits(2, 44, 3, 6, 3)  # the published "2-44-3-6-3"
+        >>> paper = GenerationSpec.from_bits(2, 44, 3, 6, 3)  # written "2-44-3-6-3"
 
     Reference: https://arxiv.org/abs/2108.11430.
     """
@@ -62,8 +62,8 @@ class GenerationSpec:
         coeff_out_bits: int | None = None,
     ) -> "GenerationSpec":
         """The spec written "Bi-Bo-qb-qu-qv" in the paper, with the default scheme."""
-        bits = (basis_bits, coeff_in_bits, coeff_out_bits)
-        return cls(base_in, base_out, *(QuantSpec(b) for b in bits))
+        basis, coeff_in, coeff_out = map(QuantSpec, (basis_bits, coeff_in_bits, coeff_out_bits))
+        return cls(base_in, base_out, basis, coeff_in, coeff_out)
 
     def resolve(self, kernel: KernelShape) -> FactorShapes | None:
         """The factors of one kernel; None where neither level applies (an ordinary kernel).

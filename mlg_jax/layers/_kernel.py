@@ -10,7 +10,7 @@ import jax
 from flax import linen as nn
 
 from mlg_jax._checks import check_instance
-from mlg_jax._types import Array, FactorRecord, Initializer, Key, KernelShape
+from mlg_jax._types import Array, FactorRecord, Initializer, KernelShape, Key
 from mlg_jax.generation import (
     FactorShapes,
     GenerationSpec,

@@ -1,26 +1,14 @@
 """What convolutions and dense layers share: parameters from the provider, product, bias, record."""
 
 import dataclasses
-from typing import Protocol
-
 import jax.numpy as jnp
 from flax import linen as nn
 
 from mlg_jax._types import Array, FactorRecord, Key, LayerRecord
-from mlg_jax.layers._kernel import KernelChoice, KernelProvider, Product
+from mlg_jax.layers._kernel import KernelProvider, Product
 from mlg_jax.layers._records import record_layer
 
 QUANTIZE_STREAM = "quantize"
-
-
-class KernelLayer(Protocol):
-    """The attributes that `kernel_product` reads from a layer."""
-
-    features: int
-    use_bias: bool
-    kernel: KernelChoice
-    dtype: object
-    param_dtype: object
 
 
 def kernel_product(
@@ -28,26 +16,26 @@ def kernel_product(
 ) -> Array:
     """`product(x, kernel) + bias`, in the layer's dtype; to be called in its compact method."""
     assert record.kernel is not None
-    provider = layer.kernel.resolve(record.name, record.kernel)  # type: ignore[attr-defined]
+    provider = layer.kernel.resolve(record.name, record.kernel)
     entries = provider.records(record.kernel)
     params = {
         e.name: layer.param(
             e.name,
             provider.initializer(e.name, record.kernel),
             e.shape,
-            layer.param_dtype,  # type: ignore[attr-defined]
+            layer.param_dtype,
         )
         for e in entries
     }
     factors = provider.quantize(params, _quantize_key(layer, provider, train))
-    dtype = layer.dtype or jnp.result_type(x, layer.param_dtype)  # type: ignore[attr-defined]
+    dtype = layer.dtype or jnp.result_type(x, layer.param_dtype)
     y = provider.apply(product, factors, record.kernel, x.astype(dtype))
-    if layer.use_bias:  # type: ignore[attr-defined]
+    if layer.use_bias:
         bias = layer.param(
             "bias",
             nn.initializers.zeros,
             (record.kernel.out_channels,),
-            layer.param_dtype,  # type: ignore[attr-defined]
+            layer.param_dtype,
         )
         y += bias.astype(dtype)
         entries += (FactorRecord("bias", bias.shape),)

@@ -32,7 +32,7 @@ def layer_records(
     Returns:
         One record a layer with parameters. Nothing is computed or compiled.
     """
-    shape = model.input_shape if input_shape is None else input_shape  # type: ignore[attr-defined]
+    shape = model.input_shape if input_shape is None else input_shape
     return _layer_records(model, tuple(shape))
 
 

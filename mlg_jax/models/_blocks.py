@@ -58,9 +58,7 @@ class BottleneckBlock(nn.Module):
         return self.act(y + _shortcut(self, x, y, train))
 
 
-def _shortcut(
-    block: BasicBlock | BottleneckBlock, x: Array, y: Array, train: bool
-) -> Array:
+def _shortcut(block: BasicBlock | BottleneckBlock, x: Array, y: Array, train: bool) -> Array:
     """`x`, or where the shape changes its 1 x 1 convolution and norm."""
     if x.shape == y.shape:
         return x

@@ -55,7 +55,7 @@ def create_model(
     Args:
         name: one of `MODELS` (resnet18, resnet34, resnet50, resnet101, resnet152).
         num_classes: number of logits, at least 1.
-        stem: `cifar` (32 x 32 images, classifier without bias) or `imagenet` (224 x 224, with bias).
+        stem: `cifar` (32 x 32 images, classifier without bias) or `imagenet` (224 x 224, bias).
         width: factor on every channel count, > 0; rounded, at least one channel.
         generation: how convolution kernels are generated: None (ordinary kernels), one spec, or
             `{path pattern: spec or None}`, where the first pattern that matches (`fnmatch`, e.g.

@@ -81,7 +81,10 @@ class SizeReport:
 
     def to_markdown(self) -> str:
         """A table, one row a layer and the total."""
-        lines = ["| layer | kind | parameters | KB | dense KB | ratio |", "|---|---|--:|--:|--:|--:|"]
+        lines = [
+            "| layer | kind | parameters | KB | dense KB | ratio |",
+            "|---|---|--:|--:|--:|--:|",
+        ]
         lines += [
             f"| {row.name} | {row.kind} | {row.num_params:,} | {row.kb:,.2f} | {row.dense_kb:,.2f} "
             f"| {row.ratio:.4f} |"
@@ -126,8 +129,7 @@ def size_report(
     _check_variables(records, variables)
     return SizeReport(
         tuple(
-            LayerSize(r.name, r.kind, r.num_params, r.num_bits, r.num_dense_params)
-            for r in records
+            LayerSize(r.name, r.kind, r.num_params, r.num_bits, r.num_dense_params) for r in records
         )
     )
 

@@ -17,7 +17,7 @@ class ResNet(nn.Module):
     """A post-activation residual network, `[N, H, W, C]` to logits `[N, num_classes]`.
 
     Attributes:
-        stage_sizes: blocks in each stage; the first block of every stage but the first has stride 2.
+        stage_sizes: blocks in each stage; every stage but the first halves the image.
         block: `BasicBlock` or `BottleneckBlock`.
         num_classes: number of logits.
         stem: `cifar` (3 x 3, stride 1, classifier without bias) or `imagenet` (7 x 7, stride 2,

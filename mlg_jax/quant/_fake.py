@@ -1,4 +1,4 @@
-"""Fake quantisation: floating-point values that lie on an integer grid, trainable straight-through."""
+"""Fake quantisation: floating-point values on an integer grid, trainable straight-through."""
 
 import jax.numpy as jnp
 
@@ -14,9 +14,9 @@ def fake_quantize(
 ) -> Float[Array, "*shape"]:
     """Quantises a weight tensor as `spec` says, straight-through.
 
-    Forward, `dorefa_sym`: `r (2 Q(tanh(x) / 2r + 1/2) - 1)`, `r = max |tanh(x)|` over the tensor and
-    a constant to autodiff, `Q` the rounding to `2**bits - 1` steps; the other schemes by analogy.
-    Backward: through the re-parametrisation, with the cotangent that reaches `Q` clamped to [-1, 1].
+    Forward, `dorefa_sym`: `r (2 Q(tanh(x) / 2r + 1/2) - 1)`, `Q` the rounding to `2**bits - 1` steps,
+    `r = max |tanh(x)|` over the tensor and a constant to autodiff; the others by analogy.
+    Backward: through the re-parametrisation, the cotangent that reaches `Q` clamped to [-1, 1].
 
     Args:
         x: floating, any shape. Computed in float32 at least, returned in its own dtype.

@@ -1,4 +1,4 @@
-"""Partial quantisation: a random share of the entries is rounded, the rest keeps its exact value."""
+"""Partial quantisation: a random share of the entries is rounded, the rest stays exact."""
 
 import jax
 import jax.numpy as jnp

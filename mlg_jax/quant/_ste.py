@@ -11,7 +11,7 @@ EWGS_DELTA = 1e-3  # gradient scaling factor of element-wise gradient scaling
 
 
 def num_steps(bits: int) -> int:
-    """n = 2**bits - 1, the number of steps between the ends of a grid."""
+    """N = 2**bits - 1, the number of steps between the ends of a grid."""
     return 2**bits - 1
 
 

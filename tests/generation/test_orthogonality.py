@@ -25,8 +25,9 @@ def test_zero_exactly_at_orthonormal_factors(x64):
 
 def test_one_basis_kernel_leaves_only_the_outer_term(x64):
     rng = np.random.default_rng(1)
-    basis, coeff_in = jnp.asarray(rng.normal(size=(5, 1, 9))), jnp.asarray(
-        rng.normal(size=(5, 8, 1))
+    basis, coeff_in = (
+        jnp.asarray(rng.normal(size=(5, 1, 9))),
+        jnp.asarray(rng.normal(size=(5, 8, 1))),
     )
     coeff_out = jnp.asarray(rng.normal(size=(12, 5)))
     unit = np.asarray(coeff_out) / np.linalg.norm(coeff_out, axis=0)

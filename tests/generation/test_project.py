@@ -27,7 +27,9 @@ def test_a_generated_kernel_is_recovered_exactly(x64):
     )
     # The truth's rows span is three bases, each of rank two, but the decomposition may pick other
     # bases of that span, of higher rank: six basis kernels are enough for any of them.
-    assert relative_error(generate_kernel(*project_kernel(truth, GenerationSpec(6, 3))), truth) < 1e-12
+    assert (
+        relative_error(generate_kernel(*project_kernel(truth, GenerationSpec(6, 3))), truth) < 1e-12
+    )
 
 
 def test_outer_factor_is_orthonormal_and_shapes_are_the_specs():

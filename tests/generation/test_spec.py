@@ -60,7 +60,11 @@ def test_rules(request_, layer, expected):
 
 
 @hypothesis.given(
-    st.integers(0, 12), st.integers(0, 70), st.integers(1, 48), st.integers(1, 48), st.integers(1, 5)
+    st.integers(0, 12),
+    st.integers(0, 70),
+    st.integers(1, 48),
+    st.integers(1, 48),
+    st.integers(1, 5),
 )
 @hypothesis.settings(max_examples=200, deadline=None)
 def test_factors_always_fit_together(base_in, base_out, in_channels, out_channels, k):

@@ -159,9 +159,24 @@ def test_record_describes_the_layer():
         (Conv(4), jnp.ones((1, 8, 8, 3), jnp.uint8), TypeError, "`x` must have a floating-point"),
         (Conv(4), jnp.ones((8, 8, 3)), ValueError, r"`x` must have shape \[N, H, W, C\]; got \(8"),
         (Conv(0), jnp.ones((1, 8, 8, 3)), ValueError, "`features` must be an integer >= 1; got 0"),
-        (Conv(4, groups=2), jnp.ones((1, 8, 8, 3)), ValueError, "`groups` must divide .* 3 .*got 2"),
-        (Conv(4, execution="fast"), jnp.ones((1, 8, 8, 3)), ValueError, "`execution` must be one of"),
-        (Dense(4), jnp.ones((2, 3), int), TypeError, "`x` must have a floating-point dtype; got int"),
+        (
+            Conv(4, groups=2),
+            jnp.ones((1, 8, 8, 3)),
+            ValueError,
+            "`groups` must divide .* 3 .*got 2",
+        ),
+        (
+            Conv(4, execution="fast"),
+            jnp.ones((1, 8, 8, 3)),
+            ValueError,
+            "`execution` must be one of",
+        ),
+        (
+            Dense(4),
+            jnp.ones((2, 3), int),
+            TypeError,
+            "`x` must have a floating-point dtype; got int",
+        ),
     ],
 )
 def test_bad_input(layer, x, error, message):

@@ -9,6 +9,8 @@ import pytest
 
 from mlg_jax import GenerationSpec, create_model
 from mlg_jax.layers import layer_records, total_penalty
+from mlg_jax.models import BasicBlock, BottleneckBlock
+from tests._models import tiny_resnet
 from tests._tolerances import X64, relative_error
 
 PAPER = GenerationSpec.from_bits(2, 44, 3, 6, 3)
@@ -57,15 +59,13 @@ def original(reference):
             continue
         is_norm = array.ndim == 1
         collection, path, value = convert(name, array, is_norm=is_norm)
-        flat[collection][path] = jnp.asarray(value, jnp.float64)
+        flat[collection][path] = value.astype(np.float64)
     variables = {c: flax.traverse_util.unflatten_dict(tree) for c, tree in flat.items()}
     return numbers, variables
 
 
 def make_model(dtype):
-    return create_model(
-        "resnet18", num_classes=10, generation=PAPER, weight_bits=8, dtype=dtype
-    )
+    return create_model("resnet18", num_classes=10, generation=PAPER, weight_bits=8, dtype=dtype)
 
 
 def test_resnet18_matches_the_original_in_float64(x64, original):
@@ -109,25 +109,24 @@ def test_resnet18_matches_the_original_in_float64(x64, original):
 
 def test_resnet18_in_float32_is_near_the_float64_logits(original):
     numbers, variables = original
-    with jax.enable_x64(False):
-        variables = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), variables)
-        x = jnp.asarray(numbers["x"].transpose(0, 2, 3, 1), jnp.float32)
-        logits = jax.jit(make_model(None).apply)(variables, x)
-        low = jax.jit(make_model(jnp.bfloat16).apply)(variables, x)
+    variables = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), variables)
+    x = jnp.asarray(numbers["x"].transpose(0, 2, 3, 1), jnp.float32)
+    logits = jax.jit(make_model(None).apply)(variables, x)
+    low = jax.jit(make_model(jnp.bfloat16).apply)(variables, x)
     # A quantised weight may fall on another level where float32 tanh meets an edge.
     assert relative_error(logits, numbers["logits_eval"]) < 1e-3
     assert low.dtype == jnp.bfloat16
     assert relative_error(low, numbers["logits_eval"]) < 0.1
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("stem, size", [("cifar", 32), ("imagenet", 64)])
-def test_shapes_and_training_step(name, stem, size):
-    model = create_model(name, num_classes=7, stem=stem, width=0.125, generation=PAPER)
+@pytest.mark.parametrize("block", [BasicBlock, BottleneckBlock])
+@pytest.mark.parametrize("stem, size", [("cifar", 16), ("imagenet", 32)])
+def test_training_step_reaches_every_parameter(block, stem, size):
+    model = tiny_resnet(GenerationSpec.from_bits(2, 6, 3, 6, 3), block=block, stem=stem)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, size, size, 3)), jnp.float32)
     variables = jax.jit(model.init)(jax.random.key(0), x)
     assert ("bias" in variables["params"]["classifier"]) == (stem == "imagenet")
-    assert model.input_shape == (1, 32 if stem == "cifar" else 224, *model.input_shape[2:])
+    assert model.input_shape == (1, {"cifar": 32, "imagenet": 224}[stem], *model.input_shape[2:])
 
     def loss(params):
         logits, stats = model.apply(
@@ -136,8 +135,22 @@ def test_shapes_and_training_step(name, stem, size):
         return jnp.mean(logits**2), (logits, stats)
 
     gradients, (logits, _) = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
-    assert logits.shape == (2, 7)
+    assert logits.shape == (2, 4)
     assert all(np.all(np.isfinite(g)) and np.any(g != 0) for g in jax.tree.leaves(gradients))
+
+
+def test_activation_bits_train():
+    model = create_model("resnet18", num_classes=4, width=0.0625, activation_bits=4, weight_bits=4)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+
+    def loss(params):
+        y, _ = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+        return jnp.mean(y**2)
+
+    gradients = jax.jit(jax.grad(loss))(variables["params"])
+    assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(gradients))
+    assert np.any(gradients["stem_conv"]["kernel"] != 0)
 
 
 def test_first_block_of_later_stages_halves_the_image_once():

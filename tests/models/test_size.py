@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from mlg_jax import GenerationSpec, create_model, size_report
-from tests.conftest import REFERENCE
+from tests._models import variable_shapes
 
 PAPER = GenerationSpec.from_bits(2, 44, 3, 6, 3)
 
@@ -16,12 +16,7 @@ def report(name, num_classes=10, generation=PAPER, weight_bits=8, **options):
     model = create_model(
         name, num_classes=num_classes, generation=generation, weight_bits=weight_bits, **options
     )
-    return size_report(model, shapes(model))
-
-
-def shapes(model):
-    x = jax.ShapeDtypeStruct(model.input_shape, jnp.float32)
-    return jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), x)
+    return size_report(model, variable_shapes(model))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +54,7 @@ def test_dense_model_stores_itself():
 
 def test_dense_count_equals_the_dense_models_parameters():
     dense = create_model("resnet18", num_classes=10)
-    leaves = jax.tree.leaves(shapes(dense)["params"])
+    leaves = jax.tree.leaves(variable_shapes(dense)["params"])
     assert sum(leaf.size for leaf in leaves) == report("resnet18").num_dense_params
 
 
@@ -74,9 +69,7 @@ def test_rows_add_up_and_tables_show_them():
     assert len({row["name"] for row in data["layers"]}) == 41
 
 
-def test_reference_network_has_the_same_layers(reference):
-    shapes_there = json.loads((REFERENCE / "mlg_conv.json").read_text())
-    assert len(shapes_there) == 8
+def test_reference_network_stores_as_many_entries(reference):
     numbers = reference("resnet18_2_44_3_6_3")
     skip = ("after/", "grad/", "x", "labels", "log", "loss")
     stored = [a for n, a in numbers.items() if not n.startswith(skip) and "running" not in n]
@@ -88,12 +81,12 @@ def test_variables_of_another_model():
     model = create_model("resnet18", num_classes=10, generation=PAPER)
     other = create_model("resnet18", num_classes=12, generation=PAPER)
     with pytest.raises(ValueError, match=r"classifier/kernel with shape \(512, 10\); got \(512, 1"):
-        size_report(model, shapes(other))
+        size_report(model, variable_shapes(other))
     with pytest.raises(ValueError, match="parameters of layer stage1_block1/conv1; 'basis' is mi"):
-        size_report(model, shapes(create_model("resnet18", num_classes=10)))
+        size_report(model, variable_shapes(create_model("resnet18", num_classes=10)))
     with pytest.raises(ValueError, match=r"`variables` must hold 'params'; got \['x'\]"):
         size_report(model, {"x": 1})
-    extra = shapes(model)
+    extra = variable_shapes(model)
     extra["params"]["more"] = {"kernel": jnp.zeros(3)}
-    with pytest.raises(ValueError, match="the 102 arrays that the layers declare; got 103"):
+    with pytest.raises(ValueError, match="the 97 arrays that the layers declare; got 98"):
         size_report(model, extra)

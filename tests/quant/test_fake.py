@@ -7,6 +7,7 @@ import hypothesis.extra.numpy
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 
@@ -105,7 +106,8 @@ def test_partial_quantisation_mixes_rounded_and_unrounded(x64, scheme, bits):
     assert np.all(is_rounded | is_exact)
     assert abs(np.mean(~is_exact) - 0.8) < 5 * np.sqrt(0.8 * 0.2 / x.size)
     kept = ct * _oracles.d_reparametrisation(x, bits, scheme)
-    assert relative_error(np.where(is_exact, dx, 0), np.where(is_exact, kept, 0)) <= X64
+    exact_only = is_exact & ~is_rounded  # the ends of the range are both
+    assert relative_error(np.where(exact_only, dx, 0), np.where(exact_only, kept, 0)) <= X64
     _, straight_through = value_and_pullback(x, QuantSpec(bits, scheme), ct)
     only = is_rounded & ~is_exact
     assert relative_error(np.where(only, dx, 0), np.where(only, straight_through, 0)) <= X64
@@ -151,7 +153,9 @@ def test_symmetric_scheme_is_odd(x):
     u = np.tanh(x.astype(np.float64)) / (2 * max(np.max(np.abs(np.tanh(x))), 1e-30)) + 0.5
     hypothesis.assume(np.all(np.abs((u * 7) % 1 - 0.5) > 1e-3))
     spec = QuantSpec(3)
-    assert np.array_equal(fake_quantize(-x, spec), -np.asarray(fake_quantize(x, spec)))
+    assert (
+        relative_error(fake_quantize(-x, spec), -np.asarray(fake_quantize(x, spec))) <= ELEMENTWISE
+    )
 
 
 @pytest.mark.parametrize("scheme, bits", [(s, b) for s, b in ROUNDED if b in (1, 4)])

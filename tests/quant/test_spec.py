@@ -22,7 +22,11 @@ def test_recommended_ratio_is_no_integer_cast(bits, ratio):
         (lambda: QuantSpec(33), ValueError, r"`bits` must be an integer in \[1, 16\]; got 33\."),
         (lambda: QuantSpec(2.5), TypeError, r"`bits` must be an integer in \[1, 16\]; got 2\.5\."),
         (lambda: QuantSpec(True), TypeError, r"`bits` must be an integer .*; got True\."),
-        (lambda: QuantSpec(4, "dorfa"), ValueError, r"`scheme` must be one of \['dorefa', .*'dorfa"),
+        (
+            lambda: QuantSpec(4, "dorfa"),
+            ValueError,
+            r"`scheme` must be one of \['dorefa', .*'dorfa",
+        ),
         (lambda: QuantSpec(1, "qnn"), ValueError, r"`bits` must be >= 2 for scheme 'qnn'; got 1\."),
         (lambda: QuantSpec(8, "tanh_norm"), ValueError, r"`bits` must be None for scheme 'tanh_n"),
         (lambda: QuantSpec(4, ratio=0.0), ValueError, r"`ratio` must be a number in \(0\.0, 1\.0"),
@@ -31,7 +35,11 @@ def test_recommended_ratio_is_no_integer_cast(bits, ratio):
         (lambda: QuantSpec(4, ratio="half"), TypeError, r"`ratio` must .*; got 'half'\."),
         (lambda: ActivationSpec(17), ValueError, r"`bits` must be an integer in \[1, 16\]; got 17"),
         (lambda: ActivationSpec(4, "qnn"), ValueError, r"`scheme` must be one of \['dorefa', 'no"),
-        (lambda: recommended_ratio(0), ValueError, r"`bits` must be an integer in \[1, 16\]; got 0"),
+        (
+            lambda: recommended_ratio(0),
+            ValueError,
+            r"`bits` must be an integer in \[1, 16\]; got 0",
+        ),
     ],
 )
 def test_bad_specs(make, error, message):

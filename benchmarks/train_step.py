@@ -1,0 +1,145 @@
+"""Training step of ResNet-18 / CIFAR: generated kernels against dense ones and against plain Flax.
+
+    python benchmarks/train_step.py [--batch 1 32 128] [--runs 7] [--dtype float32]
+
+The three networks are compiled and timed in one process; ratios are to plain Flax.
+"""
+
+import argparse
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from _measure import compiled_bytes, median_seconds, save
+
+from mlg_jax import GenerationSpec, create_model
+from mlg_jax.models import BasicBlock, ResNet
+
+PAPER = GenerationSpec.from_bits(2, 44, 3, 6, 3)
+
+
+class PlainConv(nn.Module):
+    """`flax.linen.Conv` behind the models' calling convention."""
+
+    features: int
+    window: tuple = (3, 3)
+    strides: tuple = (1, 1)
+    dtype: object = None
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        padding = [(k // 2, k // 2) for k in self.window]
+        return nn.Conv(
+            self.features, self.window, self.strides, padding, use_bias=False, dtype=self.dtype
+        )(x)
+
+
+class PlainNorm(nn.Module):
+    """`flax.linen.BatchNorm` behind the models' calling convention."""
+
+    dtype: object = None
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
+
+
+class PlainDense(nn.Module):
+    """`flax.linen.Dense` behind the models' calling convention."""
+
+    features: int
+    use_bias: bool = True
+    dtype: object = None
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dense(self.features, self.use_bias, dtype=self.dtype)(x)
+
+
+def networks(dtype):
+    """The contestants by name, plain Flax first."""
+    plain = ResNet(
+        (2, 2, 2, 2),
+        BasicBlock,
+        num_classes=10,
+        conv=functools.partial(PlainConv, dtype=dtype),
+        dense=functools.partial(PlainDense, dtype=dtype),
+        norm=functools.partial(PlainNorm, dtype=dtype),
+    )
+    return {
+        "flax": plain,
+        "dense": create_model("resnet18", num_classes=10, dtype=dtype),
+        "generated": create_model(
+            "resnet18", num_classes=10, generation=PAPER, weight_bits=8, dtype=dtype
+        ),
+    }
+
+
+def training_step(model):
+    """SGD on cross-entropy, one pure function of (variables, images, labels)."""
+
+    def loss(params, stats, images, labels):
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": stats}, images, train=True, mutable=["batch_stats"]
+        )
+        logits = logits.astype(jnp.float32)
+        log_probability = jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]
+        return -log_probability.mean(), updated["batch_stats"]
+
+    def step(variables, images, labels):
+        (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(
+            variables["params"], variables["batch_stats"], images, labels
+        )
+        params = jax.tree.map(lambda p, g: p - 1e-3 * g, variables["params"], gradients)
+        return {"params": params, "batch_stats": stats}, value
+
+    return step
+
+
+def measure(model, batch, num_runs):
+    """Times and bytes of one network at one batch size."""
+    key = jax.random.key(0)
+    images = jax.random.normal(key, (batch, 32, 32, 3))
+    labels = jax.random.randint(key, (batch,), 0, 10)
+    variables = jax.jit(model.init)(key, images[:1])
+    compiled = jax.jit(training_step(model)).lower(variables, images, labels).compile()
+    parameter_bytes = sum(p.nbytes for p in jax.tree.leaves(variables["params"]))
+    return {
+        "seconds": median_seconds(lambda: compiled(variables, images, labels), num_runs=num_runs),
+        "bytes": compiled_bytes(compiled) | {"parameters": parameter_bytes},
+    }
+
+
+def main():
+    """Measures every network at every batch size and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32, 128])
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--out", default=None, help="directory of the JSON file")
+    args = parser.parse_args()
+    dtype = None if args.dtype == "float32" else jnp.dtype(args.dtype)
+    results = []
+    print("| batch | network | ms | vs Flax | temporary MiB | vs Flax | parameters MiB |")
+    print("|--:|---|--:|--:|--:|--:|--:|")
+    for batch in args.batch:
+        base = None
+        for name, model in networks(dtype).items():
+            row = measure(model, batch, args.runs)
+            base = base or row
+            results.append({"batch": batch, "network": name, "dtype": args.dtype} | row)
+            seconds, temporary = row["seconds"]["median"], row["bytes"]["temporary"]
+            print(
+                f"| {batch} | {name} | {1e3 * seconds:.1f} "
+                f"| {seconds / base['seconds']['median']:.2f} | {temporary / 2**20:.1f} "
+                f"| {temporary / base['bytes']['temporary']:.2f} "
+                f"| {row['bytes']['parameters'] / 2**20:.2f} |",
+                flush=True,
+            )
+    path = save(f"train_step_{args.dtype}", results, *([args.out] if args.out else []))
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

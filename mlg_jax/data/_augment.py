@@ -1,0 +1,159 @@
+"""Random transformations and normalisation of image batches: pure, on the device, inside jit."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Bool, UInt8
+
+from mlg_jax._types import Array, Float, Key
+from mlg_jax.data._spec import AugmentSpec
+
+_ASPECT_RATIOS = (3 / 4, 4 / 3)  # of resized crops, as in the Inception recipe
+_MAX_VALUE = 255.0  # of a uint8 pixel
+
+
+def random_crop(key: Key, images: UInt8[Array, "n h w c"], padding: int) -> UInt8[Array, "n h w c"]:
+    """Pads every side with `padding` *raw* zeros (black) and cuts a window of the original size.
+
+    One offset an image, uniform over the `(2 padding + 1)^2` windows. The published recipe pads
+    before it normalises, so the border is black and not the mean colour.
+    """
+    num, height, width, channels = images.shape
+    border = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    offsets = jax.random.randint(key, (num, 2), 0, 2 * padding + 1)
+
+    def cut(image: jax.Array, offset: jax.Array) -> jax.Array:
+        start = (offset[0], offset[1], jnp.zeros_like(offset[0]))
+        return jax.lax.dynamic_slice(image, start, (height, width, channels))
+
+    return jax.vmap(cut)(jnp.pad(images, border), offsets)
+
+
+def random_flip(key: Key, images: UInt8[Array, "n h w c"]) -> UInt8[Array, "n h w c"]:
+    """Mirrors each image left to right with probability one half."""
+    is_flipped = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
+    return jnp.where(is_flipped, images[:, :, ::-1, :], images)
+
+
+def _in_window(length: int, center: jax.Array, size: int) -> Bool[Array, "n {length}"]:
+    """Whether each of `length` positions lies in the window of `size` around each centre."""
+    position = jnp.arange(length)
+    low = center[:, None] - size // 2
+    return (position >= low) & (position < low + size)
+
+
+def random_cutout(
+    key: Key, images: UInt8[Array, "n h w c"], size: int, fill: UInt8[Array, " c"]
+) -> UInt8[Array, "n h w c"]:
+    """Paints a square of side `size` with the colour `fill`.
+
+    The centre is uniform over the image, so the square may reach beyond the border, as published.
+    """
+    num, height, width, _ = images.shape
+    row_key, column_key = jax.random.split(key)
+    rows = _in_window(height, jax.random.randint(row_key, (num,), 0, height), size)
+    columns = _in_window(width, jax.random.randint(column_key, (num,), 0, width), size)
+    is_cut = rows[:, :, None, None] & columns[:, None, :, None]
+    return jnp.where(is_cut, fill, images)
+
+
+def random_resized_crop(
+    key: Key, images: UInt8[Array, "n h w c"], min_area: float
+) -> UInt8[Array, "n h w c"]:
+    """Cuts a rectangle of `min_area` to 1 of the area and resizes it bilinearly to `h x w`.
+
+    Area uniform, aspect ratio log-uniform in [3/4, 4/3]; a rectangle that does not fit is clipped.
+    """
+    num, height, width, channels = images.shape
+    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    area = jax.random.uniform(area_key, (num,), minval=min_area, maxval=1.0)
+    low, high = _ASPECT_RATIOS
+    log_ratio = jax.random.uniform(ratio_key, (num,), minval=jnp.log(low), maxval=jnp.log(high))
+    aspect = jnp.exp(0.5 * jnp.stack([-log_ratio, log_ratio], axis=1))
+    share = jnp.minimum(jnp.sqrt(area)[:, None] * aspect, 1.0)  # [n, 2], of height and of width
+    corner = jax.random.uniform(place_key, (num, 2)) * (1.0 - share)
+
+    def resize(image: jax.Array, share: jax.Array, corner: jax.Array) -> jax.Array:
+        side = jnp.array([height, width], jnp.float32)
+        return jax.image.scale_and_translate(
+            image.astype(jnp.float32),
+            (height, width, channels),
+            (0, 1),
+            1.0 / share,
+            -corner * side / share,
+            method="linear",
+        )
+
+    resized = jax.vmap(resize)(images, share, corner)
+    return jnp.clip(jnp.round(resized), 0.0, _MAX_VALUE).astype(jnp.uint8)
+
+
+def augment_images(
+    key: Key,
+    images: UInt8[Array, "n h w c"],
+    spec: AugmentSpec,
+    mean: tuple[float, ...],
+) -> UInt8[Array, "n h w c"]:
+    """Applies what `spec` asks for: resized or padded crop, then flip, then cutout.
+
+    Every transformation draws from its own key, so switching one on leaves the others' draws alone.
+
+    Args:
+        key: of this batch; the same key gives the same images.
+        images: raw pixels.
+        spec: what to apply.
+        mean: colour in [0, 1] that cutout paints with, one number a channel.
+
+    Returns:
+        Raw pixels of the same shape.
+    """
+    crop_key, flip_key, cutout_key = jax.random.split(key, 3)
+    if spec.min_area is not None:
+        images = random_resized_crop(crop_key, images, spec.min_area)
+    if spec.crop_padding is not None:
+        images = random_crop(crop_key, images, spec.crop_padding)
+    if spec.horizontal_flip:
+        images = random_flip(flip_key, images)
+    if spec.cutout_size is not None:
+        fill = jnp.round(jnp.array(mean) * _MAX_VALUE).astype(jnp.uint8)
+        images = random_cutout(cutout_key, images, spec.cutout_size, fill)
+    return images
+
+
+def normalize_images(
+    images: UInt8[Array, "*batch h w c"],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "*batch h w c"]:
+    """`(x / 255 - mean) / std`, computed in float32 and rounded once to `dtype`."""
+    scaled = images.astype(jnp.float32) / _MAX_VALUE
+    centered = scaled - jnp.array(mean, jnp.float32)
+    return (centered / jnp.array(std, jnp.float32)).astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What lies between the stored uint8 pixels and a model: hashable, holds no array.
+
+    Args:
+        mean: of the pixels in [0, 1], one number a channel.
+        std: standard deviation likewise.
+        spec: random transformations in training.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    spec: AugmentSpec = AugmentSpec()
+
+    def augment(self, key: Key, images: UInt8[Array, "n h w c"]) -> UInt8[Array, "n h w c"]:
+        """See `augment_images`."""
+        return augment_images(key, images, self.spec, self.mean)
+
+    def normalize(
+        self, images: UInt8[Array, "*batch h w c"], dtype: DTypeLike = jnp.float32
+    ) -> Float[Array, "*batch h w c"]:
+        """See `normalize_images`."""
+        return normalize_images(images, self.mean, self.std, dtype)

@@ -1,0 +1,233 @@
+"""A data set ready to train on: splits, batches and preprocessing under one roof."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Generator
+
+import numpy as np
+from jax.sharding import NamedSharding
+
+from mlg_jax._checks import check_instance, check_integer
+from mlg_jax.data._augment import Preprocessing
+from mlg_jax.data._batches import (
+    batch_indices,
+    evaluation_indices,
+    holdout_indices,
+    limited_indices,
+)
+from mlg_jax.data._examples import Examples, SubsetExamples
+from mlg_jax.data._source import Source
+from mlg_jax.data._sources import open_source
+from mlg_jax.data._spec import DataSpec
+from mlg_jax.data._splits import Batch, ResidentSplit, Split, StreamedSplit
+from mlg_jax.data._statistics import KNOWN_STATISTICS, channel_statistics
+
+_DEFAULT_VALIDATION_SHARE = 10  # one in ten, where `num_validation` is None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """What `load_dataset` returns.
+
+    Args:
+        spec: what was asked for.
+        class_names: one a label.
+        image_shape: `(height, width, channels)`.
+        preprocessing: `augment(key, images)` and `normalize(images)`, for use inside jit.
+        train_examples: the training images on the host, those held out excluded.
+        train_split: serves training batches.
+        validation_split: serves the held-out ones; None if none are held out.
+        open_test: opens the test examples; only `test_batches` calls it.
+        sharding: of a batch; None is the default device.
+    """
+
+    spec: DataSpec
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    preprocessing: Preprocessing
+    train_examples: Examples
+    train_split: Split
+    validation_split: Split | None
+    open_test: Callable[[], Examples]
+    sharding: NamedSharding | None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels."""
+        return len(self.class_names)
+
+    @property
+    def num_train(self) -> int:
+        """Training images, held-out ones excluded."""
+        return len(self.train_split)
+
+    @property
+    def num_validation(self) -> int:
+        """Images held out of the training images."""
+        return 0 if self.validation_split is None else len(self.validation_split)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training batches an epoch; the remainder is dropped."""
+        return self.num_train // self.spec.batch_size
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether train and validation live on the device."""
+        return isinstance(self.train_split, ResidentSplit)
+
+    def count_classes(self) -> np.ndarray:
+        """Training images of each class, int64 [num_classes]; reads every training label."""
+        return np.bincount(self.train_examples.read_labels(), minlength=self.num_classes)
+
+    def train_batches(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
+        """The batches of one epoch, a function of `spec.seed` and `epoch` alone.
+
+        Args:
+            epoch: counted from 0.
+            start_step: batches of the epoch to leave out, to resume.
+
+        Returns:
+            A generator of `image` uint8 [b, h, w, c] and `label` int32 [b], both on the device.
+            Close it if it is not run to its end.
+
+        Raises:
+            TypeError, ValueError: an argument that is no integer or out of range.
+        """
+        check_integer("start_step", start_step, 0, self.steps_per_epoch)
+        rows = batch_indices(self.spec.seed, epoch, self.num_train, self.spec.batch_size)
+        return self.train_split.batches(rows[start_step:])
+
+    def _evaluation_batches(self, split: Split) -> Generator[Batch, None, None]:
+        rows, mask = evaluation_indices(len(split), self.spec.eval_batch_size)
+        return split.batches(rows, mask)
+
+    def validation_batches(self) -> Generator[Batch, None, None]:
+        """All held-out images in order: `image`, `label`, and `mask` bool [b], False for filling.
+
+        Raises:
+            ValueError: no image is held out.
+        """
+        if self.validation_split is None:
+            raise ValueError("`num_validation` must be >= 1 for validation batches; got 0.")
+        return self._evaluation_batches(self.validation_split)
+
+    def test_batches(self) -> Generator[Batch, None, None]:
+        """All test images in order, read now and not kept: as `validation_batches`.
+
+        For the end of a run, once: choose nothing by what it says.
+        """
+        examples = self.open_test()
+        kept = limited_indices(len(examples), self.spec.test_limit, self.spec.split_seed)
+        split = StreamedSplit(
+            SubsetExamples(examples, kept),
+            num_threads=self.spec.num_threads,
+            sharding=self.sharding,
+        )
+        return self._evaluation_batches(split)
+
+
+def _check_sharding(spec: DataSpec, sharding: NamedSharding | None) -> None:
+    """Raises unless both batch sizes divide over the devices."""
+    check_instance("sharding", sharding, (NamedSharding, type(None)))
+    if sharding is None:
+        return
+    leading = sharding.spec[0] if len(sharding.spec) else None
+    axes = leading if isinstance(leading, tuple) else () if leading is None else (leading,)
+    num_shards = math.prod(sharding.mesh.shape[axis] for axis in axes)
+    for name in ("batch_size", "eval_batch_size"):
+        if getattr(spec, name) % num_shards:
+            raise ValueError(
+                f"`{name}` must be a multiple of the {num_shards} shards of a batch; "
+                f"got {getattr(spec, name)}."
+            )
+
+
+def _hold_out(spec: DataSpec, source: Source) -> tuple[SubsetExamples, SubsetExamples]:
+    """The training examples and those held out of them."""
+    num_examples = len(source.train)
+    num_validation = spec.num_validation
+    if num_validation is None:
+        num_validation = num_examples // _DEFAULT_VALIDATION_SHARE
+    train, validation = holdout_indices(
+        num_examples,
+        num_validation,
+        spec.split_seed,
+        train_limit=spec.train_limit,
+        validation_limit=spec.validation_limit,
+    )
+    if spec.batch_size > len(train):
+        raise ValueError(
+            f"`batch_size` must be at most the number of training images, {len(train)}; "
+            f"got {spec.batch_size}."
+        )
+    return SubsetExamples(source.train, train), SubsetExamples(source.train, validation)
+
+
+def _preprocessing(spec: DataSpec, train: Examples) -> Preprocessing:
+    """Statistics: of the spec, else known, else of the training images."""
+    mean, std = spec.mean, spec.std
+    if mean is None or std is None:
+        known = KNOWN_STATISTICS.get(spec.name)
+        own_mean, own_std = known or channel_statistics(train, np.arange(len(train)))
+        mean, std = mean or own_mean, std or own_std
+    channels = train.image_shape[-1]
+    for name, value in (("mean", mean), ("std", std)):
+        if len(value) != channels:
+            raise ValueError(
+                f"`{name}` must have {channels} entries, one a channel; got {value!r}."
+            )
+    return Preprocessing(mean=mean, std=std, spec=spec.augment)
+
+
+def _is_resident(spec: DataSpec, *splits: Examples) -> bool:
+    """Whether the splits shall live on the device."""
+    if spec.residency != "auto":
+        return spec.residency == "always"
+    num_bytes = sum(len(split) * math.prod(split.image_shape) for split in splits)
+    return num_bytes <= spec.resident_limit_bytes
+
+
+def load_dataset(spec: DataSpec, *, sharding: NamedSharding | None = None) -> Dataset:
+    """Opens a data set, holds its validation images out and, if they fit, puts them on the device.
+
+    Args:
+        spec: what to load.
+        sharding: of a batch, its first axis over the devices of a mesh (which may span several
+            processes); None is the default device.
+
+    Returns:
+        The data set. The test images are not read before `Dataset.test_batches` is called.
+
+    Raises:
+        FileNotFoundError: the data set is not there; the message says how to get it.
+        OSError: a download failed.
+        TypeError, ValueError: the spec does not fit the data set, or the data are not what they
+            should be.
+
+    Example:
+        >>> spec = DataSpec(name="digits", num_validation=200, batch_size=64)
+        >>> dataset = load_dataset(spec)
+        >>> batch = next(dataset.train_batches(epoch=0))
+        >>> dataset.preprocessing.normalize(batch["image"]).shape
+        (64, 8, 8, 1)
+    """
+    _check_sharding(spec, sharding)
+    source = open_source(spec)
+    train, validation = _hold_out(spec, source)
+    kind = ResidentSplit if _is_resident(spec, train, validation) else StreamedSplit
+
+    def split(examples: Examples) -> Split:
+        return kind(examples, num_threads=spec.num_threads, sharding=sharding)
+
+    return Dataset(
+        spec=spec,
+        class_names=source.class_names,
+        image_shape=train.image_shape,
+        preprocessing=_preprocessing(spec, train),
+        train_examples=train,
+        train_split=split(train),
+        validation_split=split(validation) if len(validation) else None,
+        open_test=source.open_test,
+        sharding=sharding,
+    )

@@ -1,0 +1,147 @@
+"""Random access to the labelled uint8 images of one split, on the host."""
+
+import abc
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+HostBatch = dict[str, np.ndarray]  # image: uint8 [n, h, w, c]; label: int32 [n]
+
+_CHUNK = 256  # images that one thread reads at a time
+
+
+def check_images(where: str, images: np.ndarray) -> None:
+    """Raises unless `images` is uint8 `[n, h, w, c]`, not empty, with one or three channels."""
+    if images.dtype != np.uint8:
+        raise TypeError(
+            f"`images` of {where} must be uint8, 0 to 255 (scale and round floating-point images "
+            f"first); got {images.dtype}."
+        )
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"`images` of {where} must have the shape [n, height, width, 1 or 3]; "
+            f"got {list(images.shape)}."
+        )
+    if not images.size:
+        raise ValueError(f"`images` of {where} must not be empty; got {list(images.shape)}.")
+
+
+def check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
+    """Raises unless `labels` are integers `[n]` in `[0, num_classes)`."""
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+        raise TypeError(
+            f"`labels` of {where} must be integers of the shape [n]; "
+            f"got {labels.dtype} {list(labels.shape)}."
+        )
+    is_wrong = (labels < 0) | (labels >= num_classes)
+    if is_wrong.any():
+        index = int(np.argmax(is_wrong))
+        raise ValueError(
+            f"`labels` of {where} must be in [0, {num_classes - 1}]; "
+            f"got {labels[index]} at index {index}."
+        )
+
+
+class Examples(abc.ABC):
+    """The labelled images of one split, in a fixed order."""
+
+    @property
+    @abc.abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(height, width, channels)` of every image."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def read(self, indices: np.ndarray) -> HostBatch:
+        """The images and labels at `indices` [n], in that order; safe in several threads."""
+
+    @abc.abstractmethod
+    def read_labels(self) -> np.ndarray:
+        """All labels, int32 [len(self)], without decoding an image."""
+
+
+class ArrayExamples(Examples):
+    """Images in host memory.
+
+    Args:
+        images: uint8 [n, h, w, c].
+        labels: integers [n].
+        num_classes: labels are below it.
+        where: names the source in error messages.
+
+    Raises:
+        TypeError, ValueError: arrays of another type, shape, length or range.
+    """
+
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, *, num_classes: int, where: str
+    ) -> None:
+        check_images(where, images)
+        check_labels(where, labels, num_classes)
+        if len(images) != len(labels):
+            raise ValueError(
+                f"`labels` of {where} must be as many as its images, {len(images)}; "
+                f"got {len(labels)}."
+            )
+        self._images = images
+        self._labels = labels.astype(np.int32)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(height, width, channels)`."""
+        _, height, width, channels = self._images.shape
+        return height, width, channels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def read(self, indices: np.ndarray) -> HostBatch:
+        """See `Examples.read`."""
+        return {"image": self._images[indices], "label": self._labels[indices]}
+
+    def read_labels(self) -> np.ndarray:
+        """See `Examples.read_labels`."""
+        return self._labels
+
+
+class SubsetExamples(Examples):
+    """The examples at `indices` of another split, renumbered from 0."""
+
+    def __init__(self, examples: Examples, indices: np.ndarray) -> None:
+        self._examples = examples
+        self._indices = indices
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(height, width, channels)`."""
+        return self._examples.image_shape
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, indices: np.ndarray) -> HostBatch:
+        """See `Examples.read`."""
+        return self._examples.read(self._indices[indices])
+
+    def read_labels(self) -> np.ndarray:
+        """See `Examples.read_labels`."""
+        return self._examples.read_labels()[self._indices]
+
+
+def read_all(examples: Examples, num_threads: int) -> HostBatch:
+    """Every example, in order, read by `num_threads` threads into one pair of arrays."""
+    num = len(examples)
+    images = np.empty((num, *examples.image_shape), np.uint8)
+    labels = np.empty((num,), np.int32)
+
+    def fill(start: int) -> None:
+        part = examples.read(np.arange(start, min(start + _CHUNK, num)))
+        images[start : start + _CHUNK] = part["image"]
+        labels[start : start + _CHUNK] = part["label"]
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        for _ in pool.map(fill, range(0, num, _CHUNK)):
+            pass
+    return {"image": images, "label": labels}

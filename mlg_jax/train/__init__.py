@@ -1,0 +1,36 @@
+"""Training that knows no model: losses, batches and policies come in as functions."""
+
+from mlg_jax.train._cache import enable_compilation_cache as enable_compilation_cache
+from mlg_jax.train._checkpoint import Checkpointer as Checkpointer
+from mlg_jax.train._checkpoint import load_variables as load_variables
+from mlg_jax.train._errors import CheckpointError as CheckpointError
+from mlg_jax.train._errors import NonFiniteError as NonFiniteError
+from mlg_jax.train._errors import TrainingInterrupted as TrainingInterrupted
+from mlg_jax.train._evaluate import evaluate as evaluate
+from mlg_jax.train._loop import CHECKPOINT_DIR as CHECKPOINT_DIR
+from mlg_jax.train._loop import Task as Task
+from mlg_jax.train._loop import TrainResult as TrainResult
+from mlg_jax.train._loop import train as train
+from mlg_jax.train._mesh import initialize_distributed as initialize_distributed
+from mlg_jax.train._mesh import make_mesh as make_mesh
+from mlg_jax.train._mesh import replicate as replicate
+from mlg_jax.train._mesh import shard_batch as shard_batch
+from mlg_jax.train._metrics import MetricSums as MetricSums
+from mlg_jax.train._optimizer import is_decayed_by_rank as is_decayed_by_rank
+from mlg_jax.train._optimizer import make_optimizer as make_optimizer
+from mlg_jax.train._radam import scale_by_radam as scale_by_radam
+from mlg_jax.train._schedule import make_schedule as make_schedule
+from mlg_jax.train._spec import OptimizerSpec as OptimizerSpec
+from mlg_jax.train._spec import ScheduleSpec as ScheduleSpec
+from mlg_jax.train._spec import TrainSpec as TrainSpec
+from mlg_jax.train._state import TrainState as TrainState
+from mlg_jax.train._state import create_state as create_state
+from mlg_jax.train._step import LossFn as LossFn
+from mlg_jax.train._step import StepReport as StepReport
+from mlg_jax.train._step import make_eval_step as make_eval_step
+from mlg_jax.train._step import make_train_step as make_train_step
+from mlg_jax.train._workdir import WorkDirError as WorkDirError
+from mlg_jax.train._workdir import claim_work_dir as claim_work_dir
+from mlg_jax.train._workdir import fingerprint as fingerprint
+from mlg_jax.train._writers import METRICS_FILE as METRICS_FILE
+from mlg_jax.train._writers import read_metrics as read_metrics

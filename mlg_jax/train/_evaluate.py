@@ -1,0 +1,43 @@
+"""Metrics of a model over a whole data set."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from jax.sharding import Mesh
+
+from mlg_jax.train._mesh import shard_batch
+from mlg_jax.train._metrics import MetricSums, add_sums
+from mlg_jax.train._step import EvalStep
+
+
+def evaluate(
+    eval_step: EvalStep,
+    batches: Iterable[Any],
+    *,
+    params: Any,
+    model_state: Any,
+    mesh: Mesh,
+) -> dict[str, float]:
+    """Averages over all examples that count; waits for the device once, at the end.
+
+    Args:
+        eval_step: as from `make_eval_step`.
+        batches: pytrees of arrays `[n, ...]`; the entry "mask" `[n]` of a mapping, if there is
+            one, says which rows count, so that a padded last batch weighs what it holds.
+        params: the parameters.
+        model_state: the model's state.
+        mesh: the mesh of `eval_step`.
+
+    Returns:
+        The averages by name, "loss" among them.
+
+    Raises:
+        ValueError: no batches, or rows that do not divide over the devices.
+    """
+    sums: MetricSums | None = None
+    for batch in batches:
+        new = eval_step(params, model_state, shard_batch(batch, mesh))
+        sums = new if sums is None else add_sums(sums, new)
+    if sums is None:
+        raise ValueError("`batches` must yield at least one batch; got none.")
+    return sums.means()

@@ -1,0 +1,354 @@
+"""The loop: epochs of steps, evaluations, checkpoints and logs. It knows no model."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from mlg_jax._checks import check_instance, check_integer
+from mlg_jax.train._checkpoint import Checkpointer
+from mlg_jax.train._errors import CheckpointError, NonFiniteError, TrainingInterrupted
+from mlg_jax.train._evaluate import evaluate
+from mlg_jax.train._mesh import make_mesh, replicate, shard_batch
+from mlg_jax.train._optimizer import DecayRule, is_decayed_by_rank, make_optimizer
+from mlg_jax.train._schedule import Schedule, make_schedule
+from mlg_jax.train._signals import StopRequest
+from mlg_jax.train._spec import TrainSpec
+from mlg_jax.train._state import TrainState, create_state
+from mlg_jax.train._step import LossFn, StepReport, TrainStep, make_eval_step, make_train_step
+from mlg_jax.train._window import Window
+from mlg_jax.train._workdir import claim_work_dir, fingerprint
+from mlg_jax.train._writers import MetricsWriter
+
+CHECKPOINT_DIR = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is trained, as functions.
+
+    Args:
+        loss_fn: `(params, model_state, batch, key, train) -> (loss, (metrics, new_model_state))`;
+            loss and metrics are scalars, means over the batch's examples that count.
+        batches: from an epoch and the number of the first batch wanted, both from 0, to an
+            iterator over the rest of that epoch: this process's rows, the same for the same
+            arguments.
+        steps_per_epoch: batches an epoch has, >= 1.
+        eval_batches: makes an iterator over the validation set; None does not evaluate.
+        eval_loss_fn: like `loss_fn`, called with `train=False`; None: `loss_fn`.
+        exact_loss_fn: like `loss_fn`, for the batch whose gradients came out non-finite though
+            its loss is finite; None: such a batch stops the run.
+        recalibrate: called with the state and the batch after every exact step; returns the
+            `loss_fn` to go on with, or None to keep the present one. It must not keep the state's
+            arrays, whose memory the next step reuses.
+
+    Raises:
+        TypeError, ValueError: a number of steps that is not positive.
+    """
+
+    loss_fn: LossFn
+    batches: Callable[[int, int], Iterator[Any]]
+    steps_per_epoch: int
+    eval_batches: Callable[[], Iterable[Any]] | None = None
+    eval_loss_fn: LossFn | None = None
+    exact_loss_fn: LossFn | None = None
+    recalibrate: Callable[[TrainState, Any], LossFn | None] | None = None
+
+    def __post_init__(self) -> None:
+        check_integer("steps_per_epoch", self.steps_per_epoch, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended: the last state, the last evaluation, the best one's step and value."""
+
+    state: TrainState
+    metrics: dict[str, float]
+    best_step: int | None
+    best_value: float | None
+
+
+def train(
+    task: Task,
+    spec: TrainSpec,
+    *,
+    params: Any,
+    key: jax.Array,
+    model_state: Any = None,
+    work_dir: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
+    is_decayed: DecayRule = is_decayed_by_rank,
+) -> TrainResult:
+    """Trains to the end, from the work directory's latest checkpoint if there is one.
+
+    Writes `checkpoints/`, `metrics.jsonl` and `tensorboard/` into the work directory.
+
+    Args:
+        task: what is trained.
+        spec: for how long, and how.
+        params: the parameters to start from; not changed.
+        key: the run's typed key.
+        model_state: the model's state to start from; not changed.
+        work_dir: None keeps nothing on disk.
+        config: all that decides the run's numbers, of what JSON can hold; a work directory made
+            under another one is refused.
+        mesh: as from `make_mesh`; None: all devices of all processes.
+        is_decayed: which parameters weight decay applies to.
+
+    Returns:
+        The last state and what is known of the evaluations.
+
+    Raises:
+        NonFiniteError: a loss or gradient is not finite; checkpoints are as before.
+        TrainingInterrupted: SIGTERM or SIGINT; the state is saved.
+        CheckpointError: a checkpoint of another model, no space, ...
+        WorkDirError: the work directory of another experiment.
+        TypeError, ValueError: arguments, batches or metrics that do not fit.
+    """
+    check_instance("task", task, Task)
+    check_instance("spec", spec, TrainSpec)
+    mesh = make_mesh() if mesh is None else mesh
+    schedule = make_schedule(
+        spec.schedule, num_epochs=spec.num_epochs, steps_per_epoch=task.steps_per_epoch
+    )
+    optimizer = make_optimizer(spec.optimizer, schedule, is_decayed=is_decayed)
+    start = create_state(params=params, optimizer=optimizer, key=key, model_state=model_state)
+    run = _Run(task, spec, replicate(start, mesh), optimizer, schedule, mesh)
+    if work_dir is None:
+        return run.to_end()
+    directory = Path(work_dir).absolute()
+    claim_work_dir(directory, config or {})
+    with Checkpointer(directory / CHECKPOINT_DIR, best_mode=spec.best_mode) as checkpoints:
+        run.resume(checkpoints, fingerprint(config or {}))
+        return run.to_end(directory)
+
+
+class _Run:
+    """One process's part of a run; `state` is donated to each step and replaced by its result."""
+
+    def __init__(
+        self,
+        task: Task,
+        spec: TrainSpec,
+        state: TrainState,
+        optimizer: optax.GradientTransformationExtraArgs,
+        schedule: Schedule,
+        mesh: Mesh,
+    ) -> None:
+        self._task, self._spec, self._mesh = task, spec, mesh
+        self._optimizer, self._schedule = optimizer, schedule
+        self._state = state
+        self._step = 0  # batches visited; `state.step` as long as nothing broke
+        self._metrics: dict[str, float] = {}
+        self._best: tuple[int, float] | None = None
+        self._checkpoints: Checkpointer | None = None
+        self._fingerprint = ""
+        self._window = Window()
+        self._is_compiled = False
+        eval_loss_fn = task.eval_loss_fn or task.loss_fn
+        self._eval_step = make_eval_step(eval_loss_fn, mesh)
+        self._exact_step = (
+            None if task.exact_loss_fn is None else self._compile(task.exact_loss_fn, num_repeats=1)
+        )
+        self._train_step = self._compile_fast(task.loss_fn)
+
+    def resume(self, checkpoints: Checkpointer, expected_fingerprint: str) -> None:
+        """Takes the latest checkpoint's state, if there is one."""
+        self._checkpoints, self._fingerprint = checkpoints, expected_fingerprint
+        restored = checkpoints.restore(self._state)
+        if restored is None:
+            return
+        self._state, meta = restored
+        if meta["fingerprint"] != expected_fingerprint:
+            raise CheckpointError("The latest checkpoint was written under another configuration.")
+        self._step = int(self._state.step)
+        self._metrics = meta["metrics"]
+        self._best = None if meta["best"] is None else (meta["best"][0], meta["best"][1])
+
+    def to_end(self, work_dir: Path | None = None) -> TrainResult:
+        """Runs the epochs that are left."""
+        num_steps = self._spec.num_epochs * self._task.steps_per_epoch
+        with (
+            StopRequest() as stop,
+            MetricsWriter(work_dir, resumed_step=self._step, num_steps=num_steps) as writer,
+        ):
+            while self._step < num_steps:
+                epoch = self._step // self._task.steps_per_epoch
+                self._run_epoch(epoch, stop, writer)
+                self._end_epoch(epoch, writer)
+                self._stop_if_asked(stop, is_sync_point=True)
+        step, value = (None, None) if self._best is None else self._best
+        return TrainResult(
+            state=self._state, metrics=self._metrics, best_step=step, best_value=value
+        )
+
+    def _run_epoch(self, epoch: int, stop: StopRequest, writer: MetricsWriter) -> None:
+        """The steps that are left of an epoch."""
+        length = self._task.steps_per_epoch
+        first = self._step - epoch * length
+        self._window = Window()
+        with contextlib.closing(_closable(self._task.batches(epoch, first))) as batches:
+            batch = self._next_batch(batches, epoch, first)
+            for index in range(first, length):
+                self._state, report = self._train_step(self._state, batch)
+                # Loaded while the device works, before anything waits for it.
+                is_last = index + 1 == length
+                following = None if is_last else self._next_batch(batches, epoch, index + 1)
+                self._account(self._settle(report, batch), batch)
+                if not is_last:
+                    self._between_steps(epoch, stop, writer)
+                batch = following
+
+    def _next_batch(self, batches: Iterator[Any], epoch: int, index: int) -> Any:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            length = self._task.steps_per_epoch
+            raise ValueError(
+                f"`batches` must yield {length} batches an epoch; got {index} in epoch {epoch}."
+            ) from None
+        return shard_batch(batch, self._mesh, num_parts=self._spec.accumulation_steps)
+
+    def _settle(self, report: StepReport, batch: Any) -> StepReport:
+        """Repeats an overflowed step exactly; looks at the device only if there is such a step."""
+        if self._exact_step is None or bool(report.is_applied):
+            return report
+        if bool(report.is_overflow):
+            self._state, report = self._exact_step(self._state, batch)
+        self._raise_if_broken()
+        if self._task.recalibrate is not None:
+            loss_fn = self._task.recalibrate(self._state, batch)
+            if loss_fn is not None:
+                self._train_step, self._is_compiled = self._compile_fast(loss_fn), False
+        return report
+
+    def _account(self, report: StepReport, batch: Any) -> None:
+        num_examples = jax.tree.leaves(batch)[0].shape[0]
+        self._window.add(report, num_examples=num_examples, is_timed=self._is_compiled)
+        self._is_compiled = True
+        self._step += 1
+
+    def _between_steps(self, epoch: int, stop: StopRequest, writer: MetricsWriter) -> None:
+        """What may be due after a step that does not end its epoch."""
+        is_log_due = self._step % self._spec.log_every_steps == 0
+        every = self._spec.checkpoint_every_steps
+        is_save_due = every is not None and self._step % every == 0
+        is_stop = stop.is_agreed(is_sync_point=is_log_due)
+        if is_log_due or is_save_due or is_stop:
+            self._log(epoch, writer)
+        if is_save_due or is_stop:
+            self._save(epoch, score=None)
+        if is_stop:
+            self._stop()
+
+    def _end_epoch(self, epoch: int, writer: MetricsWriter) -> None:
+        """Logs, evaluates if it is due, and saves."""
+        self._log(epoch, writer)
+        is_last = epoch + 1 == self._spec.num_epochs
+        is_due = is_last or (epoch + 1) % self._spec.eval_every_epochs == 0
+        score = None
+        if is_due and self._task.eval_batches is not None:
+            self._metrics = evaluate(
+                self._eval_step,
+                self._task.eval_batches(),
+                params=self._state.params,
+                model_state=self._state.model_state,
+                mesh=self._mesh,
+            )
+            writer.write("eval", step=self._step, metrics={"epoch": epoch, **self._metrics})
+            score = self._score()
+        self._save(epoch, score=score)
+
+    def _score(self) -> float:
+        """The value by which the best checkpoint is chosen; of equal ones the latest is best."""
+        name = self._spec.best_metric
+        if name not in self._metrics:
+            raise ValueError(f"`best_metric` must be one of {sorted(self._metrics)}; got {name!r}.")
+        value = self._metrics[name]
+        sign = 1.0 if self._spec.best_mode == "max" else -1.0
+        if value == value and (self._best is None or sign * value >= sign * self._best[1]):
+            self._best = (self._step, value)
+        return value
+
+    def _log(self, epoch: int, writer: MetricsWriter) -> None:
+        """Writes the window's averages and opens the next; every step is in exactly one line."""
+        self._raise_if_broken()
+        metrics = self._window.means()
+        writer.write(
+            "train",
+            step=self._step,
+            metrics={
+                "epoch": epoch,
+                "num_steps": self._window.num_steps,
+                "learning_rate": float(self._schedule(self._step - 1)),
+                "num_overflows": int(self._state.num_overflows),
+                **metrics,
+            },
+        )
+        self._window = Window()
+
+    def _save(self, epoch: int, *, score: float | None) -> None:
+        if self._checkpoints is None:
+            return
+        meta = {
+            "fingerprint": self._fingerprint,
+            "epoch": epoch,
+            "metrics": self._metrics,
+            "best": self._best,
+        }
+        self._checkpoints.save(self._state, meta=meta, score=score)
+        self._window = Window()  # the disk's time is not the steps'
+
+    def _stop_if_asked(self, stop: StopRequest, *, is_sync_point: bool) -> None:
+        num_steps = self._spec.num_epochs * self._task.steps_per_epoch
+        if self._step < num_steps and stop.is_agreed(is_sync_point=is_sync_point):
+            self._stop()
+
+    def _stop(self) -> None:
+        kept = "nothing was kept" if self._checkpoints is None else "it can be resumed"
+        raise TrainingInterrupted(f"Interrupted after {self._step} steps; {kept}.", step=self._step)
+
+    def _raise_if_broken(self) -> None:
+        """Waits for the device; raises NonFiniteError if the state is frozen."""
+        flags = (self._state.is_loss_broken, self._state.is_gradient_broken)
+        is_loss_broken, is_gradient_broken = (bool(flag) for flag in jax.device_get(flags))
+        if not (is_loss_broken or is_gradient_broken):
+            return
+        step = int(self._state.step)
+        epoch, index = divmod(step, self._task.steps_per_epoch)
+        what = "the loss" if is_loss_broken else "a gradient"
+        last = self._checkpoints.steps if self._checkpoints is not None else []
+        raise NonFiniteError(
+            f"Training stopped at step {step} (epoch {epoch}, batch {index}): {what} is not "
+            "finite. No update was made with it; the last good checkpoint is of step "
+            f"{last[-1] if last else None}.",
+            step=step,
+        )
+
+    def _compile_fast(self, loss_fn: LossFn) -> TrainStep:
+        # With nobody to repeat a step, the device itself freezes and no step is waited for.
+        reaction = "freeze" if self._exact_step is None else "report"
+        return self._compile(loss_fn, when_gradient_breaks=reaction)
+
+    def _compile(
+        self, loss_fn: LossFn, *, when_gradient_breaks: str = "freeze", num_repeats: int = 0
+    ) -> TrainStep:
+        return make_train_step(
+            loss_fn,
+            self._optimizer,
+            self._mesh,
+            accumulation_steps=self._spec.accumulation_steps,
+            when_gradient_breaks=when_gradient_breaks,
+            num_repeats=num_repeats,
+        )
+
+
+def _closable(batches: Iterable[Any]) -> Generator[Any, None, None]:
+    """A generator over any iterable; closing it closes the iterable's own generator."""
+    yield from batches

@@ -1,0 +1,90 @@
+"""Learning rates as functions of the number of updates made."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from mlg_jax._checks import check_integer
+from mlg_jax.train._spec import ScheduleSpec
+
+Schedule = Callable[[jax.Array | int], jax.Array]
+_Shape = Callable[[jax.Array], jax.Array]
+
+
+def make_schedule(spec: ScheduleSpec, *, num_epochs: int, steps_per_epoch: int) -> Schedule:
+    """The schedule of a run of `num_epochs * steps_per_epoch` updates.
+
+    With `T` the number of updates, `W` those of the warm-up, `P` the position of the peak, `f` the
+    final and `i` the initial fraction, and `c(a, b, s) = b + (a - b) (1 + cos(pi s)) / 2`, update
+    `t` (from 0) uses the peak times
+
+    - `constant`: 1;
+    - `cosine`: `c(1, f, t / T)`;
+    - `warmup_cosine`: `(t + 1) / W` for `t < W` (the first update is not lost), then
+      `c(1, f, (t - W) / (T - W))`;
+    - `exponential`: `factor ** (t // steps_per_epoch)`;
+    - `one_cycle`: `c(i, 1, t / P)` up to `P`, then `c(1, f, (t - P) / (T - P))`.
+
+    After `T` the last value is kept.
+
+    Args:
+        spec: which schedule, and its peak.
+        num_epochs: >= 1.
+        steps_per_epoch: updates in an epoch, >= 1.
+
+    Returns:
+        A function from an update's number to a float32 scalar; it can be traced.
+
+    Raises:
+        TypeError, ValueError: counts that are not positive, or a warm-up as long as the run.
+
+    Reference: SGDR, https://arxiv.org/abs/1608.03983; one-cycle, https://arxiv.org/abs/1708.07120.
+    """
+    check_integer("num_epochs", num_epochs, 1)
+    check_integer("steps_per_epoch", steps_per_epoch, 1)
+    num_steps = num_epochs * steps_per_epoch
+    warmup_steps = round(spec.warmup_epochs * steps_per_epoch)
+    if spec.name == "warmup_cosine" and warmup_steps >= num_steps:
+        raise ValueError(
+            f"`warmup_epochs` must be shorter than the run of {num_epochs} epochs; "
+            f"got {spec.warmup_epochs!r}."
+        )
+    shapes: dict[str, _Shape] = {
+        "constant": lambda t: jnp.float32(1.0),
+        "cosine": lambda t: _cosine(1.0, spec.final_fraction, t / num_steps),
+        "warmup_cosine": lambda t: _warmup_cosine(
+            t, warmup_steps, num_steps, final=spec.final_fraction
+        ),
+        # Half a step keeps a rounded quotient from falling into the epoch before.
+        "exponential": lambda t: (
+            jnp.float32(spec.factor_per_epoch) ** jnp.floor((t + 0.5) / steps_per_epoch)
+        ),
+        "one_cycle": lambda t: _one_cycle(t, num_steps, spec),
+    }
+    shape = shapes[spec.name]
+
+    def schedule(count: jax.Array | int) -> jax.Array:
+        time = jnp.minimum(jnp.asarray(count, jnp.float32), jnp.float32(num_steps))
+        return spec.learning_rate * shape(time)
+
+    return schedule
+
+
+def _cosine(start: float, end: float, share: jax.Array) -> jax.Array:
+    return end + (start - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(share, 0.0, 1.0)))
+
+
+def _warmup_cosine(
+    time: jax.Array, warmup_steps: int, num_steps: int, *, final: float
+) -> jax.Array:
+    rise = (time + 1.0) / max(warmup_steps, 1)
+    fall = _cosine(1.0, final, (time - warmup_steps) / (num_steps - warmup_steps))
+    return jnp.where(time < warmup_steps, rise, fall)
+
+
+def _one_cycle(time: jax.Array, num_steps: int, spec: ScheduleSpec) -> jax.Array:
+    peak_step = spec.peak_fraction * num_steps
+    rise = _cosine(spec.initial_fraction, 1.0, time / peak_step)
+    fall = _cosine(1.0, spec.final_fraction, (time - peak_step) / (num_steps - peak_step))
+    return jnp.where(time < peak_step, rise, fall)

@@ -1,0 +1,138 @@
+"""What a training run is: frozen specs of the optimiser, the schedule and the loop."""
+
+import dataclasses
+
+from mlg_jax._checks import check_choice, check_instance, check_integer, check_real
+
+OPTIMIZERS = ("sgd", "adam", "adamw", "radam")
+SCHEDULES = ("constant", "cosine", "warmup_cosine", "exponential", "one_cycle")
+MODES = ("max", "min")
+
+
+def _check_decay(name: str, value: float) -> None:
+    check_real(name, value, 0.0, 1.0)
+    if value == 1.0:
+        raise ValueError(f"`{name}` must be a number in [0, 1); got {value!r}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerSpec:
+    """An optimiser.
+
+    Args:
+        name: `sgd` (Nesterov), `adam`, `adamw` or `radam`.
+        weight_decay: >= 0. Decoupled (multiplied by the learning rate, outside the moments) for
+            `adamw` and `radam`; added to the gradient for `sgd` and `adam`, as is customary.
+        momentum: of `sgd`, in [0, 1).
+        b1: decay of the first moment, in [0, 1).
+        b2: decay of the second moment, in (0, 1).
+        eps: added to the root of the second moment, > 0.
+        clip_norm: largest global norm of the gradient, > 0; None does not clip.
+        sam_rho: radius of sharpness-aware minimisation around the optimiser, > 0; None is off.
+
+    Raises:
+        TypeError, ValueError: an argument of another type or out of range.
+    """
+
+    name: str = "radam"
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float | None = None
+    sam_rho: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("name", self.name, OPTIMIZERS)
+        check_real("weight_decay", self.weight_decay, 0.0)
+        check_real("eps", self.eps, 0.0, exclusive_minimum=True)
+        _check_decay("momentum", self.momentum)
+        _check_decay("b1", self.b1)
+        _check_decay("b2", self.b2)
+        if self.b2 == 0.0:
+            raise ValueError("`b2` must be a number in (0, 1); got 0.0.")
+        if self.clip_norm is not None:
+            check_real("clip_norm", self.clip_norm, 0.0, exclusive_minimum=True)
+        if self.sam_rho is not None:
+            check_real("sam_rho", self.sam_rho, 0.0, exclusive_minimum=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleSpec:
+    """A learning rate over the run.
+
+    Args:
+        name: `constant`, `cosine`, `warmup_cosine`, `exponential` or `one_cycle`.
+        learning_rate: the peak, > 0.
+        final_fraction: learning rate at the end of the cosines and of the cycle, as a fraction of
+            the peak, in [0, 1].
+        warmup_epochs: of `warmup_cosine`, linear from 0, >= 0; may be a fraction of an epoch.
+        factor_per_epoch: of `exponential`, in (0, 1]; it acts at the start of each epoch.
+        initial_fraction: of `one_cycle`, in [0, 1], where the rise starts.
+        peak_fraction: of `one_cycle`, in (0, 1), share of the run at which the peak is reached.
+
+    Raises:
+        TypeError, ValueError: an argument of another type or out of range.
+    """
+
+    name: str = "constant"
+    learning_rate: float = 1e-3
+    final_fraction: float = 0.0
+    warmup_epochs: float = 0.0
+    factor_per_epoch: float = 0.98
+    initial_fraction: float = 0.04
+    peak_fraction: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_choice("name", self.name, SCHEDULES)
+        check_real("learning_rate", self.learning_rate, 0.0, exclusive_minimum=True)
+        check_real("final_fraction", self.final_fraction, 0.0, 1.0)
+        check_real("warmup_epochs", self.warmup_epochs, 0.0)
+        check_real("factor_per_epoch", self.factor_per_epoch, 0.0, 1.0, exclusive_minimum=True)
+        check_real("initial_fraction", self.initial_fraction, 0.0, 1.0)
+        check_real("peak_fraction", self.peak_fraction, 0.0, 1.0, exclusive_minimum=True)
+        if self.peak_fraction == 1.0:
+            raise ValueError("`peak_fraction` must be a number in (0, 1); got 1.0.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """The loop around the steps.
+
+    Args:
+        num_epochs: >= 1.
+        optimizer: see `OptimizerSpec`.
+        schedule: see `ScheduleSpec`.
+        accumulation_steps: micro-batches a step, >= 1; the batch is split, not multiplied.
+        log_every_steps: steps between two fetches of the metrics, >= 1.
+        eval_every_epochs: epochs between two evaluations, >= 1; the last epoch is evaluated too.
+        checkpoint_every_steps: >= 1, in addition to every epoch's end; None: epochs' ends only.
+        best_metric: the evaluation metric by which the best checkpoint is chosen.
+        best_mode: `max` or `min`.
+
+    Raises:
+        TypeError, ValueError: an argument of another type or out of range.
+    """
+
+    num_epochs: int
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    accumulation_steps: int = 1
+    log_every_steps: int = 50
+    eval_every_epochs: int = 1
+    checkpoint_every_steps: int | None = None
+    best_metric: str = "accuracy"
+    best_mode: str = "max"
+
+    def __post_init__(self) -> None:
+        check_integer("num_epochs", self.num_epochs, 1)
+        check_instance("optimizer", self.optimizer, OptimizerSpec)
+        check_instance("schedule", self.schedule, ScheduleSpec)
+        check_integer("accumulation_steps", self.accumulation_steps, 1)
+        check_integer("log_every_steps", self.log_every_steps, 1)
+        check_integer("eval_every_epochs", self.eval_every_epochs, 1)
+        if self.checkpoint_every_steps is not None:
+            check_integer("checkpoint_every_steps", self.checkpoint_every_steps, 1)
+        check_instance("best_metric", self.best_metric, str)
+        check_choice("best_mode", self.best_mode, MODES)

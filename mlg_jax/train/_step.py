@@ -1,0 +1,191 @@
+"""One update as a pure, jitted function of the state and a batch."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from mlg_jax._checks import check_choice, check_integer
+from mlg_jax.train._mesh import replicated, sharded
+from mlg_jax.train._metrics import MetricSums, num_valid, weigh
+from mlg_jax.train._state import TrainState
+from mlg_jax.train._tree import are_finite, select
+
+# (params, model_state, batch, key, train) -> (loss, (metrics, new model_state)). The loss and the
+# metrics are scalars, means over the examples that count; `train` is a Python bool.
+LossFn = Callable[[Any, Any, Any, Any, bool], tuple[jax.Array, tuple[Mapping[str, Any], Any]]]
+
+
+class StepReport(struct.PyTreeNode):
+    """What a step tells besides the new state."""
+
+    sums: MetricSums  # of this batch: the loss and the metrics of the loss function
+    is_applied: jax.Array  # bool scalar: the update was made
+    is_overflow: jax.Array  # bool scalar: discarded, the state is not frozen; repeat it exactly
+
+
+TrainStep = Callable[[TrainState, Any], tuple[TrainState, StepReport]]
+EvalStep = Callable[[Any, Any, Any], MetricSums]
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformationExtraArgs,
+    mesh: Mesh,
+    *,
+    accumulation_steps: int = 1,
+    when_gradient_breaks: str = "freeze",
+    num_repeats: int = 0,
+) -> TrainStep:
+    """Compiles one update. The state given is donated: use the one returned.
+
+    The update is discarded on the device, every array of the state keeping its old value, unless
+    the loss, all gradients and all changes to the parameters are finite. A broken loss freezes the
+    state; so does a broken gradient under "freeze", which needs nobody to look: the steps that
+    follow change nothing. Under "report" the step only says so, for the caller to repeat it.
+
+    Args:
+        loss_fn: see `LossFn`.
+        optimizer: as from `make_optimizer`.
+        mesh: as from `make_mesh`; the batch must be sharded over it.
+        accumulation_steps: micro-batches, visited one after the other by `lax.scan`. Micro-batch
+            `i` holds the rows `i, i + accumulation_steps, ...`, so that no row changes its device.
+        when_gradient_breaks: "freeze" or "report".
+        num_repeats: added to `num_overflows` by an update that is made: 1 for the exact step.
+
+    Returns:
+        A jitted function `(state, batch) -> (state, StepReport)`.
+
+    Raises:
+        ValueError: another `when_gradient_breaks`, fewer than one micro-batch.
+    """
+    check_choice("when_gradient_breaks", when_gradient_breaks, ("freeze", "report"))
+    check_integer("accumulation_steps", accumulation_steps, 1)
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, StepReport]:
+        key = jax.random.fold_in(state.key, state.step)
+
+        def evaluate(params: Any) -> tuple[Any, MetricSums, Any]:
+            return _accumulated_gradients(
+                loss_fn, params, state.model_state, batch, key, accumulation_steps
+            )
+
+        grads, sums, model_state = evaluate(state.params)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, grad_fn=lambda params, _: evaluate(params)[0]
+        )
+        updated = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            model_state=model_state,
+            opt_state=opt_state,
+            num_overflows=state.num_overflows + num_repeats,
+        )
+        is_loss_finite = jnp.isfinite(sums.totals["loss"])
+        # The changes too: those of SAM come from a second gradient.
+        is_gradient_finite = are_finite((grads, updates))
+        return _settle(
+            state,
+            updated,
+            sums,
+            is_loss_finite,
+            is_gradient_finite,
+            is_freezing=when_gradient_breaks == "freeze",
+        )
+
+    everywhere, by_rows = replicated(mesh), sharded(mesh)
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(everywhere, by_rows),
+        out_shardings=(everywhere, everywhere),
+    )
+
+
+def make_eval_step(loss_fn: LossFn, mesh: Mesh) -> EvalStep:
+    """Compiles the evaluation of a batch, `loss_fn(..., train=False)` with a constant key.
+
+    Args:
+        loss_fn: see `LossFn`.
+        mesh: as from `make_mesh`; the batch must be sharded over it.
+
+    Returns:
+        A jitted function `(params, model_state, batch) -> MetricSums`.
+    """
+
+    def step(params: Any, model_state: Any, batch: Any) -> MetricSums:
+        loss, (metrics, _) = loss_fn(params, model_state, batch, jax.random.key(0), False)
+        return weigh({**metrics, "loss": loss}, num_valid(batch))
+
+    everywhere, by_rows = replicated(mesh), sharded(mesh)
+    return jax.jit(step, in_shardings=(everywhere, everywhere, by_rows), out_shardings=everywhere)
+
+
+def _settle(
+    state: TrainState,
+    updated: TrainState,
+    sums: MetricSums,
+    is_loss_finite: jax.Array,
+    is_gradient_finite: jax.Array,
+    *,
+    is_freezing: bool,
+) -> tuple[TrainState, StepReport]:
+    """Chooses between the old state and the updated one, and marks the old one if it must stop."""
+    is_frozen = state.is_loss_broken | state.is_gradient_broken
+    is_applied = is_loss_finite & is_gradient_finite & ~is_frozen
+    breaks_gradient = ~is_frozen & is_loss_finite & ~is_gradient_finite
+    settled = select(is_applied, updated, state).replace(
+        is_loss_broken=state.is_loss_broken | (~is_frozen & ~is_loss_finite),
+        is_gradient_broken=state.is_gradient_broken | (breaks_gradient & is_freezing),
+    )
+    kept = jax.tree.map(lambda total: jnp.where(is_applied, total, 0.0), sums)
+    is_overflow = breaks_gradient & (not is_freezing)
+    return settled, StepReport(sums=kept, is_applied=is_applied, is_overflow=is_overflow)
+
+
+def _gradients(
+    loss_fn: LossFn, params: Any, model_state: Any, batch: Any, key: jax.Array
+) -> tuple[Any, MetricSums, Any]:
+    """Gradients, metrics and model state of one (micro-)batch."""
+    value_and_grad = jax.value_and_grad(
+        lambda p: loss_fn(p, model_state, batch, key, True), has_aux=True
+    )
+    (loss, (metrics, new_model_state)), grads = value_and_grad(params)
+    return grads, weigh({**metrics, "loss": loss}, num_valid(batch)), new_model_state
+
+
+def _accumulated_gradients(
+    loss_fn: LossFn, params: Any, model_state: Any, batch: Any, key: jax.Array, num_parts: int
+) -> tuple[Any, MetricSums, Any]:
+    """The same over `num_parts` micro-batches, gradients averaged by the examples that count."""
+    if num_parts == 1:
+        return _gradients(loss_fn, params, model_state, batch, key)
+    parts = jax.tree.map(lambda leaf: _split_rows(leaf, num_parts), batch)
+
+    def visit(carry: tuple[Any, Any], part: tuple[jax.Array, Any]) -> tuple[Any, MetricSums]:
+        total, model_state = carry
+        index, micro_batch = part
+        grads, sums, model_state = _gradients(
+            loss_fn, params, model_state, micro_batch, jax.random.fold_in(key, index)
+        )
+        weighted = jax.tree.map(
+            lambda t, g: t + jnp.where(sums.weight > 0, g * sums.weight.astype(g.dtype), 0),
+            total,
+            grads,
+        )
+        return (weighted, model_state), sums
+
+    start = (jax.tree.map(jnp.zeros_like, params), model_state)
+    (total, model_state), sums = jax.lax.scan(visit, start, (jnp.arange(num_parts), parts))
+    sums = jax.tree.map(lambda values: jnp.sum(values, axis=0), sums)
+    divisor = jnp.where(sums.weight > 0, sums.weight, 1.0)
+    return jax.tree.map(lambda g: g / divisor.astype(g.dtype), total), sums, model_state
+
+
+def _split_rows(leaf: jax.Array, num_parts: int) -> jax.Array:
+    """`[n, ...]` -> `[num_parts, n / num_parts, ...]`, rows dealt in turn."""
+    return jnp.moveaxis(leaf.reshape(-1, num_parts, *leaf.shape[1:]), 1, 0)

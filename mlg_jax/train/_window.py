@@ -1,0 +1,39 @@
+"""The steps between two fetches of the metrics."""
+
+import time
+
+import jax
+
+from mlg_jax.train._metrics import MetricSums, add_sums
+from mlg_jax.train._step import StepReport
+
+
+class Window:
+    """Sums of metrics on the device, and the clock of the images per second."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self._sums: MetricSums | None = None
+        self._num_timed_examples = 0
+        self._start_seconds = time.perf_counter()
+
+    def add(self, report: StepReport, *, num_examples: int, is_timed: bool) -> None:
+        """Takes in a step. One that is not timed, because it compiles, is waited for."""
+        self._sums = report.sums if self._sums is None else add_sums(self._sums, report.sums)
+        self.num_steps += 1
+        if is_timed:
+            self._num_timed_examples += num_examples
+            return
+        jax.block_until_ready(self._sums)
+        self._num_timed_examples = 0
+        self._start_seconds = time.perf_counter()
+
+    def means(self) -> dict[str, float]:
+        """The averages and `images_per_second` (only if a step was timed); waits for the device."""
+        if self._sums is None:
+            return {}
+        means = self._sums.means()
+        seconds = time.perf_counter() - self._start_seconds
+        if self._num_timed_examples:
+            means["images_per_second"] = self._num_timed_examples / seconds
+        return means

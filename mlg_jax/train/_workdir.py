@@ -1,0 +1,76 @@
+"""The work directory of one experiment: claimed by the configuration that made it."""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_FILE = "fingerprint.json"
+
+
+class WorkDirError(RuntimeError):
+    """A work directory that belongs to another experiment."""
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a configuration in canonical JSON, as 64 hexadecimal digits.
+
+    Raises:
+        TypeError: a value that JSON cannot hold.
+    """
+    return hashlib.sha256(_canonical(config).encode()).hexdigest()
+
+
+def claim_work_dir(work_dir: str | Path, config: Mapping[str, Any]) -> None:
+    """Makes the directory this experiment's, or checks that it is.
+
+    Args:
+        work_dir: made if it is not there.
+        config: all that decides the run's numbers; nested mappings of what JSON can hold.
+
+    Raises:
+        WorkDirError: it was made by another configuration; the message names what differs.
+        TypeError: a value that JSON cannot hold.
+    """
+    path = Path(work_dir).absolute() / _FILE
+    text = _canonical(config)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text + "\n")
+        return
+    try:
+        stored = json.loads(path.read_text())
+    except ValueError as error:
+        raise WorkDirError(f"{path} is not readable: {error}.") from error
+    if stored == (mine := json.loads(text)):
+        return
+    differences = "; ".join(_differences(stored, mine))
+    raise WorkDirError(
+        f"{path.parent} is the work directory of another experiment: {differences}. "
+        "Choose another `workdir`, or remove this one."
+    )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file's text in one step: a reader, or a crash, sees the old or the new."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _canonical(config: Mapping[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True, separators=(",", ":"))
+
+
+def _differences(stored: Any, mine: Any, name: str = "") -> list[str]:
+    """At most three keys that differ, with both values."""
+    if isinstance(stored, dict) and isinstance(mine, dict):
+        found: list[str] = []
+        for key in sorted({*stored, *mine}):
+            left, right = stored.get(key, "absent"), mine.get(key, "absent")
+            if left != right:
+                found += _differences(left, right, f"{name}.{key}" if name else key)
+        return found[:3]
+    return [f"`{name}` was {stored!r}, now {mine!r}"]

@@ -1,0 +1,111 @@
+"""Where metrics go: JSON lines, TensorBoard, a progress bar or log lines; process 0 only."""
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from mlg_jax.train._workdir import write_atomically
+
+_LOGGER = logging.getLogger("mlg_jax.train")
+
+METRICS_FILE = "metrics.jsonl"
+_TENSORBOARD_DIR = "tensorboard"
+
+
+class MetricsWriter:
+    """Appends metrics to a work directory's `metrics.jsonl` and TensorBoard files.
+
+    A context manager. Lines past the step a run is resumed from are dropped, as is a line that a
+    crash cut short, so that the file reads as if the run had never stopped.
+
+    Args:
+        work_dir: None writes nothing but log lines.
+        resumed_step: updates made before this process.
+        num_steps: of the whole run, for the progress bar.
+    """
+
+    def __init__(self, work_dir: Path | None, *, resumed_step: int, num_steps: int) -> None:
+        self._is_first = jax.process_index() == 0
+        self._file: Any = None
+        self._board: Any = None
+        self._bar: Any = None
+        if not self._is_first:
+            return
+        if work_dir is not None:
+            path = work_dir / METRICS_FILE
+            drop_lines_after(path, resumed_step)
+            self._file = path.open("a", buffering=1)
+            self._board = _open_board(work_dir / _TENSORBOARD_DIR, resumed_step)
+        if sys.stderr is not None and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=num_steps, initial=resumed_step, unit="step")
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for sink in (self._file, self._board, self._bar):
+            if sink is not None:
+                sink.close()
+
+    def write(self, kind: str, *, step: int, metrics: Mapping[str, float | int]) -> None:
+        """Writes one line, `{"kind": kind, "step": step, **metrics}`; NaN becomes null."""
+        if not self._is_first:
+            return
+        if self._file is not None:
+            values = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+        text = " ".join(f"{name}={value:.5g}" for name, value in metrics.items())
+        if self._bar is None:
+            _LOGGER.info("%s step=%d %s", kind, step, text)
+        elif kind == "train":
+            self._bar.set_postfix_str(text)
+            self._bar.update(step - self._bar.n)
+        else:
+            self._bar.write(f"{kind} step={step} {text}", file=sys.stderr)
+
+
+def read_metrics(work_dir: str | Path) -> list[dict[str, Any]]:
+    """All complete lines of a work directory's `metrics.jsonl`, in order."""
+    path = Path(work_dir) / METRICS_FILE
+    return _complete_lines(path) if path.exists() else []
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Removes the lines of later steps, and a last line that was cut short."""
+    if not path.exists():
+        return
+    kept = [line for line in _complete_lines(path) if line["step"] <= step]
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _complete_lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break  # cut short by a crash: the last one
+    return lines
+
+
+def _open_board(directory: Path, resumed_step: int) -> Any:
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(directory), purge_step=resumed_step + 1)

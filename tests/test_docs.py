@@ -1,0 +1,35 @@
+"""Documents tell the truth: their code runs, their links lead somewhere, their commands exist."""
+
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_named_files_exist(path):
+    pattern = r"`(?:python |pytest )?((?:benchmarks|tests|configs|docs)/[\w/.]+\.\w+)"
+    for target in re.findall(pattern, path.read_text()):
+        assert (ROOT / target).exists(), f"{path.name} names {target}"
+
+
+def test_readme_code_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_build_runs_the_readmes_test_command():
+    command = re.search(r"&& (pytest.*)", (ROOT / "README.md").read_text()).group(1)
+    assert command in (ROOT / ".ci/run").read_text().splitlines()

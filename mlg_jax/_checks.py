@@ -18,7 +18,8 @@ def check_integer(name: str, value: Any, minimum: int, maximum: int | None = Non
     allowed = f">= {minimum}" if maximum is None else f"in [{minimum}, {maximum}]"
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"`{name}` must be an integer {allowed}; got {value!r}.")
-    if value < minimum or (maximum is not None and value > maximum):
+    number = int(value)
+    if number < minimum or (maximum is not None and number > maximum):
         raise ValueError(f"`{name}` must be an integer {allowed}; got {value!r}.")
 
 

@@ -1,6 +1,7 @@
 """What convolutions and dense layers share: parameters from the provider, product, bias, record."""
 
 import dataclasses
+
 import jax.numpy as jnp
 from flax import linen as nn
 

@@ -14,7 +14,7 @@ def fake_quantize(
 ) -> Float[Array, "*shape"]:
     """Quantises a weight tensor as `spec` says, straight-through.
 
-    Forward, `dorefa_sym`: `r (2 Q(tanh(x) / 2r + 1/2) - 1)`, `Q` the rounding to `2**bits - 1` steps,
+    Forward, `dorefa_sym`: `r (2 Q(tanh(x) / 2r + 1/2) - 1)`, `Q` rounding to `2**bits - 1` steps,
     `r = max |tanh(x)|` over the tensor and a constant to autodiff; the others by analogy.
     Backward: through the re-parametrisation, the cotangent that reaches `Q` clamped to [-1, 1].
 

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,13 @@ from mlg_jax._types import Array, KernelShape, Key, LayerRecord
 from mlg_jax.generation import from_layout, generate_kernel, project_kernel
 from mlg_jax.layers import GeneratedKernel, layer_records
 from mlg_jax.quant import fake_quantize, unquantize
+from mlg_jax.train import scale_by_radam
 
 METHODS = ("svd", "l2", "svd_l2")
 SCHEDULES = ("cosine", "constant")
 _REPRESENTABLE = 0.9  # tanh schemes hold |value| < 1; factors are balanced to stay below this
 
+History = tuple[tuple[int, float], ...]
 Factors = dict[str, Array]  # of a group of layers with equal shapes, stacked on a leading axis
 GroupKey = tuple[GeneratedKernel, KernelShape]
 
@@ -55,13 +57,23 @@ class ProjectionSpec:
         check_choice("schedule", self.schedule, SCHEDULES)
 
 
+class ProjectionStore(Protocol):
+    """Where a projection's state outlives its process."""
+
+    def load(self) -> tuple[Sequence[Any], History] | None:
+        """What `save` was last given; None before the first time."""
+
+    def save(self, leaves: Sequence[Array], history: History) -> None:
+        """Keeps the state's arrays, in order, and the loss curve so far."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Projection:
     """A projected model."""
 
     variables: dict[str, Any]  # for the student's `apply`
     errors: dict[str, float]  # relative squared error of the quantised kernel, by layer
-    history: tuple[tuple[int, float], ...]  # (step, sum over layers of mean squared errors)
+    history: History  # (step, sum over layers of mean squared errors)
 
 
 def project_model(
@@ -70,8 +82,10 @@ def project_model(
     *,
     key: Key,
     spec: ProjectionSpec = ProjectionSpec(),
+    input_shape: Sequence[int] | None = None,
     report_every: int = 100,
     on_report: Callable[[int, float], None] = lambda step, loss: None,
+    store: "ProjectionStore | None" = None,
 ) -> Projection:
     """Fits a model with generated kernels to a trained one of the same architecture.
 
@@ -85,8 +99,11 @@ def project_model(
             kernels.
         key: seeds the initial values of `l2`.
         spec: the method.
+        input_shape: `[N, H, W, C]` to call the model with; None takes `model.input_shape`.
         report_every: steps between two calls of `on_report` and entries of the history.
         on_report: called with the step and the loss before that step.
+        store: keeps the state of `l2` every `report_every` steps, and what it holds is gone on
+            with: the result is the same, bit for bit. None keeps nothing.
 
     Returns:
         Variables of the student, relative errors by layer, the loss curve.
@@ -97,14 +114,15 @@ def project_model(
     Reference: https://arxiv.org/abs/2108.11430, section 3 ("l2 projection").
     """
     check_integer("report_every", report_every, 1)
-    groups = _group(layer_records(model))
-    variables = _copy(model, groups, teacher_variables)
+    shape = tuple(model.input_shape if input_shape is None else input_shape)
+    groups = _group(layer_records(model, shape))
+    variables = _copy(model, shape, groups, teacher_variables)
     targets = {k: _targets(v, teacher_variables["params"]) for k, v in groups.items()}
     start = _drawn(groups, key) if spec.method == "l2" else _decomposed(targets)
     factors = start
-    history: tuple[tuple[int, float], ...] = ()
+    history: History = ()
     if spec.method != "svd":
-        factors, history = _minimise(start, targets, spec, report_every, on_report)
+        factors, history = _minimise(start, targets, spec, report_every, on_report, store)
     params = variables["params"]
     errors: dict[str, float] = {}
     for group, members in groups.items():
@@ -122,6 +140,7 @@ Flat = dict[tuple[str, ...], Array]
 
 def _copy(
     model: nn.Module,
+    input_shape: tuple[int, ...],
     groups: Mapping[GroupKey, Sequence[LayerRecord]],
     teacher_variables: Mapping[str, Any],
 ) -> dict[str, Flat]:
@@ -129,7 +148,7 @@ def _copy(
 
     Of the states a teacher may lack the ranges of activation quantisers, which start at zero.
     """
-    x = jax.ShapeDtypeStruct(model.input_shape, jnp.float32)
+    x = jax.ShapeDtypeStruct(input_shape, jnp.float32)
     shapes = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), x)
     left_out = {
         (*record.path, entry.name)
@@ -255,11 +274,13 @@ def _minimise(
     spec: ProjectionSpec,
     report_every: int,
     on_report: Callable[[int, float], None],
-) -> tuple[dict[GroupKey, Factors], tuple[tuple[int, float], ...]]:
+    store: "ProjectionStore | None",
+) -> tuple[dict[GroupKey, Factors], History]:
     """RAdam on the sum of mean squared errors."""
     groups = tuple(factors)
     cosine = optax.cosine_decay_schedule(spec.learning_rate, spec.num_steps)
-    optimizer = optax.radam(cosine if spec.schedule == "cosine" else spec.learning_rate)
+    rate = cosine if spec.schedule == "cosine" else spec.learning_rate
+    optimizer = optax.chain(scale_by_radam(), optax.scale_by_learning_rate(rate))
 
     def loss_of(values: list[Factors], goals: list[Array]) -> Array:
         errors = [
@@ -281,12 +302,18 @@ def _minimise(
 
     values, goals = [factors[g] for g in groups], [targets[g] for g in groups]
     state = optimizer.init(values)
-    history = []
-    for start in range(0, spec.num_steps, report_every):
+    history: list[tuple[int, float]] = []
+    if store is not None and (stored := store.load()) is not None:
+        leaves, history = stored[0], list(stored[1])
+        structure = jax.tree.structure((values, state))
+        values, state = jax.tree.unflatten(structure, [jnp.asarray(leaf) for leaf in leaves])
+    for start in range(len(history) * report_every, spec.num_steps, report_every):
         count = min(report_every, spec.num_steps - start)
         values, state, loss = steps(values, state, goals, count)
         history.append((start, float(loss)))
         on_report(*history[-1])
+        if store is not None:
+            store.save(jax.tree.leaves((values, state)), tuple(history))
     return dict(zip(groups, values, strict=True)), tuple(history)
 
 

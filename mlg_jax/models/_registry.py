@@ -29,6 +29,7 @@ Generation = GenerationSpec | Mapping[str, GenerationSpec | None] | None
 
 BASE_CHANNELS = 64
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet10": functools.partial(ResNet, (1, 1, 1, 1), BasicBlock),
     "resnet18": functools.partial(ResNet, (2, 2, 2, 2), BasicBlock),
     "resnet34": functools.partial(ResNet, (3, 4, 6, 3), BasicBlock),
     "resnet50": functools.partial(ResNet, (3, 4, 6, 3), BottleneckBlock),
@@ -53,7 +54,7 @@ def create_model(
     """Creates a model.
 
     Args:
-        name: one of `MODELS` (resnet18, resnet34, resnet50, resnet101, resnet152).
+        name: one of `MODELS` (resnet10, resnet18, resnet34, resnet50, resnet101, resnet152).
         num_classes: number of logits, at least 1.
         stem: `cifar` (32 x 32 images, classifier without bias) or `imagenet` (224 x 224, bias).
         width: factor on every channel count, > 0; rounded, at least one channel.

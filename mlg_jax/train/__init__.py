@@ -15,6 +15,7 @@ from mlg_jax.train._mesh import initialize_distributed as initialize_distributed
 from mlg_jax.train._mesh import make_mesh as make_mesh
 from mlg_jax.train._mesh import replicate as replicate
 from mlg_jax.train._mesh import shard_batch as shard_batch
+from mlg_jax.train._mesh import sharded as sharded
 from mlg_jax.train._metrics import MetricSums as MetricSums
 from mlg_jax.train._optimizer import is_decayed_by_rank as is_decayed_by_rank
 from mlg_jax.train._optimizer import make_optimizer as make_optimizer

@@ -16,8 +16,8 @@ SMALL = {"num_classes": 4, "width": 0.125}
     [
         (n, c)
         for n, c in zip(
-            ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"],
-            [20, 36, 53, 104, 155],
+            ["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"],
+            [12, 20, 36, 53, 104, 155],
             strict=True,
         )
     ],

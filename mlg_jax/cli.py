@@ -1,0 +1,94 @@
+"""The command line of `launch.py`: a configuration file, overrides, a mode."""
+
+import argparse
+import logging
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlg_jax.config import ConfigError, ExperimentConfig, parse_config
+from mlg_jax.experiment import MODES, run_experiment
+from mlg_jax.train import (
+    CheckpointError,
+    NonFiniteError,
+    TrainingInterrupted,
+    WorkDirError,
+    enable_compilation_cache,
+)
+
+_PREFIX = "--config."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `launch.py`; returns the exit status (0; 2 for wrong input; 75 when interrupted)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    overrides = [a for a in given if a.startswith(_PREFIX)]
+    options = _parser().parse_args([a for a in given if not a.startswith(_PREFIX)])
+    _log_to_stderr()
+    try:
+        config = load_config(options.config, overrides)
+        work_dir = options.workdir or Path("runs") / Path(options.config).stem
+        enable_compilation_cache(Path(work_dir) / "compilation_cache")
+        summary = run_experiment(config, work_dir, mode=options.mode)
+    except TrainingInterrupted as stop:
+        logging.getLogger("mlg_jax").warning("%s Run the same command to go on.", stop)
+        return stop.exit_code
+    except (ConfigError, WorkDirError, CheckpointError, NonFiniteError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    _print_summary(summary, Path(work_dir) / "report")
+    return 0
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The experiment in a Python file that defines `get_config()`, with `--config.a.b=value`s.
+
+    Raises:
+        ConfigError: no such file, no `get_config` in it, or keys and values that do not fit.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"`config` must be a Python file; there is no {path}.")
+    namespace = runpy.run_path(str(path))
+    if "get_config" not in namespace:
+        raise ConfigError(f"`config` must define get_config(); {path} does not.")
+    pairs: dict[str, str] = {}
+    for override in overrides:
+        key, separator, value = override.removeprefix(_PREFIX).partition("=")
+        if not separator:
+            raise ConfigError(f"{override} must have a value: {_PREFIX}{key}=VALUE.")
+        pairs[key] = value
+    return parse_config(namespace["get_config"](), pairs)
+
+
+def _log_to_stderr() -> None:
+    """This package's messages only; force: orbax has installed absl's handler by now."""
+    logging.basicConfig(
+        format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
+    )
+    logging.getLogger("mlg_jax").setLevel(logging.INFO)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launch.py",
+        description="Trains a teacher, projects it, trains a student with generated kernels.",
+        epilog="--config.a.b=VALUE sets one value of the configuration.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="configs/NAME.py")
+    parser.add_argument("--workdir", default=None, help="default: runs/NAME")
+    parser.add_argument("--mode", default="train", choices=MODES)
+    return parser
+
+
+def _print_summary(summary: dict[str, Any], directory: Path) -> None:
+    for name in ("teacher", "projected", "student"):
+        if name in summary:
+            sys.stdout.write(f"{name:10} {summary[name]['test_accuracy']:.2%} test accuracy\n")
+    size = summary["size"]
+    sys.stdout.write(
+        f"{'size':10} {size['kb']:,.2f} of {size['dense_kb']:,.2f} KB ({size['ratio']:.4f})\n"
+        f"{'report':10} {directory}\n"
+    )

@@ -1,0 +1,252 @@
+"""The typed schema of an experiment: what a configuration file may say, and where it is wrong."""
+
+import ast
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from mlg_jax._checks import check_choice, check_instance, check_integer, check_real
+from mlg_jax.compress import ProjectionSpec
+from mlg_jax.data import DataSpec
+from mlg_jax.generation import GenerationSpec
+from mlg_jax.models import MODELS
+from mlg_jax.quant import QuantSpec, recommended_ratio
+from mlg_jax.train import TrainSpec
+
+DTYPES = ("float32", "bfloat16", "auto")
+LOSSES = ("distillation", "adaptive", "cross_entropy")
+STARTS = ("projected", "random")
+
+
+class ConfigError(ValueError):
+    """A key that does not exist or a value that does not fit; names key, value and choices."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture of teacher and student.
+
+    Args:
+        name: one of `MODELS`.
+        stem: `cifar` or `imagenet`.
+        width: factor on every channel count.
+        dtype: of the computation; `auto` is bfloat16 on a GPU and float32 elsewhere.
+    """
+
+    name: str
+    stem: str = "cifar"
+    width: float = 1.0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        check_choice("name", self.name, MODELS)
+        check_choice("dtype", self.dtype, DTYPES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How the student's kernels are generated: "base_in-base_out-bits of B, U, V".
+
+    Args:
+        base_in, base_out: bases within and across kernels.
+        basis_bits, coeff_in_bits, coeff_out_bits: widths of B, U, V; None is 32.
+        weight_bits: width of the classifier; None is 32.
+        activation_bits: width of the inputs of convolutions and classifier; None is 32.
+        scheme: the factors' quantiser.
+        ratio: share of entries rounded in training: a number in (0, 1] or `recommended`.
+        init: `fan_out` or `variance`; where the student starts without a projection.
+    """
+
+    base_in: int
+    base_out: int
+    basis_bits: int | None = None
+    coeff_in_bits: int | None = None
+    coeff_out_bits: int | None = None
+    weight_bits: int | None = None
+    activation_bits: int | None = None
+    scheme: str = "dorefa_sym"
+    ratio: float | str = 1.0
+    init: str = "fan_out"
+
+    def __post_init__(self) -> None:
+        assert self.spec  # its own checks
+
+    @property
+    def spec(self) -> GenerationSpec:
+        """The kernels' spec."""
+        widths = (self.basis_bits, self.coeff_in_bits, self.coeff_out_bits)
+        basis, coeff_in, coeff_out = map(self._quantizer, widths)
+        return GenerationSpec(
+            self.base_in, self.base_out, basis, coeff_in, coeff_out, init=self.init
+        )
+
+    def _quantizer(self, bits: int | None) -> QuantSpec:
+        if isinstance(self.ratio, str):
+            check_choice("ratio", self.ratio, ("recommended",))
+            return QuantSpec(bits, self.scheme, 1.0 if bits is None else recommended_ratio(bits))
+        return QuantSpec(bits, self.scheme, self.ratio)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Stage 0, the ordinary network.
+
+    Args:
+        train: the loop.
+        checkpoint: directory of checkpoints to take the teacher from; None trains it.
+        label_smoothing: in [0, 1).
+    """
+
+    train: TrainSpec
+    checkpoint: str | None = None
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_instance("checkpoint", self.checkpoint, (str, type(None)))
+        check_real("label_smoothing", self.label_smoothing, 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """Stage 2, the network with generated kernels.
+
+    Args:
+        train: the loop.
+        start: `projected` (from stage 1) or `random`.
+        loss: `distillation` (beta T^2 KL + (1 - beta) cross-entropy), `adaptive`, `cross_entropy`.
+        beta: weight of the teacher in `distillation`, in [0, 1].
+        temperature: T of `distillation`, > 0.
+        penalty: weight of the orthogonality penalty, >= 0.
+        label_smoothing: of the cross-entropy, in [0, 1).
+    """
+
+    train: TrainSpec
+    start: str = "projected"
+    loss: str = "distillation"
+    beta: float = 0.9
+    temperature: float = 3.0
+    penalty: float = 0.05
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("start", self.start, STARTS)
+        check_choice("loss", self.loss, LOSSES)
+        check_real("beta", self.beta, 0.0, 1.0)
+        check_real("temperature", self.temperature, 0.0, exclusive_minimum=True)
+        check_real("penalty", self.penalty, 0.0)
+        check_real("label_smoothing", self.label_smoothing, 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """A whole experiment: teacher, projection, student.
+
+    Args:
+        seed: of initial values, augmentation and random quantisation; `data.seed` orders batches.
+        data, model, generation, teacher, projection, student: the parts.
+    """
+
+    data: DataSpec
+    model: ModelConfig
+    generation: GenerationConfig
+    teacher: TeacherConfig
+    student: StudentConfig
+    projection: ProjectionSpec = ProjectionSpec()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_integer("seed", self.seed, 0)
+
+
+def parse_config(
+    config: Mapping[str, Any] | ml_collections.ConfigDict,
+    overrides: Mapping[str, str] | None = None,
+) -> ExperimentConfig:
+    """Turns a configuration and its command-line overrides into frozen specs.
+
+    Args:
+        config: as a configuration file's `get_config` returns it.
+        overrides: `{"student.penalty": "0.01"}`; values are Python literals, else strings.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        ConfigError: an unknown key (lists those there are), a missing one, or a value that does
+            not fit (says what would).
+    """
+    tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else _copied(config)
+    for key, text in (overrides or {}).items():
+        _override(tree, key, text)
+    built = _build(ExperimentConfig, tree, "config")
+    assert isinstance(built, ExperimentConfig)
+    return built
+
+
+def to_json(config: Any) -> Any:
+    """A spec as plain JSON values, nested."""
+    if dataclasses.is_dataclass(config):
+        fields = dataclasses.fields(config)
+        return {field.name: to_json(getattr(config, field.name)) for field in fields}
+    return list(config) if isinstance(config, tuple) else config
+
+
+def _copied(tree: Any) -> Any:
+    return {k: _copied(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _override(tree: dict[str, Any], key: str, text: str) -> None:
+    """Sets `a.b.c` to the literal that `text` is; whether the key exists the schema decides."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"config.{key} must name a value; {parent!r} has no parts.")
+    try:
+        tree[last] = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        tree[last] = {"none": None, "true": True, "false": False}.get(text.lower(), text)
+
+
+def _build(spec: type, tree: Any, key: str) -> Any:
+    """An instance of the dataclass `spec` from nested mappings."""
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{key} must have parts ({_names(spec)}); got {tree!r}.")
+    hints = typing.get_type_hints(spec)
+    for name, value in tree.items():
+        if name not in hints:
+            raise ConfigError(
+                f"{key}.{name} does not exist (got {value!r}); it has {_names(spec)}."
+            )
+    required = (f.name for f in dataclasses.fields(spec) if _is_required(f))
+    missing = [name for name in required if name not in tree]
+    if missing:
+        raise ConfigError(f"{key}.{missing[0]} is missing.")
+    values = {name: _value(hints[name], tree[name], f"{key}.{name}") for name in tree}
+    try:
+        return spec(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def _value(hint: Any, value: Any, key: str) -> Any:
+    nested = next((t for t in _alternatives(hint) if dataclasses.is_dataclass(t)), None)
+    if nested is not None and value is not None:
+        return _build(typing.cast(type, nested), value, key)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _names(spec: Any) -> str:
+    return ", ".join(sorted(field.name for field in dataclasses.fields(spec)))

@@ -1,0 +1,87 @@
+"""The report of an experiment: what it reached, at which size, as markdown, pictures and JSON."""
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mlg_jax.models import SizeReport
+from mlg_jax.plots import plot_curves, plot_sizes
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def write_report(
+    directory: Path,
+    config: Mapping[str, Any],
+    accuracies: Mapping[str, Mapping[str, float]],
+    sizes: SizeReport,
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> None:
+    """Writes `report.md`, `summary.json`, `curves.png` and `sizes.png`.
+
+    Args:
+        directory: made if it is not there.
+        config: the whole configuration.
+        accuracies: `{"student": {"test_accuracy": ..., "test_loss": ...}, ...}`.
+        sizes: of the student.
+        curves: metrics lines of the stages that were trained.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    total = sizes.total
+    summary = {
+        **accuracies,
+        "size": {
+            "num_parameters": total.num_params,
+            "num_dense_parameters": total.num_dense_params,
+            "kb": total.kb,
+            "dense_kb": total.dense_kb,
+            "ratio": total.ratio,
+        },
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "config": config,
+    }
+    (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    plot_curves(directory / "curves.png", curves)
+    plot_sizes(directory / "sizes.png", sizes.to_dict()["layers"])
+    (directory / "report.md").write_text(_markdown(summary, sizes))
+
+
+def _markdown(summary: Mapping[str, Any], sizes: SizeReport) -> str:
+    names = [name for name in ("teacher", "projected", "student") if name in summary]
+    rows = [
+        f"| {n} | {summary[n]['test_accuracy']:.2%} | {summary[n]['test_loss']:.4f} |"
+        for n in names
+    ]
+    size = summary["size"]
+    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    lines = [
+        "# Report",
+        "",
+        "| network | test accuracy | test loss |",
+        "|---|--:|--:|",
+        *rows,
+        "",
+        f"Student: {size['num_parameters']:,} of {size['num_dense_parameters']:,} parameters, "
+        f"{size['kb']:,.2f} of {size['dense_kb']:,.2f} KB, ratio {size['ratio']:.4f}.",
+        "",
+        "![curves](curves.png)",
+        "",
+        "![sizes](sizes.png)",
+        "",
+        sizes.to_markdown(),
+        "",
+        f"{summary['device']}, Python {summary['python']}, {versions}.",
+        "",
+        "```json",
+        json.dumps(summary["config"], indent=1),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,311 @@
+"""The stages of an experiment, each of which resumes where it was stopped."""
+
+import functools
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+from jax.sharding import NamedSharding
+
+from mlg_jax._checks import check_choice
+from mlg_jax.compress import History, Projection, project_model
+from mlg_jax.config import ConfigError, ExperimentConfig, to_json
+from mlg_jax.data import Dataset, DataSpec, load_dataset
+from mlg_jax.experiment._report import write_report
+from mlg_jax.experiment._tasks import Batches, classification_loss, make_task, student_loss
+from mlg_jax.models import create_model, size_report
+from mlg_jax.train import (
+    CHECKPOINT_DIR,
+    CheckpointError,
+    claim_work_dir,
+    evaluate,
+    load_variables,
+    make_eval_step,
+    make_mesh,
+    read_metrics,
+    replicate,
+    sharded,
+    train,
+)
+
+MODES = ("train", "eval")
+_log = logging.getLogger("mlg_jax.experiment")
+
+Variables = dict[str, Any]
+
+
+def run_experiment(
+    config: ExperimentConfig, work_dir: str | Path, *, mode: str = "train"
+) -> dict[str, Any]:
+    """Runs an experiment, or what is left of it, in its work directory.
+
+    Stage 0 trains the teacher (or takes it from `teacher.checkpoint`), stage 1 projects its
+    kernels, stage 2 trains the student; then the test set is read, once, and the report written.
+
+    Args:
+        config: the experiment.
+        work_dir: holds `teacher/`, `projection/`, `student/` and `report/`.
+        mode: `train`; `eval` trains nothing and reports on what is there.
+
+    Returns:
+        The content of `report/summary.json`.
+
+    Raises:
+        ValueError: another mode.
+        WorkDirError: the work directory of another experiment.
+        CheckpointError: a checkpoint of another model, a damaged one, none where one is needed.
+        TrainingInterrupted, NonFiniteError: as from `mlg_jax.train.train`.
+    """
+    check_choice("mode", mode, MODES)
+    directory = Path(work_dir).absolute()
+    claim_work_dir(directory, to_json(config))
+    run = _Experiment(config, directory)
+    if mode == "train":
+        run.train_teacher()
+        run.project()
+        run.train_student()
+    return run.report()
+
+
+class _Experiment:
+    """The stages share data, models and mesh."""
+
+    def __init__(self, config: ExperimentConfig, directory: Path) -> None:
+        self._config, self._directory = config, directory
+        self._mesh = make_mesh()
+        self._dataset = _load(config.data, sharded(self._mesh))
+        self._key = jax.random.key(config.seed)
+        common = {
+            "num_classes": self._dataset.num_classes,
+            "stem": config.model.stem,
+            "width": config.model.width,
+            "dtype": _dtype(config.model.dtype),
+        }
+        self._teacher = create_model(config.model.name, **common)
+        self._student = create_model(
+            config.model.name,
+            **common,
+            generation=config.generation.spec,
+            weight_bits=config.generation.weight_bits,
+            activation_bits=config.generation.activation_bits,
+        )
+
+    def train_teacher(self) -> None:
+        """Stage 0; nothing to do where the teacher is given."""
+        stage = self._config.teacher
+        if stage.checkpoint is not None:
+            self._teacher_variables()
+            return
+        _log.info("teacher: %s", self._config.model.name)
+        loss_fn = classification_loss(self._teacher, stage.label_smoothing)
+        self._train("teacher", self._teacher, stage, loss_fn, self._fresh(self._teacher))
+
+    def project(self) -> None:
+        """Stage 1."""
+        if self._config.student.start == "random" or self._projection_path.exists():
+            return
+        self._projection_path.parent.mkdir(parents=True, exist_ok=True)
+        store = _NpzStore(self._projection_path.parent / "state.npz")
+        spec = self._config.projection
+        projection = project_model(
+            self._student,
+            self._teacher_variables(),
+            key=jax.random.fold_in(self._key, 1),
+            spec=spec,
+            input_shape=self._input_shape,
+            on_report=lambda step, loss: _log.info(
+                "projection: step %d of %d, loss %.6f", step, spec.num_steps, loss
+            ),
+            store=store,
+        )
+        _save_projection(self._projection_path, projection)
+        store.remove()
+
+    def train_student(self) -> None:
+        """Stage 2."""
+        stage = self._config.student
+        is_projected = stage.start == "projected"
+        start = self._projected() if is_projected else self._fresh(self._student)
+        _log.info("student: starts %s", stage.start)
+        teach = None if stage.loss == "cross_entropy" else self._teach()
+        self._train(
+            "student",
+            self._student,
+            stage,
+            student_loss(self._student, self._input_shape, stage),
+            start,
+            teach,
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Reads the test set, once, and writes the report."""
+        batches = Batches(self._dataset, self._key)
+        variables = {"teacher": (self._teacher, self._teacher_variables())}
+        if self._config.student.start == "projected":
+            variables["projected"] = (self._student, self._projected())
+        variables["student"] = (self._student, self._trained("student"))
+        test = list(batches.test())
+        summary: dict[str, Any] = {
+            name: {f"test_{k}": v for k, v in self._evaluate(model, values, test).items()}
+            for name, (model, values) in variables.items()
+        }
+        sizes = size_report(self._student, variables["student"][1], input_shape=self._input_shape)
+        curves = {
+            name: read_metrics(self._directory / name)
+            for name in ("teacher", "student")
+            if (self._directory / name).is_dir()
+        }
+        write_report(self._directory / "report", to_json(self._config), summary, sizes, curves)
+        return json.loads((self._directory / "report/summary.json").read_text())
+
+    @property
+    def _projection_path(self) -> Path:
+        return self._directory / "projection/projected.npz"
+
+    @property
+    def _input_shape(self) -> tuple[int, ...]:
+        return (1, *self._dataset.image_shape)
+
+    def _train(
+        self,
+        name: str,
+        model: nn.Module,
+        stage: Any,
+        loss_fn: Any,
+        start: Variables,
+        teach: Any = None,
+    ) -> None:
+        state = {k: v for k, v in start.items() if k != "params"}
+        key = jax.random.fold_in(self._key, {"teacher": 2, "student": 3}[name])
+        batches = Batches(self._dataset, jax.random.fold_in(key, 1), teach)
+        train(
+            make_task(self._dataset, batches, loss_fn, classification_loss(model)),
+            stage.train,
+            params=start["params"],
+            model_state=state,
+            key=key,
+            work_dir=self._directory / name,
+            config=self._stage_config(name),
+            mesh=self._mesh,
+        )
+
+    def _stage_config(self, name: str) -> dict[str, Any]:
+        """What decides a stage's numbers."""
+        whole = to_json(self._config)
+        left_out = ("generation", "student", "projection") if name == "teacher" else ()
+        return {k: v for k, v in whole.items() if k not in left_out}
+
+    def _fresh(self, model: nn.Module) -> Variables:
+        return jax.jit(model.init)(jax.random.fold_in(self._key, 4), jnp.zeros(self._input_shape))
+
+    def _teach(self) -> Any:
+        """Teacher logits of normalised images, compiled; its variables are on every device."""
+        variables = replicate(self._teacher_variables(), self._mesh)
+        apply = jax.jit(functools.partial(self._teacher.apply, train=False))
+        return lambda image: apply(variables, image)
+
+    def _teacher_variables(self) -> Variables:
+        given = self._config.teacher.checkpoint
+        directory = self._directory / "teacher" / CHECKPOINT_DIR if given is None else Path(given)
+        return self._loaded(directory, self._teacher)
+
+    def _trained(self, name: str) -> Variables:
+        return self._loaded(self._directory / name / CHECKPOINT_DIR, self._student)
+
+    def _loaded(self, directory: Path, model: nn.Module) -> Variables:
+        params, state, _ = load_variables(directory)
+        variables = {"params": params, **state}
+        _check_fits(directory, variables, self._shapes(model))
+        return variables
+
+    def _projected(self) -> Variables:
+        if not self._projection_path.exists():
+            raise CheckpointError(f"No projection at {self._projection_path}; run --mode=train.")
+        with np.load(self._projection_path) as archive:
+            flat = {tuple(name.split("/")): archive[name] for name in archive.files}
+        return traverse_util.unflatten_dict(flat)
+
+    def _shapes(self, model: nn.Module) -> Any:
+        x = jax.ShapeDtypeStruct(self._input_shape, jnp.float32)
+        return jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), x)
+
+    def _evaluate(self, model: nn.Module, variables: Variables, batches: Any) -> dict[str, float]:
+        values = replicate(variables, self._mesh)
+        state = {k: v for k, v in values.items() if k != "params"}
+        step = make_eval_step(classification_loss(model), self._mesh)
+        return evaluate(step, batches, params=values["params"], model_state=state, mesh=self._mesh)
+
+
+def _load(spec: DataSpec, sharding: NamedSharding) -> Dataset:
+    try:
+        return load_dataset(spec, sharding=sharding)
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"config.data: {error}") from error
+
+
+def _dtype(name: str) -> Any:
+    if name == "auto":
+        return jnp.bfloat16 if jax.default_backend() == "gpu" else None
+    return None if name == "float32" else jnp.dtype(name)
+
+
+def _check_fits(directory: Path, variables: Variables, expected: Any) -> None:
+    """Raises CheckpointError, naming the first array that is not the model's."""
+    found = {k: np.shape(v) for k, v in traverse_util.flatten_dict(variables, sep="/").items()}
+    wanted = {k: v.shape for k, v in traverse_util.flatten_dict(expected, sep="/").items()}
+    for name in sorted({*found, *wanted}):
+        if found.get(name) != wanted.get(name):
+            raise CheckpointError(
+                f"The checkpoint in {directory} is of another model: {name} is "
+                f"{found.get(name, 'absent')} there and {wanted.get(name, 'absent')} here."
+            )
+
+
+class _NpzStore:
+    """The state of a projection under way, in one file that is replaced as a whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def load(self) -> tuple[list[np.ndarray], History] | None:
+        """The state, if there is one."""
+        if not self._path.exists():
+            return None
+        with np.load(self._path) as archive:
+            history = tuple((int(step), float(loss)) for step, loss in archive["history"])
+            leaves = [archive[f"leaf{i}"] for i in range(len(archive.files) - 1)]
+        _log.info("projection: resumes after %d reports", len(history))
+        return leaves, history
+
+    def save(self, leaves: Any, history: History) -> None:
+        """Replaces the state."""
+        arrays = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+        _save_npz(self._path, arrays | {"history": np.asarray(history, np.float64)})
+
+    def remove(self) -> None:
+        """Forgets the state: the projection is done."""
+        self._path.unlink(missing_ok=True)
+
+
+def _save_projection(path: Path, projection: Projection) -> None:
+    flat = traverse_util.flatten_dict(projection.variables, sep="/")
+    curve = {"errors": projection.errors, "history": projection.history}
+    path.with_name("projection.json").write_text(json.dumps(curve, indent=1))
+    _save_npz(path, flat)
+
+
+def _save_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()})
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

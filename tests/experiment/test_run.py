@@ -1,0 +1,211 @@
+"""The pipeline on synthetic data, end to end: stages, report, resumption, refusals."""
+
+import json
+import logging
+
+import flax.traverse_util
+import numpy as np
+import pytest
+
+from mlg_jax.cli import main
+from mlg_jax.config import parse_config
+from mlg_jax.data import DataSpec, SyntheticSpec
+from mlg_jax.experiment import _run, run_experiment
+from mlg_jax.train import CheckpointError, WorkDirError, load_variables, read_metrics
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+def settings(**student):
+    loop = {
+        "num_epochs": 3,
+        "optimizer": {"name": "adamw"},
+        "schedule": {"name": "cosine", "learning_rate": 5e-3},
+        "log_every_steps": 4,
+    }
+    data = {
+        "name": "synthetic",
+        "image_size": 8,
+        "num_validation": 32,
+        "batch_size": 32,
+        "eval_batch_size": 64,
+        "augment": {"crop_padding": 1, "horizontal_flip": True},
+        "synthetic": {"num_classes": 4, "num_train": 288, "num_test": 100},
+    }
+    return {
+        "data": data,
+        "model": {"name": "resnet10", "width": 0.125},
+        "generation": {
+            "base_in": 2,
+            "base_out": 6,
+            "basis_bits": 4,
+            "coeff_in_bits": 6,
+            "coeff_out_bits": 4,
+            "weight_bits": 8,
+        },
+        "teacher": {"train": loop},
+        "projection": {"num_steps": 40},
+        "student": {"train": loop, "penalty": 0.01, **student},
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One whole experiment: its directory and summary."""
+    directory = tmp_path_factory.mktemp("experiment")
+    return directory, run_experiment(parse_config(settings()), directory)
+
+
+def test_summary_has_the_promised_keys(finished):
+    directory, summary = finished
+    assert summary == json.loads((directory / "report/summary.json").read_text())
+    for name in ("teacher", "projected", "student"):
+        assert 0.0 <= summary[name]["test_accuracy"] <= 1.0
+    assert summary["teacher"]["test_accuracy"] > 0.9  # the patterns are easy; chance is 0.25
+    assert summary["student"]["test_accuracy"] > summary["projected"]["test_accuracy"]
+    assert summary["size"]["num_parameters"] < 0.3 * summary["size"]["num_dense_parameters"]
+    assert summary["size"]["ratio"] == summary["size"]["kb"] / summary["size"]["dense_kb"]
+    assert summary["config"]["generation"]["base_out"] == 6
+
+
+def test_report_shows_tables_and_pictures(finished):
+    directory, summary = finished
+    text = (directory / "report/report.md").read_text()
+    assert f"| student | {summary['student']['test_accuracy']:.2%} |" in text
+    assert "| stage1_block1/conv1 | conv |" in text
+    for name in ("curves.png", "sizes.png"):
+        assert (directory / "report" / name).read_bytes().startswith(b"\x89PNG")
+        assert f"({name})" in text
+
+
+def test_losses_fall_and_penalty_is_logged(finished):
+    directory, _ = finished
+    for stage in ("teacher", "student"):
+        lines = [r for r in read_metrics(directory / stage) if r["kind"] == "train"]
+        assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[0]["penalty"] > 0
+
+
+def test_every_factor_trains_in_stage_two(finished):
+    directory, _ = finished
+    with np.load(directory / "projection/projected.npz") as archive:
+        start = {n: archive[n] for n in archive.files if n.startswith("params/")}
+    params, _, _ = load_variables(directory / "student/checkpoints", which="latest")
+    after = flax.traverse_util.flatten_dict(params, sep="/")
+    factors = [n for n in start if n.endswith(("basis", "coeff_in", "coeff_out"))]
+    assert len({n.rsplit("/", 1)[1] for n in factors}) == 3
+    for name in factors:
+        assert np.mean(start[name] != after[name.removeprefix("params/")]) > 0.9, name
+
+
+def test_a_finished_experiment_is_only_reported_again(finished, caplog):
+    directory, summary = finished
+    with caplog.at_level(logging.INFO, "mlg_jax.experiment"):
+        again = run_experiment(parse_config(settings()), directory, mode="eval")
+    assert again == summary
+    assert not any("projection: step" in m for m in caplog.messages)
+
+
+def test_an_interrupted_projection_gives_the_same_bits(finished, tmp_path, monkeypatch):
+    directory, _ = finished
+    checkpoint = str(directory / "teacher/checkpoints")
+    raw = settings()
+    raw["teacher"]["checkpoint"] = checkpoint
+    raw["projection"]["num_steps"] = 240
+    config = parse_config(raw)
+
+    def project(work_dir):
+        run = _run._Experiment(config, work_dir)
+        run.project()
+        with np.load(work_dir / "projection/projected.npz") as archive:
+            return {name: archive[name] for name in archive.files}
+
+    whole = project(tmp_path / "whole")
+    real_save = _run._NpzStore.save
+
+    def save_and_die(self, leaves, history):
+        real_save(self, leaves, history)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_run._NpzStore, "save", save_and_die)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            project(tmp_path / "cut")
+    monkeypatch.setattr(_run._NpzStore, "save", real_save)
+    resumed = project(tmp_path / "cut")
+    assert whole.keys() == resumed.keys()
+    assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
+    assert not (tmp_path / "cut/projection/state.npz").exists()
+
+
+def test_augmentation_follows_from_epoch_and_step():
+    import jax
+
+    from mlg_jax.data import load_dataset
+    from mlg_jax.experiment._tasks import Batches
+
+    spec = parse_config(settings()).data
+    assert spec == DataSpec(
+        name="synthetic",
+        image_size=8,
+        num_validation=32,
+        batch_size=32,
+        eval_batch_size=64,
+        augment=spec.augment,
+        synthetic=SyntheticSpec(num_classes=4, num_train=288, num_test=100),
+    )
+    batches = Batches(load_dataset(spec), jax.random.key(0))
+    whole, rest = list(batches.train(1, 0)), list(batches.train(1, 5))
+    assert len(whole) == 8 and len(rest) == 3
+    for left, right in zip(whole[5:], rest, strict=True):
+        assert np.array_equal(left["image"], right["image"])
+    other = next(iter(batches.train(2, 0)))
+    assert not np.array_equal(other["image"], whole[0]["image"])
+
+
+@pytest.mark.bad_input
+def test_work_directory_of_another_experiment(finished):
+    directory, _ = finished
+    with pytest.raises(WorkDirError, match=r"another experiment: `student.beta` was 0.9, now 0.5"):
+        run_experiment(parse_config(settings(beta=0.5)), directory)
+
+
+@pytest.mark.bad_input
+def test_teacher_of_another_model(finished, tmp_path):
+    directory, _ = finished
+    raw = settings()
+    raw["teacher"]["checkpoint"] = str(directory / "teacher/checkpoints")
+    raw["model"]["width"] = 0.25
+    with pytest.raises(CheckpointError, match=r"of another model: batch_stats/.* is \(8,\) there"):
+        run_experiment(parse_config(raw), tmp_path)
+    raw["teacher"]["checkpoint"] = str(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="No checkpoint in .*nothing: there is no such dir"):
+        run_experiment(parse_config(raw), tmp_path / "other")
+
+
+@pytest.mark.bad_input
+def test_unknown_mode(tmp_path):
+    with pytest.raises(ValueError, match=r"`mode` must be one of \['eval', 'train'\]; got 'test'"):
+        run_experiment(parse_config(settings()), tmp_path, mode="test")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("data.name=cifar10", "prepare"),
+        ("studnet.penalty=1", "config.studnet does not exist"),
+    ],
+)
+def test_command_line_stops_with_one_line(override, message, tmp_path, capsys):
+    status = main(
+        [
+            "--config=configs/quickstart.py",
+            f"--workdir={tmp_path}",
+            f"--config.data.data_dir={tmp_path}",
+            "--config.data.download=false",
+            f"--config.{override}",
+        ]
+    )
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == 2 and error.startswith("error: ") and message in error

@@ -1,0 +1,115 @@
+"""The schema: what configuration files say arrives typed; what does not fit is named."""
+
+import json
+import pathlib
+
+import pytest
+
+from mlg_jax.cli import load_config
+from mlg_jax.config import ConfigError, ExperimentConfig, parse_config, to_json
+from mlg_jax.quant import QuantSpec
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+PAPER = CONFIGS[0].with_name("cifar10_resnet18.py")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_configuration_parses_and_names_its_command(path):
+    config = load_config(path)
+    assert isinstance(config, ExperimentConfig) and isinstance(hash(config), int)
+    assert f"python launch.py --config=configs/{path.name}" in path.read_text()
+    assert json.loads(json.dumps(to_json(config)))["model"]["name"] == config.model.name
+
+
+def test_configurations_are_locked():
+    import runpy
+
+    config = runpy.run_path(str(PAPER))["get_config"]()
+    with pytest.raises((AttributeError, KeyError)):
+        config.sede = 1
+
+
+def test_the_papers_recipe_is_the_papers():
+    config = load_config(PAPER)
+    spec = config.generation.spec
+    assert (spec.base_in, spec.base_out) == (2, 44)
+    assert (spec.basis, spec.coeff_in, spec.coeff_out) == tuple(map(QuantSpec, (3, 6, 3)))
+    for stage in (config.teacher, config.student):
+        assert stage.train.num_epochs == 200
+        assert stage.train.optimizer.name == "radam"
+        assert stage.train.optimizer.weight_decay == 5e-4
+        assert stage.train.schedule.learning_rate == 2e-3
+    student = config.student
+    assert (student.beta, student.temperature, student.penalty) == (0.9, 3.0, 0.05)
+    assert config.projection.num_steps == 3000
+
+
+def test_overrides_are_literals_else_strings():
+    config = load_config(
+        PAPER,
+        [
+            "--config.seed=7",
+            "--config.student.penalty=1e-2",
+            "--config.generation.basis_bits=none",
+            "--config.teacher.checkpoint=runs/a/teacher/checkpoints",
+            "--config.data.augment.horizontal_flip=false",
+            "--config.data.mean=[0.5, 0.5, 0.5]",
+            "--config.student.train.optimizer.clip_norm=1.5",
+        ],
+    )
+    assert config.seed == 7 and config.student.penalty == 0.01
+    assert config.generation.spec.basis.bits is None
+    assert config.teacher.checkpoint == "runs/a/teacher/checkpoints"
+    assert config.data.augment.horizontal_flip is False
+    assert config.data.mean == (0.5, 0.5, 0.5)
+    assert config.student.train.optimizer.clip_norm == 1.5
+    assert config.teacher.train.optimizer.clip_norm is None
+
+
+def test_recommended_ratio_by_width():
+    overrides = ["--config.generation.ratio=recommended", "--config.generation.coeff_out_bits=none"]
+    spec = load_config(PAPER, overrides).generation.spec
+    assert (spec.basis.ratio, spec.coeff_in.ratio, spec.coeff_out.ratio) == (0.4, 0.6, 1.0)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        (
+            "sede=1",
+            r"config\.sede does not exist \(got 1\); it has data, generation, model, .*seed",
+        ),
+        ("student.penalti=0.1", r"config\.student\.penalti does not exist .*; it has .*penalty"),
+        ("data.augment.flip=1", r"config\.data\.augment\.flip does not exist .*horizontal_flip"),
+        ("student.penalty=high", r"config\.student: `penalty` must be a number .*; got 'high'"),
+        ("model.name=resnet19", r"config\.model: `name` must be one of .*; got 'resnet19'"),
+        ("model.dtype=fp8", r"config\.model: `dtype` must be one of .*'bfloat16'.*; got 'fp8'"),
+        ("data.name=cifar11", r"config\.data: `name` must be one of .*'cifar10'.*got 'cifar11'"),
+        ("data.batch_size=0", r"config\.data: `batch_size` must be .*; got 0"),
+        ("generation.basis_bits=33", r"config\.generation: `bits` must be .*\[1, 16\]; got 33"),
+        ("generation.ratio=all", r"config\.generation: `ratio` must be one of \['recommended'\]"),
+        ("student.loss=kd", r"config\.student: `loss` must be one of .*'distillation'.*; got 'kd'"),
+        ("student.train.optimizer.name=lion", r"config\.student\.train\.optimizer: `name` must be"),
+        ("teacher.train=3", r"config\.teacher\.train must have parts \(.*num_epochs.*\); got 3"),
+        ("seed.x=3", r"config\.seed\.x must name a value; 'seed' has no parts"),
+        ("projection.method=pca", r"config\.projection: `method` must be one of .*; got 'pca'"),
+    ],
+)
+def test_wrong_keys_and_values(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(PAPER, [f"--config.{override}"])
+
+
+@pytest.mark.bad_input
+def test_wrong_files(tmp_path):
+    with pytest.raises(ConfigError, match="`config` must be a Python file; there is no nowhere.py"):
+        load_config("nowhere.py")
+    empty = tmp_path / "empty.py"
+    empty.write_text("")
+    with pytest.raises(ConfigError, match=r"`config` must define get_config\(\); .*empty.py does"):
+        load_config(empty)
+    with pytest.raises(ConfigError, match=r"--config.seed must have a value: --config.seed=VALUE"):
+        load_config(PAPER, ["--config.seed"])
+    with pytest.raises(ConfigError, match=r"config\.data is missing"):
+        parse_config({})

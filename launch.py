@@ -2,7 +2,7 @@
 
 import sys
 
-from mlg_jax.cli import main
+from mlg_jax.experiment import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,9 +10,8 @@ from typing import Any
 import ml_collections
 
 from mlg_jax._checks import check_choice, check_instance, check_integer, check_real
-from mlg_jax.compress import ProjectionSpec
 from mlg_jax.data import DataSpec
-from mlg_jax.generation import GenerationSpec
+from mlg_jax.generation import GenerationSpec, ProjectionSpec
 from mlg_jax.models import MODELS
 from mlg_jax.quant import QuantSpec, recommended_ratio
 from mlg_jax.train import TrainSpec
@@ -179,7 +178,7 @@ def parse_config(
         ConfigError: an unknown key (lists those there are), a missing one, or a value that does
             not fit (says what would).
     """
-    tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else _copied(config)
+    tree = _copied(config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config)
     for key, text in (overrides or {}).items():
         _override(tree, key, text)
     built = _build(ExperimentConfig, tree, "config")
@@ -196,6 +195,7 @@ def to_json(config: Any) -> Any:
 
 
 def _copied(tree: Any) -> Any:
+    """Parts of its own at every place: a file may use one mapping in two."""
     return {k: _copied(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
 
 

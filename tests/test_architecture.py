@@ -95,11 +95,7 @@ def test_no_future_annotations():
 def test_the_numeric_core_imports_without_the_data_and_training_libraries():
     """A CUDA machine has jax, flax and optax, and not always the rest."""
     heavy = sorted(set(ONLY_IN) - {"optax"})
-    code = (
-        "import sys\n"
-        f"for name in {heavy}: sys.modules[name] = None\n"
-        "import mlg_jax, mlg_jax.compress\n"
-    )
+    code = f"import sys\nfor name in {heavy}: sys.modules[name] = None\nimport mlg_jax\n"
     import subprocess
     import sys
 

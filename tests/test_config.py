@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from mlg_jax.cli import load_config
 from mlg_jax.config import ConfigError, ExperimentConfig, parse_config, to_json
+from mlg_jax.experiment import load_config
 from mlg_jax.quant import QuantSpec
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))

@@ -11,6 +11,7 @@ from mlg_jax.generation._generate import generate_kernel as generate_kernel
 from mlg_jax.generation._orthogonality import orthogonality_penalty as orthogonality_penalty
 from mlg_jax.generation._project import Factors as Factors
 from mlg_jax.generation._project import project_kernel as project_kernel
+from mlg_jax.generation._projection_spec import ProjectionSpec as ProjectionSpec
 from mlg_jax.generation._spec import INITS as INITS
 from mlg_jax.generation._spec import FactorShapes as FactorShapes
 from mlg_jax.generation._spec import GenerationSpec as GenerationSpec

@@ -7,10 +7,9 @@ import flax.traverse_util
 import numpy as np
 import pytest
 
-from mlg_jax.cli import main
 from mlg_jax.config import parse_config
 from mlg_jax.data import DataSpec, SyntheticSpec
-from mlg_jax.experiment import _run, run_experiment
+from mlg_jax.experiment import _run, main, run_experiment
 from mlg_jax.train import CheckpointError, WorkDirError, load_variables, read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

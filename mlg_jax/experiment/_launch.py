@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlg_jax.config import ConfigError, ExperimentConfig, parse_config
-from mlg_jax.experiment import MODES, run_experiment
+from mlg_jax.experiment._run import MODES, run_experiment
 from mlg_jax.train import (
     CheckpointError,
     NonFiniteError,

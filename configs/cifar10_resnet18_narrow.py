@@ -16,7 +16,8 @@ def get_config():
         config.generation.base_out = 16
         config.projection.num_steps = 1000
         loop = {
-            "num_epochs": 10,
+            "num_epochs": 8,
+            "eval_every_epochs": 2,
             "optimizer": {"name": "adamw", "weight_decay": 5e-4},
             "schedule": {"name": "one_cycle", "learning_rate": 5e-3},
         }

@@ -6,6 +6,7 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
@@ -24,12 +25,16 @@ def test_named_files_exist(path):
 
 
 def test_readme_code_runs():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
 
 
 def test_the_build_runs_the_readmes_test_command():
-    command = re.search(r"&& (pytest.*)", (ROOT / "README.md").read_text()).group(1)
-    assert command in (ROOT / ".ci/run").read_text().splitlines()
+    first, second = re.findall(r"^    (pip install .*|pytest.*)$", README.read_text(), re.MULTILINE)
+    build = (ROOT / ".ci/run").read_text().splitlines()
+    assert second in build
+    config = re.search(r"--config=(\S+)", first).group(1)
+    assert first.startswith('pip install -e ".[test]" && python launch.py')
+    assert (ROOT / config).exists()

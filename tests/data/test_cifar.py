@@ -114,7 +114,8 @@ def test_load_dataset_downloads_what_is_missing(server, tmp_path, monkeypatch):
 def test_an_archive_on_disk(tmp_path):
     path = tmp_path / "a.tar.gz"
     md5 = write_archive(path, "cifar10", cifar_files("cifar10"))
-    prepare_cifar("cifar10", str(tmp_path / "data"), url=path.as_uri(), md5=md5)
+    prepared = prepare_cifar("cifar10", str(tmp_path / "data"), url=path.as_uri(), md5=md5)
+    assert list(pathlib.Path(prepared).rglob("*.array_record*"))
 
 
 @pytest.mark.bad_input

@@ -63,7 +63,7 @@ def test_weight_and_activation_bits_reach_the_layers():
 @pytest.mark.parametrize(
     "name, options, error, message",
     [
-        ("resnet19", {}, ValueError, r"`name` must be one of \['resnet101', .*got 'resnet19'"),
+        ("resnet19", {}, ValueError, r"`name` must be one of \['resnet10', .*got 'resnet19'"),
         (
             "resnet18",
             {"num_classes": 0},

@@ -4,7 +4,9 @@ from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
@@ -44,9 +46,33 @@ def check_real(
         raise ValueError(f"`{name}` must be {allowed}; got {value!r}.")
 
 
+def check_pair(name: str, value: Any, minimum: int) -> None:
+    """Raises unless `value` is a tuple of two integers of at least `minimum`."""
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise TypeError(f"`{name}` must be a tuple of two integers >= {minimum}; got {value!r}.")
+    for entry in value:
+        check_integer(name, entry, minimum)
+
+
+def check_float_dtype(name: str, dtype: Any) -> None:
+    """Raises TypeError unless `dtype` names a floating-point type that JAX has switched on."""
+    try:
+        is_floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        is_floating = False
+    if not is_floating:
+        raise TypeError(f"`{name}` must be a floating-point dtype; got {dtype!r}.")
+    if jnp.dtype(dtype).itemsize == 8 and not jax.config.read("jax_enable_x64"):
+        raise ValueError(
+            f"`{name}` must be of 32 bits or fewer unless jax_enable_x64; got float64."
+        )
+
+
 def check_floating(name: str, array: Any) -> None:
-    """Raises TypeError unless `array` has a floating-point dtype."""
-    dtype = jnp.result_type(array)
+    """Raises TypeError unless `array` is an array with a floating-point dtype."""
+    if not isinstance(array, jax.Array | np.ndarray | np.generic):
+        raise TypeError(f"`{name}` must be an array; got {array!r}.")
+    dtype = array.dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(f"`{name}` must have a floating-point dtype; got {dtype}.")
 

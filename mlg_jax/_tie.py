@@ -9,20 +9,22 @@ from jax import Array
 
 
 def zero_that_depends_on(tree: Any) -> Array:
-    """A float32 zero that the compiler can only know once `tree` has been computed.
+    """A float32 zero that the compiler can only know once the first array of `tree` is computed.
 
-    `min(|x[0]|, 0)` is zero for every number, and XLA does not simplify it. Optimization barriers
-    would say the same, but XLA:CPU expands them away before common-subexpression elimination, which
-    then merges a recomputation with the original (measured with jax 0.10.2).
+    "x if x < -inf else 0" is zero for every x, NaN included, and XLA does not simplify it.
+    Optimization barriers would say the same, but XLA:CPU expands them away before
+    common-subexpression elimination, which then merges a recomputation with the original
+    (measured with jax 0.10.2).
     """
     leaf = next(x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating))
-    return jnp.minimum(jnp.abs(leaf.reshape(-1)[:1].astype(jnp.float32)), 0.0).sum()
+    entry = leaf.reshape(-1)[0].astype(jnp.float32)
+    return jnp.where(entry < -jnp.inf, entry, 0.0)
 
 
 def tie(tree: Any, to: Any) -> Any:
     """Returns `tree` unchanged in value, every floating leaf of it available only after `to`.
 
-    Adding zero turns -0.0 into +0.0 and passes NaN on from `to`; use it where neither matters.
+    Adding zero turns -0.0 into +0.0; use it where that does not matter.
     """
     zero = zero_that_depends_on(to)
     return jax.tree.map(
@@ -38,6 +40,9 @@ def rebuild_in_backward(
     Forward: `fn(factors, x)`.
     Backward: the vector-Jacobian product of `fn`, evaluated anew once the cotangent is there.
     Residuals: `factors` and `x`; what `fn` makes of the factors (the kernel) is never kept.
+    Both times the factors wait for what they meet, `x` or the cotangent: else all kernels of a
+    network are built at the start (ResNet-18, batch 1, temporaries of the training step: 38 MiB;
+    64 without the first tie, 76 without the second, 102 without both).
     Reverse mode only, to any order.
     """
 
@@ -51,8 +56,7 @@ def rebuild_in_backward(
     def call_bwd(residuals: tuple[Any, Array], cotangent: Array) -> tuple[Any, Array]:
         factors, x = residuals
         _, vjp = jax.vjp(fn, tie(factors, to=cotangent), x)
-        d_factors, d_x = vjp(cotangent)
-        return d_factors, tie(d_x, to=d_factors)
+        return vjp(cotangent)
 
     call.defvjp(call_fwd, call_bwd)
     return call

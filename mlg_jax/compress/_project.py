@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Protocol
 
 import jax
@@ -12,14 +12,15 @@ import optax
 from flax import linen as nn
 from flax import traverse_util
 
-from mlg_jax._checks import check_integer
+from mlg_jax._checks import check_instance, check_integer
 from mlg_jax._types import Array, KernelShape, Key, LayerRecord
 from mlg_jax.generation import ProjectionSpec, from_layout, generate_kernel, project_kernel
 from mlg_jax.layers import GeneratedKernel, layer_records
-from mlg_jax.quant import fake_quantize, unquantize
+from mlg_jax.quant import fake_quantize, unquantize, wide
 from mlg_jax.train import scale_by_radam
 
 _DEFAULT = ProjectionSpec()
+_TANH_SCHEMES = ("dorefa_sym", "dorefa", "dorefa_pos", "ewgs")
 _REPRESENTABLE = 0.9  # tanh schemes hold |value| < 1; factors are balanced to stay below this
 
 History = tuple[tuple[int, float], ...]
@@ -84,11 +85,13 @@ def project_model(
     Reference: https://arxiv.org/abs/2108.11430, section 3 ("l2 projection").
     """
     check_integer("report_every", report_every, 1)
+    check_instance("spec", spec, ProjectionSpec)
     shape = tuple(model.input_shape if input_shape is None else input_shape)
     groups = _group(layer_records(model, shape))
     variables = _copy(model, shape, groups, teacher_variables)
     targets = {k: _targets(v, teacher_variables["params"]) for k, v in groups.items()}
-    start = _drawn(groups, key) if spec.method == "l2" else _decomposed(targets)
+    dtypes = {k: t.dtype for k, t in targets.items()}
+    start = _drawn(groups, dtypes, key) if spec.method == "l2" else _decomposed(targets)
     factors = start
     history: History = ()
     if spec.method != "svd":
@@ -116,7 +119,7 @@ def _copy(
 ) -> dict[str, Flat]:
     """The student's variables by path, taken from the teacher; generated factors are left out.
 
-    Of the states a teacher may lack the ranges of activation quantisers, which start at zero.
+    A teacher may lack the ranges of activation quantisers, which start unset, and nothing else.
     """
     x = jax.ShapeDtypeStruct(input_shape, jnp.float32)
     shapes = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), x)
@@ -135,12 +138,21 @@ def _copy(
                 continue
             if path in source:
                 _check_shape(collection, path, source[path].shape, leaf.shape)
-            elif collection == "params":
+            elif "input_quant" not in path:
                 raise ValueError(
-                    f"`teacher_variables` must hold params {'/'.join(path)}; it is missing."
+                    f"`teacher_variables` must hold {collection} {'/'.join(path)}; it is missing."
                 )
-            value = source.get(path, jnp.zeros(leaf.shape))
-            copied[collection][path] = jnp.asarray(value, leaf.dtype)
+            value = source.pop(path, None)
+            copied[collection][path] = jnp.zeros(leaf.shape, leaf.dtype)
+            if value is not None:
+                copied[collection][path] = jnp.asarray(value, leaf.dtype)
+        kernels = {(*r.path, "kernel") for members in groups.values() for r in members}
+        surplus = sorted("/".join(path) for path in set(source) - kernels)
+        if surplus:
+            raise ValueError(
+                f"`teacher_variables` must be of the student's architecture; got {collection} "
+                f"{surplus[0]}, which the student has not."
+            )
     return copied
 
 
@@ -177,11 +189,13 @@ def _targets(records: Sequence[LayerRecord], teacher_params: Any) -> Array:
             node = node[name]
         assert record.kernel is not None
         _check_shape("params", (*record.path, "kernel"), node.shape, record.kernel.layout)
-        kernels.append(from_layout(jnp.asarray(node, jnp.float32)))
+        kernels.append(from_layout(wide(node)))
     return jnp.stack(kernels)
 
 
-def _drawn(groups: Mapping[GroupKey, Sequence[LayerRecord]], key: Key) -> dict[GroupKey, Factors]:
+def _drawn(
+    groups: Mapping[GroupKey, Sequence[LayerRecord]], dtypes: Mapping[GroupKey, Any], key: Key
+) -> dict[GroupKey, Factors]:
     """Initial values as the layers draw theirs, stacked by group."""
     start: dict[GroupKey, Factors] = {}
     for group, members in groups.items():
@@ -190,7 +204,7 @@ def _drawn(groups: Mapping[GroupKey, Sequence[LayerRecord]], key: Key) -> dict[G
         for entry in provider.records(shape):
             key, subkey = jax.random.split(key)
             draw = provider.initializer(entry.name, shape)
-            start[group][entry.name] = draw(subkey, (len(members), *entry.shape), jnp.float32)
+            start[group][entry.name] = draw(subkey, (len(members), *entry.shape), dtypes[group])
     return start
 
 
@@ -206,24 +220,31 @@ def _svd_start(provider: GeneratedKernel, kernel: Array) -> Factors:
     """Parameters whose unrounded generated kernel is the projection of `kernel`."""
     factors = project_kernel(kernel, provider.spec)._asdict()
     present = {name: value for name, value in factors.items() if value is not None}
-    balanced = _balance(present)
-    return {n: unquantize(v, getattr(provider.spec, n)) for n, v in balanced.items()}
+    specs = {name: getattr(provider.spec, name) for name in present}
+    bounded = {n for n, s in specs.items() if s.bits is not None and s.scheme in _TANH_SCHEMES}
+    balanced = _balance(present, bounded)
+    return {n: unquantize(v, specs[n]) for n, v in balanced.items()}
 
 
-def _balance(factors: Factors) -> Factors:
+def _balance(factors: Factors, bounded: Set[str]) -> Factors:
     """The same product with factors of equal largest entry, base by base.
 
-    Every factor has one grid per tensor, so bases of unlike scale would waste its levels; and the
-    tanh schemes hold values below one only.
+    Every factor has one grid per tensor, so bases of unlike scale would waste its levels. The
+    `bounded` ones hold values below one only: what they cannot hold goes to the others, or, where
+    all are bounded, is lost to a kernel of entries that large.
     """
     axes = {"basis": (1, 2), "coeff_in": (1, 2), "coeff_out": (0,)}
     peaks = {n: jnp.max(jnp.abs(v), axes[n]) + 1e-12 for n, v in factors.items()}  # each [Bo]
     product = functools.reduce(jnp.multiply, peaks.values())
-    level = jnp.minimum(product ** (1.0 / len(peaks)), _REPRESENTABLE)
+    level = product ** (1.0 / len(peaks))
+    capped = jnp.minimum(level, _REPRESENTABLE)
+    num_free = len(factors) - len(bounded)
+    free = level * (level / capped) ** (len(bounded) / max(num_free, 1))
 
     def rescale(name: str, value: Array) -> Array:
         shape = (1, -1) if name == "coeff_out" else (-1, 1, 1)
-        return value * (level / peaks[name]).reshape(shape)
+        wanted = capped if name in bounded else free
+        return value * (wanted / peaks[name]).reshape(shape)
 
     return {name: rescale(name, value) for name, value in factors.items()}
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from mlg_jax._types import Array, Float
 from mlg_jax.generation._generate import check_factors
+from mlg_jax.quant import wide
 
 _EPSILON = 1e-8  # added to a column's norm, as published
 
@@ -34,6 +35,8 @@ def orthogonality_penalty(
     Reference: https://arxiv.org/abs/2108.11430, section 3.
     """
     check_factors(basis, coeff_in, coeff_out)
+    dtype = basis.dtype
+    basis, coeff_in, coeff_out = jax.tree.map(wide, (basis, coeff_in, coeff_out))
     penalty = jnp.zeros((), basis.dtype)
     if coeff_in is None:
         penalty += _distance(_gram(basis.reshape(basis.shape[0], -1)))
@@ -41,7 +44,7 @@ def orthogonality_penalty(
         penalty += _distance(_gram(basis)) + _distance(_gram(_unit_columns(coeff_in).mT))
     if coeff_out is not None:
         penalty += _distance(_gram(_unit_columns(coeff_out).mT))
-    return penalty
+    return penalty.astype(dtype)
 
 
 def _gram(rows: Float[Array, "*b r n"]) -> Float[Array, "*b r r"]:

@@ -2,11 +2,13 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from mlg_jax._checks import check_floating, check_instance
 from mlg_jax._types import Array, Float, KernelShape
-from mlg_jax.generation._spec import GenerationSpec
+from mlg_jax.generation._spec import FactorShapes, GenerationSpec
+from mlg_jax.quant import wide
 
 
 class Factors(NamedTuple):
@@ -46,6 +48,12 @@ def project_kernel(kernel: Float[Array, "o c k"], spec: GenerationSpec) -> Facto
     shapes = spec.resolve(KernelShape(out_channels, in_channels, (taps, 1)))
     if shapes is None:
         return Factors(kernel, None, None)
+    factors = _decompose(wide(kernel), shapes)  # no decompositions in 16 bits
+    return jax.tree.map(lambda f: f.astype(kernel.dtype), factors)
+
+
+def _decompose(kernel: Float[Array, "o c k"], shapes: FactorShapes) -> Factors:
+    """The truncated decompositions, of both levels or of the one there is."""
     coeff_out, rows = _split_rows(kernel, shapes.basis[0] if shapes.coeff_out else None)
     if shapes.coeff_in is None:
         return Factors(rows, None, coeff_out)

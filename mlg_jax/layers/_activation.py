@@ -1,5 +1,8 @@
 """Activation functions and the quantiser of activations with its running range."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -20,13 +23,16 @@ class ActivationQuantizer(nn.Module):
     """
 
     spec: ActivationSpec
+    param_dtype: Any = jnp.float32  # of the range
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Quantises `x`, any shape, floating."""
         if self.spec.scheme != "normal":
             return quantize_activation(x, self.spec)
-        stats = self.variable("batch_stats", "range", lambda: _to_dict(initial_range()))
+        stats = self.variable(
+            "batch_stats", "range", lambda: _to_dict(initial_range(self.param_dtype))
+        )
         state = ActivationRange(**stats.value)
         if train and not self.is_initializing():
             state = update_range(state, x)
@@ -42,9 +48,6 @@ def _to_dict(state: ActivationRange) -> dict[str, Array]:
 
 def _before_training(state: ActivationRange, x: Array) -> ActivationRange:
     """The range to evaluate with; a model that has seen no batch yet takes this one's."""
-    fresh = update_range(initial_range(), x)
-    return ActivationRange(
-        jnp.where(state.is_set, state.minimum, fresh.minimum),
-        jnp.where(state.is_set, state.maximum, fresh.maximum),
-        state.is_set,
+    return jax.lax.cond(
+        state.is_set, lambda: state, lambda: update_range(initial_range(state.minimum.dtype), x)
     )

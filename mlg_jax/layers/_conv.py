@@ -6,7 +6,13 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mlg_jax._checks import check_choice, check_floating, check_integer
+from mlg_jax._checks import (
+    check_choice,
+    check_floating,
+    check_instance,
+    check_integer,
+    check_pair,
+)
 from mlg_jax._types import Array, KernelShape, LayerRecord
 from mlg_jax.generation import convolve
 from mlg_jax.layers._activation import ActivationQuantizer
@@ -55,8 +61,9 @@ class Conv(nn.Module):
         """Convolves `x`, `[N, H, W, C]`, floating."""
         self._check(x)
         if self.input_quant.bits is not None:
-            x = ActivationQuantizer(self.input_quant, name="input_quant")(x, train=train)
-        padding = self.padding or tuple((k // 2, k // 2) for k in self.window)
+            x = ActivationQuantizer(
+                self.input_quant, param_dtype=self.param_dtype, name="input_quant"
+            )(x, train=train)
         record = LayerRecord(
             path=self.path,
             kind="conv",
@@ -65,12 +72,12 @@ class Conv(nn.Module):
             groups=self.groups,
             strides=self.strides,
             dilation=self.dilation,
-            padding=padding,
+            padding=self._padding,
         )
         product = functools.partial(
             convolve,
             strides=self.strides,
-            padding=padding,
+            padding=self._padding,
             dilation=self.dilation,
             groups=self.groups,
         )
@@ -79,6 +86,14 @@ class Conv(nn.Module):
     def _check(self, x: Array) -> None:
         check_choice("execution", self.execution, EXECUTIONS)
         check_integer("features", self.features, 1)
+        check_integer("groups", self.groups, 1)
+        check_pair("window", self.window, 1)
+        check_pair("strides", self.strides, 1)
+        check_pair("dilation", self.dilation, 1)
+        check_instance("kernel", self.kernel, KernelChoice)
+        check_instance("input_quant", self.input_quant, ActivationSpec)
+        if self.padding is not None:
+            self._check_padding()
         check_floating("x", x)
         if x.ndim != 4:
             raise ValueError(f"`x` must have shape [N, H, W, C]; got {x.shape}.")
@@ -87,3 +102,22 @@ class Conv(nn.Module):
                 f"`groups` must divide the input channels {x.shape[-1]} and `features` "
                 f"{self.features}; got {self.groups}."
             )
+        padded = [n + sum(p) for n, p in zip(x.shape[1:3], self._padding, strict=True)]
+        spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.window, strict=True)]
+        if any(span > size for span, size in zip(spans, padded, strict=True)):
+            raise ValueError(
+                f"`window` must not exceed the padded image {tuple(padded)}; got {self.window} "
+                f"with dilation {self.dilation}."
+            )
+
+    def _check_padding(self) -> None:
+        if not isinstance(self.padding, tuple) or len(self.padding) != 2:
+            raise TypeError(
+                f"`padding` must be ((top, bottom), (left, right)) or None; got {self.padding!r}."
+            )
+        for pair in self.padding:
+            check_pair("padding", pair, 0)
+
+    @property
+    def _padding(self) -> tuple[tuple[int, int], ...]:
+        return self.padding or tuple((k // 2, k // 2) for k in self.window)

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mlg_jax._checks import check_choice, check_floating, check_integer
+from mlg_jax._checks import check_choice, check_floating, check_instance, check_integer
 from mlg_jax._types import Array, KernelShape, LayerRecord
 from mlg_jax.layers._activation import ActivationQuantizer
 from mlg_jax.layers._conv import EXECUTIONS
@@ -33,9 +33,15 @@ class Dense(nn.Module):
         """Multiplies `x`, `[..., C]`, floating."""
         check_choice("execution", self.execution, EXECUTIONS)
         check_integer("features", self.features, 1)
+        check_instance("kernel", self.kernel, KernelChoice)
+        check_instance("input_quant", self.input_quant, ActivationSpec)
         check_floating("x", x)
+        if x.ndim == 0:
+            raise ValueError("`x` must have shape [..., C]; got ().")
         if self.input_quant.bits is not None:
-            x = ActivationQuantizer(self.input_quant, name="input_quant")(x, train=train)
+            x = ActivationQuantizer(
+                self.input_quant, param_dtype=self.param_dtype, name="input_quant"
+            )(x, train=train)
         record = LayerRecord(
             path=self.path,
             kind="dense",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import jax
 from flax import linen as nn
 
-from mlg_jax._checks import check_instance
+from mlg_jax._checks import check_choice, check_instance
 from mlg_jax._types import Array, FactorRecord, Initializer, KernelShape, Key
 from mlg_jax.generation import (
     FactorShapes,
@@ -73,6 +73,10 @@ class DenseKernel(KernelProvider):
 
     quant: QuantSpec = QuantSpec()
     fan: str = "out"  # He's fan: "out" for convolutions, "in" for the classifier
+
+    def __post_init__(self) -> None:
+        check_instance("quant", self.quant, QuantSpec)
+        check_choice("fan", self.fan, ("in", "out"))
 
     def resolve(self, path: str, shape: KernelShape) -> KernelProvider:
         """Itself."""

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from mlg_jax._checks import check_floating
+from mlg_jax._checks import check_floating, check_real
 from mlg_jax._types import Array, FactorRecord, LayerRecord
 from mlg_jax.layers._records import record_layer
 
@@ -36,7 +36,11 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Normalises `x`, `[..., C]`, floating; with `train` by the batch's own statistics."""
+        check_real("momentum", self.momentum, 0.0, 1.0)
+        check_real("epsilon", self.epsilon, 0.0, exclusive_minimum=True)
         check_floating("x", x)
+        if x.ndim < 2:
+            raise ValueError(f"`x` must have shape [..., C] with a batch; got {x.shape}.")
         shape = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)

@@ -2,6 +2,7 @@
 
 from mlg_jax.models._blocks import BasicBlock as BasicBlock
 from mlg_jax.models._blocks import BottleneckBlock as BottleneckBlock
+from mlg_jax.models._blocks import LayerFactory as LayerFactory
 from mlg_jax.models._registry import MODELS as MODELS
 from mlg_jax.models._registry import create_model as create_model
 from mlg_jax.models._size import LayerSize as LayerSize

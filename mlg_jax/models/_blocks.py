@@ -1,5 +1,6 @@
 """The blocks residual networks are made of; convolution, norm and activation are injected."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,22 @@ from flax import linen as nn
 from mlg_jax._types import Array
 
 ModuleFactory = Callable[..., Any]  # makes a module, called as module(x, train=train)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerFactory:
+    """A partial of a layer that is a value: equal parts make equal, hashable models."""
+
+    layer: type[nn.Module]
+    options: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, layer: type[nn.Module], **options: Any) -> "LayerFactory":
+        """`layer` with these options set."""
+        return cls(layer, tuple(sorted(options.items())))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layer(*args, **{**dict(self.options), **kwargs})
 
 
 class BasicBlock(nn.Module):

@@ -8,7 +8,13 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mlg_jax._checks import check_choice, check_instance, check_integer, check_real
+from mlg_jax._checks import (
+    check_choice,
+    check_float_dtype,
+    check_instance,
+    check_integer,
+    check_real,
+)
 from mlg_jax.generation import GenerationSpec
 from mlg_jax.layers import (
     EXECUTIONS,
@@ -21,7 +27,7 @@ from mlg_jax.layers import (
     KernelsByPath,
     layer_records,
 )
-from mlg_jax.models._blocks import BasicBlock, BottleneckBlock
+from mlg_jax.models._blocks import BasicBlock, BottleneckBlock, LayerFactory
 from mlg_jax.models.resnet import STEMS, ResNet
 from mlg_jax.quant import ActivationSpec, QuantSpec
 
@@ -61,8 +67,10 @@ def create_model(
         generation: how convolution kernels are generated: None (ordinary kernels), one spec, or
             `{path pattern: spec or None}`, where the first pattern that matches (`fnmatch`, e.g.
             `"stage4_*/conv?"`) decides and layers without a match stay ordinary.
-        weight_bits: width of the classifier and of kernels that cannot be generated; None is 32.
-        activation_bits: width of the inputs of convolutions and classifier; None is 32.
+        weight_bits: width of the classifier and of kernels that cannot be generated, 1 to 16;
+            None does not quantise them.
+        activation_bits: width of the inputs of convolutions and classifier, 1 to 16; None does not
+            quantise them.
         execution: how a generated kernel is applied; `auto` chooses.
         remat: what is kept for the backward pass; only None so far.
         dtype: of the computation, e.g. `jnp.bfloat16`; None is float32. Parameters are float32,
@@ -102,9 +110,9 @@ def create_model(
         num_classes=num_classes,
         stem=stem,
         base_channels=max(1, round(BASE_CHANNELS * width)),
-        conv=functools.partial(Conv, kernel=_kernels(generation, fallback), **shared),
-        dense=functools.partial(Dense, kernel=classifier, **shared),
-        norm=functools.partial(BatchNorm, dtype=compute_dtype, param_dtype=param_dtype),
+        conv=LayerFactory.of(Conv, kernel=_kernels(generation, fallback), **shared),
+        dense=LayerFactory.of(Dense, kernel=classifier, **shared),
+        norm=LayerFactory.of(BatchNorm, dtype=compute_dtype, param_dtype=param_dtype),
     )
     if isinstance(generation, Mapping):
         _check_patterns(model, generation)
@@ -112,11 +120,10 @@ def create_model(
 
 
 def _dtypes(dtype: Any) -> tuple[Any, Any]:
-    """Compute and parameter dtype; hashable names, so that equal models are equal."""
+    """Compute and parameter dtype."""
     if dtype is None:
         return None, jnp.float32
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"`dtype` must be a floating-point dtype; got {dtype!r}.")
+    check_float_dtype("dtype", dtype)
     compute = jnp.dtype(dtype)
     return compute, jnp.promote_types(compute, jnp.float32)
 
@@ -127,6 +134,9 @@ def _kernels(generation: Generation, fallback: DenseKernel) -> KernelChoice:
         return fallback
     if isinstance(generation, GenerationSpec):
         return GeneratedKernel(generation, fallback)
+    for pattern, spec in generation.items():
+        check_instance("generation pattern", pattern, str)
+        check_instance(f"generation[{pattern!r}]", spec, (type(None), GenerationSpec))
     choices = tuple((pattern, _kernels(spec, fallback)) for pattern, spec in generation.items())
     return KernelsByPath(choices, fallback)
 

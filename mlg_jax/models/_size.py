@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from mlg_jax._checks import check_instance
 from mlg_jax._types import LayerRecord
 from mlg_jax.layers import layer_params, layer_records
 
@@ -125,6 +126,8 @@ def size_report(
 
     Reference: https://arxiv.org/abs/2108.11430, section 4.
     """
+    check_instance("model", model, nn.Module)
+    check_instance("variables", variables, Mapping)
     records = layer_records(model, input_shape)
     _check_variables(records, variables)
     return SizeReport(

@@ -9,6 +9,7 @@ from mlg_jax.quant._codes import decode as decode
 from mlg_jax.quant._codes import encode as encode
 from mlg_jax.quant._fake import fake_quantize as fake_quantize
 from mlg_jax.quant._fake import unquantize as unquantize
+from mlg_jax.quant._schemes import wide as wide
 from mlg_jax.quant._spec import ACTIVATION_SCHEMES as ACTIVATION_SCHEMES
 from mlg_jax.quant._spec import MAX_BITS as MAX_BITS
 from mlg_jax.quant._spec import MIN_BITS as MIN_BITS

@@ -62,7 +62,11 @@ def encode(x: Array, spec: QuantSpec) -> QuantizedTensor:
 
 
 def decode(tensor: QuantizedTensor) -> Array:
-    """The values of the codes: `fake_quantize` of what was encoded, bit for bit."""
+    """The values of the codes: `fake_quantize` of what was encoded, bit for bit.
+
+    The one exception is a zero in one bit, which `encode` refuses, but cannot see inside jit; it
+    decodes to -E.
+    """
     spec, scheme = tensor.spec, scheme_of(tensor.spec)
     assert spec.bits is not None
     levels = tensor.codes.astype(tensor.constants[0].dtype)

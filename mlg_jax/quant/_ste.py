@@ -22,7 +22,9 @@ def true_divide(x: Float[Array, "*shape"], divisor: Array | float) -> Float[Arra
     its neighbours, so that a value would depend on what surrounds it. A divisor that depends
     on the data (for the compiler's eyes only), entry by entry, is divided by.
     """
-    return x / jnp.maximum(jnp.asarray(divisor, x.dtype), -jnp.abs(x))
+    # Without stop_gradient autodiff would form x / divisor^2, whose square underflows.
+    same = jnp.maximum(jnp.asarray(divisor, x.dtype), jax.lax.stop_gradient(-jnp.abs(x)))
+    return x / same
 
 
 def pinned(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

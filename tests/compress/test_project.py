@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlg_jax import GenerationSpec, fake_quantize, generate_kernel
+from mlg_jax import GenerationSpec, create_model, fake_quantize, generate_kernel
 from mlg_jax.compress import ProjectionSpec, project_model
 from mlg_jax.generation import from_layout
-from tests._models import record_named, tiny_resnet
+from tests._models import record_named, tiny_resnet, variable_shapes
 
 SPEC = GenerationSpec.from_bits(2, 8, 6, 6, 6)
 make = tiny_resnet
@@ -21,6 +21,10 @@ def teacher():
     keys = iter(jax.random.split(jax.random.key(1), 200))
     move = lambda v: v + 0.1 * jax.random.uniform(next(keys), v.shape)  # noqa: E731
     return jax.tree.map(move, variables)
+
+
+def variables_of(model):
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), variable_shapes(model))
 
 
 def kernel_of(projection, model, name):
@@ -118,6 +122,27 @@ def test_same_key_same_bits(teacher):
     assert jax.tree.all(same)
 
 
+@pytest.mark.parametrize("bits", [None, 16])
+def test_large_kernels_are_held_as_well_as_small_ones(teacher, bits):
+    # 16 bits for V only: what a bounded factor cannot hold goes to the unquantised ones.
+    model = make(GenerationSpec.from_bits(8, 15, None, None, bits))
+    errors = []
+    for scale in (1.0, 100.0):
+        scaled = {**teacher, "params": jax.tree.map(lambda v, s=scale: v * s, teacher["params"])}
+        spec = ProjectionSpec(method="svd")
+        projection = project_model(model, scaled, key=jax.random.key(0), spec=spec)
+        errors.append(projection.errors["stage1_block1/conv1"])
+    assert errors[1] == pytest.approx(errors[0], rel=1e-2)
+
+
+def test_float64_stays_float64(x64):
+    options = {"num_classes": 4, "width": 0.0625, "dtype": "float64"}
+    plain, small = (create_model("resnet10", **options, generation=g) for g in (None, SPEC))
+    spec = ProjectionSpec(method="svd")
+    projection = project_model(small, variables_of(plain), key=jax.random.key(0), spec=spec)
+    assert {v.dtype for v in jax.tree.leaves(projection.variables)} == {jnp.dtype("float64")}
+
+
 @pytest.mark.bad_input
 def test_teachers_that_do_not_fit(teacher):
     def project(model, variables, **kwargs):
@@ -125,8 +150,15 @@ def test_teachers_that_do_not_fit(teacher):
 
     with pytest.raises(ValueError, match=r"`teacher_variables` must hold .* with shape .*; got"):
         project(make(SPEC, channels=32), teacher)
-    with pytest.raises(ValueError, match="must hold params stage1_block2/.*; it is missing"):
+    with pytest.raises(ValueError, match="must hold .* stage1_block2/.*; it is missing"):
         project(make(SPEC, stage_sizes=(2, 1)), teacher)
+    with pytest.raises(ValueError, match="hold batch_stats .*norm.*/mean; it is missing"):
+        project(make(SPEC), {"params": teacher["params"]})
+    deeper = variables_of(make(stage_sizes=(2, 1)))
+    with pytest.raises(ValueError, match="of the student's architecture; got .* stage1_block2/.*"):
+        project(make(SPEC), deeper)
+    with pytest.raises(TypeError, match="`spec` must be ProjectionSpec; got 'svd'"):
+        project(make(SPEC), teacher, spec="svd")
     with pytest.raises(ValueError, match="`report_every` must be an integer >= 1; got 0"):
         project(make(SPEC), teacher, report_every=0)
 

@@ -91,6 +91,18 @@ def test_compiled_program_keeps_fewer_bytes_than_one_kernel_a_layer():
     assert temporary["naive"] - temporary["built"] > 3 * kernel_bytes
 
 
+def test_kernels_are_not_built_before_their_inputs_are_there():
+    loss, fs = stack(layer)
+    compiled = jax.jit(loss).lower(fs, image()).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 4 * SHAPE.size
+
+
+def test_a_broken_sample_stays_alone():
+    f, x = factors(), jnp.concatenate([image().at[0, 0, 0, 0].set(jnp.nan), image()])
+    y = layer(f, x)
+    assert np.any(np.isnan(y[0])) and np.all(np.isfinite(y[1]))
+
+
 def test_bfloat16_input_keeps_float32_factors():
     f, x = factors(), image().astype(jnp.bfloat16)
     y, vjp = jax.vjp(layer, f, x)

@@ -51,6 +51,12 @@ def test_the_norm_is_a_constant_to_autodiff(x64):
     assert np.max(np.abs(np.sum(gradient * coeff_out, axis=0))) > 1e-3
 
 
+def test_a_zero_column_is_harmless_in_half_precision():
+    coeff_out = jnp.ones((4, 2), jnp.float16).at[:, 0].set(0)
+    basis = jnp.ones((2, 1, 9), jnp.float16)
+    assert np.isfinite(orthogonality_penalty(basis, jnp.ones((2, 3, 1), jnp.float16), coeff_out))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_dtype_is_kept(dtype):
     assert orthogonality_penalty(jnp.ones((2, 2, 9), dtype), None, None).dtype == dtype

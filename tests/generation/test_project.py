@@ -40,6 +40,15 @@ def test_outer_factor_is_orthonormal_and_shapes_are_the_specs():
     np.testing.assert_allclose(coeff_out.T @ coeff_out, np.eye(10), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_decomposed_in_float32(dtype):
+    kernel = jnp.asarray(np.random.default_rng(1).normal(size=(24, 16, 9)), dtype)
+    factors = project_kernel(kernel, GenerationSpec(2, 10))
+    exact = project_kernel(kernel.astype(jnp.float32), GenerationSpec(2, 10))
+    assert {f.dtype for f in factors} == {jnp.dtype(dtype)}
+    assert relative_error(generate_kernel(*factors), generate_kernel(*exact)) < 0.05
+
+
 def test_neither_level_returns_the_kernel():
     kernel = jnp.ones((4, 1, 9))
     basis, coeff_in, coeff_out = project_kernel(kernel, GenerationSpec(2, 44))

@@ -115,6 +115,8 @@ def test_input_quantiser_keeps_its_range_in_batch_stats():
     _, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
     state = updated["batch_stats"]["input_quant"]["range"]
     assert state["is_set"] and state["minimum"] == x.min() and state["maximum"] == x.max()
+    # before the first training batch evaluation takes the range of what it sees
+    assert np.array_equal(layer.apply(variables, x), layer.apply({**variables, **updated}, x))
     # evaluation reads the range and does not move it; half the range changes the result
     ready = {**variables, **updated}
     y, after = layer.apply(ready, 3 * x, mutable=["batch_stats"])
@@ -140,6 +142,18 @@ def test_gradient_reaches_every_factor():
     assert all(np.any(g != 0) for g in gradients.values()) and len(gradients) == 4
 
 
+@pytest.mark.parametrize("mode", [False, True])
+def test_the_layer_keeps_no_kernel_for_the_backward_pass(mode):
+    layer, x = Conv(40, kernel=GeneratedKernel(SPEC)), image()
+    variables = layer.init(jax.random.key(0), x)
+
+    def run(variables, x):
+        return jax.vjp(lambda v, x: layer.apply(v, x, train=mode), variables, x)[1]
+
+    sizes = {leaf.size for leaf in jax.tree.leaves(jax.eval_shape(run, variables, x))}
+    assert 40 * 12 * 9 not in sizes and max(sizes) == x.size
+
+
 def test_record_describes_the_layer():
     layer = Conv(18, strides=(2, 2), groups=3, kernel=GeneratedKernel(SPEC), use_bias=True)
     (record,) = layer_records(layer, (1, 8, 8, 12))
@@ -156,6 +170,33 @@ def test_record_describes_the_layer():
 @pytest.mark.parametrize(
     "layer, x, error, message",
     [
+        (Conv(4, groups=0), jnp.ones((1, 8, 8, 3)), ValueError, "`groups` must be .* >= 1; got 0"),
+        (Conv(4, strides=(0, 1)), jnp.ones((1, 8, 8, 3)), ValueError, "`strides` must be .* got 0"),
+        (
+            Conv(4, strides=2),
+            jnp.ones((1, 8, 8, 3)),
+            TypeError,
+            "`strides` must be a tuple .*got 2",
+        ),
+        (Conv(4, dilation=(1, 0)), jnp.ones((1, 8, 8, 3)), ValueError, "`dilation` must .* got 0"),
+        (Conv(4, window=3), jnp.ones((1, 8, 8, 3)), TypeError, "`window` must be a tuple .* got 3"),
+        (
+            Conv(4, window=(9, 9), padding=((0, 0), (0, 0))),
+            jnp.ones((1, 8, 8, 3)),
+            ValueError,
+            r"`window` must not exceed the padded image \(8, 8\); got \(9, 9\)",
+        ),
+        (Conv(4, padding="SAME"), jnp.ones((1, 8, 8, 3)), TypeError, "`padding` must be .*'SAME'"),
+        (
+            Conv(4, padding=((-1, 0), (0, 0))),
+            jnp.ones((1, 8, 8, 3)),
+            ValueError,
+            "`padding` must be an integer >= 0; got -1",
+        ),
+        (Conv(4, kernel=SPEC), jnp.ones((1, 8, 8, 3)), TypeError, "`kernel` must be KernelChoice"),
+        (Conv(4, input_quant=4), jnp.ones((1, 8, 8, 3)), TypeError, "`input_quant` must be Activ"),
+        (Conv(4), [[1.0]], TypeError, r"`x` must be an array; got \[\[1\.0\]\]"),
+        (Dense(4), jnp.float32(1), ValueError, r"`x` must have shape \[..., C\]; got \(\)"),
         (Conv(4), jnp.ones((1, 8, 8, 3), jnp.uint8), TypeError, "`x` must have a floating-point"),
         (Conv(4), jnp.ones((8, 8, 3)), ValueError, r"`x` must have shape \[N, H, W, C\]; got \(8"),
         (Conv(0), jnp.ones((1, 8, 8, 3)), ValueError, "`features` must be an integer >= 1; got 0"),

@@ -97,8 +97,16 @@ def test_build_puts_the_kernel_into_flax_layout():
     assert np.array_equal(from_layout(kernel), expected)
 
 
+def test_no_stream_is_needed_where_nothing_is_rounded():
+    assert not GeneratedKernel(GenerationSpec(2, 24, *(QuantSpec(None, ratio=0.5),) * 3)).is_random
+
+
 @pytest.mark.bad_input
 def test_bad_providers():
+    with pytest.raises(TypeError, match="`quant` must be QuantSpec; got 4"):
+        DenseKernel(4)
+    with pytest.raises(ValueError, match=r"`fan` must be one of \['in', 'out'\]; got 'both'"):
+        DenseKernel(fan="both")
     with pytest.raises(TypeError, match=r"`spec` must be GenerationSpec; got \(2, 4\)"):
         GeneratedKernel((2, 4))
     with pytest.raises(TypeError, match="`fallback` must be DenseKernel; got 8"):

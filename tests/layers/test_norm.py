@@ -72,6 +72,31 @@ def test_one_value_a_channel_stays_finite():
     assert np.all(np.isfinite(y)) and np.all(np.isfinite(updated["batch_stats"]["var"]))
 
 
+def test_running_statistics_pass_no_gradient_and_variance_stays_positive():
+    layer, x = BatchNorm(), 1e4 + jnp.zeros((64, 3)).at[0].set(1e-2)
+    variables = layer.init(jax.random.key(0), x)
+
+    def running(x):
+        y, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+        return updated["batch_stats"]["mean"].sum() + updated["batch_stats"]["var"].sum(), y
+
+    gradient, y = jax.grad(running, has_aux=True)(x)
+    assert not np.any(gradient) and np.all(np.isfinite(y))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "layer, message",
+    [
+        (BatchNorm(momentum=2.0), r"`momentum` must be a number in \[0.0, 1.0\]; got 2.0"),
+        (BatchNorm(epsilon=-1.0), r"`epsilon` must be a number in \(0.0, inf\); got -1.0"),
+    ],
+)
+def test_bad_settings(layer, message):
+    with pytest.raises(ValueError, match=message):
+        layer.init(jax.random.key(0), jnp.ones((2, 3)))
+
+
 @pytest.mark.bad_input
 def test_bad_input():
     with pytest.raises(TypeError, match="`x` must have a floating-point dtype; got int32"):

@@ -59,10 +59,41 @@ def test_weight_and_activation_bits_reach_the_layers():
     assert "input_quant" in stats["stem_conv"] and "input_quant" in stats["classifier"]
 
 
+def test_equal_arguments_make_equal_models():
+    options = SMALL | {"generation": GenerationSpec(2, 6), "weight_bits": 8}
+    first, second = create_model("resnet18", **options), create_model("resnet18", **options)
+    assert first == second and hash(first) == hash(second)
+    assert first != create_model("resnet18", **(options | {"weight_bits": 7}))
+
+
+def test_classifier_starts_with_its_fan_in():
+    model = create_model("resnet10", num_classes=1000, generation=GenerationSpec(2, 6))
+    record = next(r for r in layer_records(model) if r.name == "classifier")
+    assert record.provider.fan == "in"
+    draw = record.provider.initializer("kernel", record.kernel)
+    kernel = draw(jax.random.key(0), (512, 1000), jnp.float32)
+    assert float(kernel.std()) == pytest.approx((2 / 512) ** 0.5, rel=0.01)
+
+
+def test_float64_parameters_in_x64_mode(x64):
+    model = create_model("resnet10", **SMALL, dtype=jnp.float64, activation_bits=8)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(variables)} - {jnp.dtype(bool)}
+    assert dtypes == {jnp.dtype(jnp.float64)}
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     "name, options, error, message",
     [
+        ("resnet18", {"dtype": "float33"}, TypeError, "`dtype` must be a .* got 'float33'"),
+        ("resnet18", {"dtype": jnp.float64}, ValueError, "unless jax_enable_x64; got float64"),
+        (
+            "resnet18",
+            {"generation": {3: None}},
+            TypeError,
+            "`generation pattern` must be str; got 3",
+        ),
         ("resnet19", {}, ValueError, r"`name` must be one of \['resnet10', .*got 'resnet19'"),
         (
             "resnet18",
@@ -86,7 +117,12 @@ def test_weight_and_activation_bits_reach_the_layers():
             r"`generation` must be None or GenerationS",
         ),
         ("resnet18", {"generation": {"stage9*": None}}, ValueError, "match a convolution .*stage9"),
-        ("resnet18", {"generation": {"*": 3}}, TypeError, "`generation` must be .*; got 3"),
+        (
+            "resnet18",
+            {"generation": {"*": 3}},
+            TypeError,
+            "`generation.*` must be None or GenerationSpec; got 3",
+        ),
         ("resnet18", {"execution": "quick"}, ValueError, "`execution` must be one of .*'quick'"),
         ("resnet18", {"remat": "blocks"}, TypeError, "`remat` must be None; got 'blocks'"),
         ("resnet18", {"dtype": jnp.int8}, TypeError, "`dtype` must be a floating-point dtype"),

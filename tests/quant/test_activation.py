@@ -43,6 +43,22 @@ def test_first_batch_sets_the_range_and_later_ones_move_it_by_a_hundredth():
     np.testing.assert_allclose([state.minimum, state.maximum], [-1.01, 3.1], rtol=1e-6)
 
 
+def test_no_gradient_passes_the_running_range():
+    def through_range(x):
+        state = update_range(initial_range(), x)
+        return state.minimum + state.maximum
+
+    assert not np.any(jax.grad(through_range)(jnp.array([1.0, 2.0])))
+
+
+def test_bfloat16_is_quantised_in_the_precision_of_the_range():
+    x = jnp.linspace(-1, 1, 64, dtype=jnp.bfloat16)
+    state = update_range(initial_range(), x)
+    wide = quantize_activation(x.astype(jnp.float32), ActivationSpec(8), state)
+    y = quantize_activation(x, ActivationSpec(8), state)
+    assert y.dtype == jnp.bfloat16 and np.array_equal(y, wide.astype(jnp.bfloat16))
+
+
 @pytest.mark.parametrize("bits", [1, 4, 16])
 def test_zero_is_a_level(bits):
     x = jnp.linspace(-0.7, 1.9, 101).at[3].set(0.0)

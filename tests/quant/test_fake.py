@@ -168,6 +168,14 @@ def test_constant_tensors_stay_finite(scheme, bits):
         assert np.array_equal(fake_quantize(jnp.zeros(3), QuantSpec(bits, scheme)), np.zeros(3))
 
 
+@pytest.mark.parametrize("scheme, bits", [(s, b) for s, b in ROUNDED if b in (1, 4)])
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e30])
+def test_gradients_stay_finite_at_any_scale(scheme, bits, scale):
+    x = jnp.array([1.0, 0.3, -1.0]) * scale
+    y, dx = value_and_pullback(x, QuantSpec(bits, scheme), jnp.ones(3))
+    assert np.all(np.isfinite(y)) and np.all(np.isfinite(dx)) and np.any(dx != 0) or scale > 1
+
+
 def test_empty_tensor_passes():
     assert fake_quantize(jnp.zeros((0, 3)), QuantSpec(4)).shape == (0, 3)
 
@@ -178,6 +186,15 @@ def test_bfloat16_in_bfloat16_out_rounded_in_float32():
     wide = fake_quantize(x.astype(jnp.float32), QuantSpec(8))
     assert y.dtype == jnp.bfloat16
     assert np.array_equal(y, wide.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("scheme", ["dorefa", "ewgs"])
+def test_unquantize_in_the_unit_interval_keeps_the_order(scheme):
+    value = jnp.linspace(0.05, 0.95, 19)
+    x = unquantize(value, QuantSpec(8, scheme))
+    unrounded = _oracles.unrounded(x, 8, scheme)  # stretched to reach 0 and 1, as the scheme does
+    expected = 0.5 + (np.asarray(value) - 0.5) / 0.9
+    assert relative_error(unrounded, expected) <= 1e-5
 
 
 @pytest.mark.parametrize("scheme, bits", [("dorefa_sym", 6), ("qnn", 8), ("dorefa_sym", 1)])

@@ -9,9 +9,9 @@ def test_specs_are_values():
     assert len({QuantSpec(3), QuantSpec(3), QuantSpec(4)}) == 2
 
 
-@pytest.mark.parametrize("bits, ratio", [(1, 0.2), (3, 0.4), (8, 0.8), (16, 1.0)])
-def test_recommended_ratio_is_no_integer_cast(bits, ratio):
-    assert recommended_ratio(bits) == ratio
+def test_recommended_ratios_are_the_published_ones():
+    published = ".2 .3 .4 .5 .55 .6 .7 .8 .83 .86 .89 .92 .95 .98 .99 1"
+    assert [recommended_ratio(b) for b in range(1, 17)] == [float(p) for p in published.split()]
 
 
 @pytest.mark.bad_input

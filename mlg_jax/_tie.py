@@ -53,7 +53,7 @@ def rebuild_in_backward(
     def call_fwd(factors: Any, x: Array) -> tuple[Array, tuple[Any, Array]]:
         return call(factors, x), (factors, x)
 
-    def call_bwd(residuals: tuple[Any, Array], cotangent: Array) -> tuple[Any, Array]:
+    def call_bwd(residuals: tuple[Any, Any], cotangent: Any) -> tuple[Any, Array]:
         factors, x = residuals
         _, vjp = jax.vjp(fn, tie(factors, to=cotangent), x)
         return vjp(cotangent)

@@ -15,7 +15,7 @@ def num_steps(bits: int) -> int:
     return 2**bits - 1
 
 
-def true_divide(x: Float[Array, "*shape"], divisor: Array | float) -> Float[Array, "*shape"]:
+def true_divide(x: Float[Array, "*shape"], divisor: Array | float | int) -> Float[Array, "*shape"]:
     """`x / divisor` for a positive scalar, correctly rounded in every compiled program.
 
     XLA turns division by a scalar into multiplication by its reciprocal and merges that factor with

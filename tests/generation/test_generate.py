@@ -37,7 +37,8 @@ def test_equals_explicit_sums(x64, has_in, has_out):
 
 def test_gradients(x64):
     args = tuple(jnp.asarray(f) for f in factors(np.random.default_rng(1)))
-    jax.test_util.check_grads(generate_kernel, args, order=2, rtol=1e-6)
+    arrays = lambda *a: generate_kernel(*map(jnp.asarray, a))  # noqa: E731
+    jax.test_util.check_grads(arrays, args, order=2, rtol=1e-6)
 
 
 def case_arrays(numbers, case):

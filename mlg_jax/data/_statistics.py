@@ -35,14 +35,15 @@ def channel_statistics(examples: Examples, indices: np.ndarray) -> Statistics:
 
     Sums are float64 over chunks, so memory does not grow with the data set.
     """
-    num_pixels, total, total_squared = 0, 0.0, 0.0
+    num_pixels = 0
+    total = total_squared = np.zeros(())
     for start in range(0, min(len(indices), _NUM_SAMPLED), _CHUNK):
         stop = min(start + _CHUNK, _NUM_SAMPLED)
         pixels = examples.read(indices[start:stop])["image"].astype(np.float64) / 255
         num_pixels += pixels[..., 0].size
         total = total + pixels.sum(axis=(0, 1, 2))
         total_squared = total_squared + np.square(pixels).sum(axis=(0, 1, 2))
-    mean = np.asarray(total) / num_pixels
-    variance = np.asarray(total_squared) / num_pixels - np.square(mean)
+    mean = total / num_pixels
+    variance = total_squared / num_pixels - np.square(mean)
     std = np.sqrt(np.maximum(variance, _MIN_STD**2))
     return tuple(mean.tolist()), tuple(std.tolist())

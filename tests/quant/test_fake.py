@@ -175,7 +175,9 @@ def test_constant_tensors_stay_finite(scheme, bits):
 def test_gradients_stay_finite_at_any_scale(scheme, bits, scale):
     x = jnp.array([1.0, 0.3, -1.0]) * scale
     y, dx = value_and_pullback(x, QuantSpec(bits, scheme), jnp.ones(3))
-    assert np.all(np.isfinite(y)) and np.all(np.isfinite(dx)) and np.any(dx != 0) or scale > 1
+    assert np.all(np.isfinite(y)) and np.all(np.isfinite(dx))
+    if scale < 1:  # beyond, tanh is flat
+        assert np.any(dx != 0)
 
 
 def test_empty_tensor_passes():

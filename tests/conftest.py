@@ -2,10 +2,21 @@
 
 import pathlib
 
+import hypothesis
 import jax
 import pytest
 
 REFERENCE = pathlib.Path(__file__).parent / "reference"
+
+# Examples are drawn from a fixed seed and no health check looks at a clock: a test that passed
+# passes again, on a loaded machine too. `--hypothesis-profile=default` draws new ones.
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser):

@@ -66,7 +66,7 @@ def test_rules(request_, layer, expected):
     st.integers(1, 48),
     st.integers(1, 5),
 )
-@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.settings(max_examples=200)
 def test_factors_always_fit_together(base_in, base_out, in_channels, out_channels, k):
     shapes = resolve(base_in, base_out, in_channels, out_channels, k)
     if shapes is None:

@@ -137,7 +137,7 @@ floats = hypothesis.extra.numpy.arrays(
 
 
 @hypothesis.given(x=floats, case=st.sampled_from([c for c in ROUNDED if c[1] <= 8]))
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60)
 def test_values_lie_on_few_levels_within_the_range(x, case):
     scheme, bits = case
     y = np.asarray(fake_quantize(jnp.asarray(x), QuantSpec(bits, scheme)))
@@ -150,14 +150,14 @@ def test_values_lie_on_few_levels_within_the_range(x, case):
 
 
 @hypothesis.given(x=floats)
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 def test_symmetric_scheme_is_odd(x):
+    spec = QuantSpec(3)
+    y, opposite = (np.asarray(fake_quantize(jnp.asarray(v), spec)) for v in (x, -x))
     # Half-way entries round to even on both sides, so only those may differ.
     u = np.tanh(x.astype(np.float64)) / (2 * max(np.max(np.abs(np.tanh(x))), 1e-30)) + 0.5
-    hypothesis.assume(np.all(np.abs((u * 7) % 1 - 0.5) > 1e-3))
-    spec = QuantSpec(3)
-    y, opposite = (fake_quantize(jnp.asarray(v), spec) for v in (x, -x))
-    assert relative_error(opposite, -y) <= ELEMENTWISE
+    is_clear = np.abs((u * 7) % 1 - 0.5) > 1e-3
+    assert relative_error(np.where(is_clear, opposite, 0), np.where(is_clear, -y, 0)) <= ELEMENTWISE
 
 
 @pytest.mark.parametrize("scheme, bits", [(s, b) for s, b in ROUNDED if b in (1, 4)])

@@ -1,62 +1,143 @@
 """Ordering without barriers: a data dependency that no compiler pass can remove."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 
-def zero_that_depends_on(tree: Any) -> Array:
-    """A float32 zero that the compiler can only know once the first array of `tree` is computed.
+def false_that_depends_on(tree: Any) -> Array:
+    """A false bool that the compiler can only know once the floating arrays of `tree` are computed.
 
-    "x if x < -inf else 0" is zero for every x, NaN included, and XLA does not simplify it.
+    "x < -inf" is false for every x, NaN included, and XLA does not simplify it.
     Optimization barriers would say the same, but XLA:CPU expands them away before
     common-subexpression elimination, which then merges a recomputation with the original
-    (measured with jax 0.10.2).
+    (measured with jax 0.10.2). Of each array the first entry is looked at.
     """
-    leaf = next(x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating))
-    entry = leaf.reshape(-1)[0].astype(jnp.float32)
-    return jnp.where(entry < -jnp.inf, entry, 0.0)
+    never = jnp.array(False)
+    for leaf in jax.tree.leaves(tree):
+        if leaf.size and jnp.issubdtype(leaf.dtype, jnp.floating):
+            never |= leaf.reshape(-1)[0] < -jnp.inf
+        elif leaf.size and jnp.issubdtype(leaf.dtype, jnp.unsignedinteger):
+            never |= (leaf.reshape(-1)[0] | 1) == 0
+    return never
 
 
 def tie(tree: Any, to: Any) -> Any:
-    """Returns `tree` unchanged in value, every floating leaf of it available only after `to`.
+    """Returns `tree`, bit for bit, its numbers available only after those of `to`."""
+    return tie_if(tree, false_that_depends_on(to))
 
-    Adding zero turns -0.0 into +0.0; use it where that does not matter.
+
+def tie_if(tree: Any, never: Array) -> Any:
+    """Returns `tree`, its numbers available only after `never`, false."""
+
+    def wait(x: Any) -> Any:
+        is_tied = any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer))
+        return jnp.where(never, jnp.zeros((), x.dtype), x) if is_tied else x
+
+    return jax.tree.map(wait, tree)
+
+
+def compute_once(x: Array) -> Array:
+    """`x`, bit for bit, as an array that the compiler writes down and does not compute twice.
+
+    XLA fuses cheap operations into every user of their result. An activation that is kept for the
+    backward pass is then not kept: what it was made of is, and that may be several arrays. A
+    division counts as costly, so each entry is divided by a one that is not known to be one.
     """
-    zero = zero_that_depends_on(to)
-    return jax.tree.map(
-        lambda x: x + zero.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
-    )
+
+    @jax.custom_jvp
+    def divide(x: Array) -> Array:
+        return x / jnp.where(x < -jnp.inf, 2, 1).astype(x.dtype)
+
+    divide.defjvp(lambda primals, tangents: (divide(*primals), *tangents))
+    return divide(x)
 
 
-def rebuild_in_backward(
-    fn: Callable[[Any, Array], Array],
+@jax.custom_vjp
+def after(x: Array, y: Array) -> Array:
+    """`x`, to be used once `y` is there: puts two branches into an order, both ways.
+
+    Forward: `x`, tied to `y`. Backward: `y` gets zeros that wait for the cotangent of x, so that
+    what x was used for is done before what made y. Residuals: none but the shape of y.
+    """
+    return tie(x, to=y)
+
+
+def _after_fwd(x: Array, y: Array) -> tuple[Array, "_Shape"]:
+    return after(x, y), _Shape(y.shape, y.dtype)
+
+
+def _after_bwd(y: "_Shape", cotangent: Array) -> tuple[Array, Array]:
+    zero = jnp.where(false_that_depends_on(cotangent), 1, 0).astype(y.dtype)
+    return cotangent, jnp.broadcast_to(zero, y.shape)
+
+
+after.defvjp(_after_fwd, _after_bwd)
+
+
+def rebuild_in_backward(fn: Callable[[Any, Array], Array]) -> Callable[[Any, Array], Array]:
+    """`fn(factors, x)` that keeps `factors` and `x`, and rebuilds everything else.
+
+    As `factors_first`; besides, the factors wait both times for what they meet, `x` or the
+    cotangent: else all kernels of a network are built at the start (ResNet-18, batch 1, temporaries
+    of the training step: 38 MiB; 64 without the first wait, 76 without the second, 102 without
+    both).
+    """
+    return factors_first(fn, is_waiting=True)
+
+
+def factors_first(
+    fn: Callable[[Any, Array], Array], *, is_waiting: bool = False
 ) -> Callable[[Any, Array], Array]:
-    """`fn(factors, x)` whose backward pass keeps `factors` and `x` and rebuilds everything else.
+    """`fn(factors, x)`, linear in x, whose backward pass finishes the factors' cotangents first.
 
     Forward: `fn(factors, x)`.
-    Backward: the vector-Jacobian product of `fn`, evaluated anew once the cotangent is there.
-    Residuals: `factors` and `x`; what `fn` makes of the factors (the kernel) is never kept.
-    Both times the factors wait for what they meet, `x` or the cotangent: else all kernels of a
-    network are built at the start (ResNet-18, batch 1, temporaries of the training step: 38 MiB;
-    64 without the first tie, 76 without the second, 102 without both).
+    Backward: the vector-Jacobian product of `fn`, evaluated anew. The cotangent of x is given out
+    once those of the factors are there: else the compiler puts a weight gradient off, and with it
+    lives what it needs (x, the cotangent, and transposed copies of both).
+    Residuals: `factors`, and `x` if a factor is differentiated; else only its shape.
     Reverse mode only, to any order.
     """
 
     @jax.custom_vjp
     def call(factors: Any, x: Array) -> Array:
-        return fn(tie(factors, to=x), x)
+        return fn(tie(factors, to=x) if is_waiting else factors, x)
 
-    def call_fwd(factors: Any, x: Array) -> tuple[Array, tuple[Any, Array]]:
-        return call(factors, x), (factors, x)
+    def call_fwd(factors: Any, x: Any) -> tuple[Array, tuple[Any, ...]]:
+        is_frozen = not any(leaf.perturbed for leaf in jax.tree.leaves(factors, is_leaf=_is_primal))
+        factors = jax.tree.map(lambda leaf: leaf.value, factors, is_leaf=_is_primal)
+        x = x.value
+        return call(factors, x), (factors, _Shape(x.shape, x.dtype) if is_frozen else x)
 
     def call_bwd(residuals: tuple[Any, Any], cotangent: Any) -> tuple[Any, Array]:
         factors, x = residuals
-        _, vjp = jax.vjp(fn, tie(factors, to=cotangent), x)
-        return vjp(cotangent)
+        if isinstance(cotangent, SymbolicZero):
+            cotangent = jnp.zeros(cotangent.shape, cotangent.dtype)
+        factors = tie(factors, to=cotangent) if is_waiting else factors
+        if isinstance(x, _Shape):
+            d_factors = jax.tree.map(jnp.zeros_like, factors)
+            x = jnp.zeros(x.shape, x.dtype)
+        else:
+            x = tie(x, to=cotangent)
+            d_factors = jax.vjp(lambda factors: fn(factors, x), factors)[1](cotangent)[0]
+            factors = tie(factors, to=d_factors)
+        return d_factors, *jax.vjp(lambda x: fn(factors, x), x)[1](cotangent)
 
-    call.defvjp(call_fwd, call_bwd)
+    call.defvjp(call_fwd, call_bwd, symbolic_zeros=True)
     return call
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def _is_primal(leaf: Any) -> bool:
+    return isinstance(leaf, CustomVJPPrimal)

@@ -9,10 +9,12 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Key = PRNGKeyArray
+CONV_OUTPUT = "mlg_jax_conv_output"  # the `checkpoint_name` of what convolutions give
 Params = Any  # a nested mapping of parameter arrays
 Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
 
 __all__ = [
+    "CONV_OUTPUT",
     "Array",
     "FactorRecord",
     "Float",

@@ -1,4 +1,4 @@
-"""Figures: training curves and sizes, drawn into files."""
+"""Figures: training curves, sizes and memory, drawn into files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+_MIB = 2**20
 
 
 def plot_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -34,6 +36,85 @@ def plot_sizes(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     axis.set_xticks(range(len(rows)), [row["name"] for row in rows], rotation=90, fontsize=6)
     axis.set(yscale="log", ylabel="KB")
     axis.legend()
+    _save(figure, path)
+
+
+def plot_residuals(path: Path, reports: Mapping[str, Mapping[str, int]]) -> None:
+    """Stacked bars of residual bytes, one bar a report: plain against policy, as PNG.
+
+    Args:
+        path: of the file.
+        reports: `{"plain": bytes by kind or operation}`, as `MemoryReport.bytes_by_kind` and
+            `bytes_by_operation`; a category keeps its colour in all bars.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axis = figure.subplots()
+    names = list(reports)
+    floor = [0.0] * len(names)
+    for category in dict.fromkeys(c for sizes in reports.values() for c in sizes):
+        heights = [sizes.get(category, 0) / _MIB for sizes in reports.values()]
+        axis.bar(range(len(names)), heights, bottom=floor, label=category)
+        floor = [low + height for low, height in zip(floor, heights, strict=True)]
+    axis.set_xticks(range(len(names)), names)
+    axis.set(ylabel="kept for the backward pass, MiB")
+    axis.legend(fontsize=7)
+    _save(figure, path)
+
+
+def plot_storage(
+    path: Path, densities: Sequence[float], curves: Mapping[str, Sequence[float]]
+) -> None:
+    """Bytes against the share of entries that are not zero, one line a storage, as PNG.
+
+    Args:
+        path: of the file.
+        densities: in [0, 1].
+        curves: `{storage: bytes at each density}`, as `mlg_jax.memory.storage_curve` gives them.
+    """
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for name, sizes in curves.items():
+        axis.plot(densities, [size / _MIB for size in sizes], label=name)
+    axis.set(xlabel="share of entries that are not zero", ylabel="MiB", ylim=(0, None))
+    axis.legend(fontsize=7)
+    _save(figure, path)
+
+
+def plot_batch_memory(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Parameters, gradients, activations and temporaries over the batch size, as PNG.
+
+    Args:
+        path: of the file.
+        rows: `BatchMemory` rows as mappings; bytes that are None leave a gap.
+    """
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    batch_sizes = [row["batch_size"] for row in rows]
+    for kind in ("parameter", "gradient", "activation", "temporary"):
+        sizes = [row[f"{kind}_bytes"] for row in rows]
+        heights = [float("nan") if size is None else size / _MIB for size in sizes]
+        axis.plot(batch_sizes, heights, "o-", ms=3, label=kind)
+    axis.set(xlabel="batch size", ylabel="MiB", xscale="log", yscale="log")
+    axis.set_xticks(batch_sizes, [str(size) for size in batch_sizes])
+    axis.minorticks_off()
+    axis.legend(fontsize=7)
+    _save(figure, path)
+
+
+def plot_tradeoff(path: Path, points: Mapping[str, tuple[float, float]]) -> None:
+    """Memory against time, one named point a policy, as PNG.
+
+    Args:
+        path: of the file.
+        points: `{policy: (seconds a step, bytes)}`.
+    """
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for name, (seconds, num_bytes) in points.items():
+        axis.scatter([seconds], [num_bytes / _MIB], s=16)
+        where = (seconds, num_bytes / _MIB)
+        axis.annotate(name, where, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axis.set(xlabel="seconds a step", ylabel="MiB", xlim=(0, None), ylim=(0, None))
     _save(figure, path)
 
 

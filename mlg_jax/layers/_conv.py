@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from mlg_jax._checks import (
     check_choice,
@@ -13,7 +14,7 @@ from mlg_jax._checks import (
     check_integer,
     check_pair,
 )
-from mlg_jax._types import Array, KernelShape, LayerRecord
+from mlg_jax._types import CONV_OUTPUT, Array, KernelShape, LayerRecord
 from mlg_jax.generation import convolve
 from mlg_jax.layers._activation import ActivationQuantizer
 from mlg_jax.layers._kernel import DenseKernel, KernelChoice
@@ -81,7 +82,7 @@ class Conv(nn.Module):
             dilation=self.dilation,
             groups=self.groups,
         )
-        return kernel_product(self, product, record, x, train)
+        return checkpoint_name(kernel_product(self, product, record, x, train), CONV_OUTPUT)
 
     def _check(self, x: Array) -> None:
         check_choice("execution", self.execution, EXECUTIONS)

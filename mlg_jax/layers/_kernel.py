@@ -10,6 +10,7 @@ import jax
 from flax import linen as nn
 
 from mlg_jax._checks import check_choice, check_instance
+from mlg_jax._tie import factors_first
 from mlg_jax._types import Array, FactorRecord, Initializer, KernelShape, Key
 from mlg_jax.generation import (
     FactorShapes,
@@ -101,7 +102,11 @@ class DenseKernel(KernelProvider):
 
     def apply(self, product: Product, factors: Arrays, shape: KernelShape, x: Array) -> Array:
         """The plain product: the kernel is a parameter and there all the time."""
-        return product(x, factors["kernel"].astype(x.dtype))
+
+        def run(kernel: Array, x: Array) -> Array:
+            return product(x, kernel.astype(x.dtype))
+
+        return factors_first(run)(factors["kernel"], x)
 
     @property
     def quant_specs(self) -> tuple[QuantSpec, ...]:

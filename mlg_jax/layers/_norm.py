@@ -1,12 +1,15 @@
 """Batch normalisation with PyTorch's running statistics, so that its checkpoints mean the same."""
 
+import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
 from mlg_jax._checks import check_floating, check_real
+from mlg_jax._tie import tie
 from mlg_jax._types import Array, FactorRecord, LayerRecord
 from mlg_jax.layers._records import record_layer
 
@@ -48,20 +51,59 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
         factors = (FactorRecord("scale", shape), FactorRecord("bias", shape))
         record_layer(self, LayerRecord(self.path, "norm", factors))
-        batch_mean, batch_var = mean.value, var.value
-        if train:
-            batch_mean, batch_var = _moments(x, self.param_dtype)
-            if not self.is_initializing():
-                count = x.size // x.shape[-1]
-                unbiased = batch_var * (count / max(count - 1, 1))
-                mean.value = self._moved(mean.value, batch_mean)
-                var.value = self._moved(var.value, unbiased)
-        factor = lax.rsqrt(batch_var + self.epsilon) * scale
-        y = (x - batch_mean) * factor + bias
+        if not train:
+            y = _affine(x, mean.value, var.value, scale, bias, self.epsilon)
+            return y.astype(self.dtype or x.dtype)
+        y, batch_mean, batch_var = _normalize(x, scale, bias, self.epsilon)
+        if not self.is_initializing():
+            count = x.size // x.shape[-1]
+            unbiased = batch_var * (count / max(count - 1, 1))
+            mean.value = self._moved(mean.value, batch_mean)
+            var.value = self._moved(var.value, unbiased)
         return y.astype(self.dtype or x.dtype)
 
     def _moved(self, old: Array, new: Array) -> Array:
         return self.momentum * old + (1.0 - self.momentum) * lax.stop_gradient(new)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    """Normalised `x`, in the wider dtype of the two, with mean and biased variance of the batch.
+
+    Forward: `y = h scale + bias`, `h = (x - mean) / sqrt(var + epsilon)`.
+    Backward: with n entries a channel and sums over them, `d scale = sum(dy h)`,
+    `d bias = sum(dy)`, `dx = scale / sqrt(var + epsilon) (dy - d bias / n - h d scale / n)`, plus
+    `(d mean + 2 (x - mean) d var) / n`.
+    Residuals: x, and four numbers a channel. Left to itself JAX keeps `x - mean` beside x.
+    """
+    mean, var = _moments(x, scale.dtype)
+    return _affine(x, mean, var, scale, bias, epsilon), mean, var
+
+
+def _normalize_fwd(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Any, Any]:
+    outputs = _normalize(x, scale, bias, epsilon)
+    return outputs, (x, scale, bias, outputs[1], outputs[2])
+
+
+def _normalize_bwd(epsilon: float, residuals: Any, cotangents: Any) -> tuple[Array, Array, Array]:
+    x, scale, bias, mean, var = residuals
+    dy, d_mean, d_var = cotangents
+    mean = tie(mean, to=dy)  # else `x - mean` is kept from the forward pass, being the same
+    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    centered = x - mean
+    inverse = lax.rsqrt(var + epsilon)
+    d_bias = jnp.sum(dy, axes)
+    d_scale = jnp.sum(dy * centered, axes) * inverse
+    slope = (2 * d_var - scale * inverse**2 * d_scale) / count
+    dx = scale * inverse * dy + slope * centered + (d_mean - scale * inverse * d_bias) / count
+    return dx.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
+
+
+_normalize.defvjp(_normalize_fwd, _normalize_bwd)
+
+
+def _affine(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    return (x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
 
 
 def _moments(x: Array, dtype: Any) -> tuple[Array, Array]:

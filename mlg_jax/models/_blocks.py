@@ -6,7 +6,9 @@ from typing import Any
 
 from flax import linen as nn
 
+from mlg_jax._tie import after
 from mlg_jax._types import Array
+from mlg_jax.remat import NO_REMAT, Policy
 
 ModuleFactory = Callable[..., Any]  # makes a module, called as module(x, train=train)
 
@@ -38,15 +40,14 @@ class BasicBlock(nn.Module):
     conv: ModuleFactory
     norm: ModuleFactory
     act: Callable[[Array], Array]
+    remat: Policy = NO_REMAT
     expansion = 1
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """`[N, H, W, C]` to `[N, H', W', channels]`."""
-        y = self.conv(self.channels, strides=self.strides, name="conv1")(x, train=train)
-        y = self.act(self.norm(name="norm1")(y, train=train))
-        y = self.conv(self.channels, name="conv2")(y, train=train)
-        y = self.norm(name="norm2")(y, train=train)
+        y = conv_norm(self, 1, x, train, self.channels, act=self.act, strides=self.strides)
+        y = conv_norm(self, 2, y, train, self.channels)
         return self.act(y + _shortcut(self, x, y, train))
 
 
@@ -61,23 +62,45 @@ class BottleneckBlock(nn.Module):
     conv: ModuleFactory
     norm: ModuleFactory
     act: Callable[[Array], Array]
+    remat: Policy = NO_REMAT
     expansion = 4
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """`[N, H, W, C]` to `[N, H', W', 4 channels]`."""
-        y = self.conv(self.channels, window=(1, 1), name="conv1")(x, train=train)
-        y = self.act(self.norm(name="norm1")(y, train=train))
-        y = self.conv(self.channels, strides=self.strides, name="conv2")(y, train=train)
-        y = self.act(self.norm(name="norm2")(y, train=train))
-        y = self.conv(4 * self.channels, window=(1, 1), name="conv3")(y, train=train)
-        y = self.norm(name="norm3")(y, train=train)
+        y = conv_norm(self, 1, x, train, self.channels, act=self.act, window=(1, 1))
+        y = conv_norm(self, 2, y, train, self.channels, act=self.act, strides=self.strides)
+        y = conv_norm(self, 3, y, train, 4 * self.channels, window=(1, 1))
         return self.act(y + _shortcut(self, x, y, train))
+
+
+def conv_norm(
+    block: nn.Module,
+    label: int | str,
+    x: Array,
+    train: bool,
+    channels: int,
+    act: Callable[[Array], Array] | None = None,
+    **options: Any,
+) -> Array:
+    """One unit in the block's scope, layers `conv<label>` and `norm<label>`."""
+
+    def unit(block: nn.Module, x: Array) -> Array:
+        y = block.conv(channels, name=f"conv{label}", **options)(x, train=train)
+        y = block.norm(name=f"norm{label}")(y, train=train)
+        return y if act is None else act(y)
+
+    return block.remat.unit(unit, f"unit{label}")(block, x)
 
 
 def _shortcut(block: BasicBlock | BottleneckBlock, x: Array, y: Array, train: bool) -> Array:
     """`x`, or where the shape changes its 1 x 1 convolution and norm."""
     if x.shape == y.shape:
         return x
-    conv = block.conv(y.shape[-1], window=(1, 1), strides=block.strides, name="shortcut_conv")
-    return block.norm(name="shortcut_norm")(conv(x, train=train), train=train)
+
+    def unit(block: nn.Module, x: Array) -> Array:
+        conv = block.conv(y.shape[-1], window=(1, 1), strides=block.strides, name="shortcut_conv")
+        return block.norm(name="shortcut_norm")(conv(x, train=train), train=train)
+
+    # One branch after the other, in the backward pass too: each has its own working memory.
+    return block.remat.unit(unit, "shortcut")(block, after(x, y))

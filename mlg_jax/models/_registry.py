@@ -28,19 +28,39 @@ from mlg_jax.layers import (
     layer_records,
 )
 from mlg_jax.models._blocks import BasicBlock, BottleneckBlock, LayerFactory
+from mlg_jax.models._shapes import scaled
+from mlg_jax.models.alexnet import AlexNet
+from mlg_jax.models.mobilenet_v2 import MobileNetV2
 from mlg_jax.models.resnet import STEMS, ResNet
+from mlg_jax.models.squeezenet import SqueezeNet
+from mlg_jax.models.vgg import VGG
 from mlg_jax.quant import ActivationSpec, QuantSpec
 
 Generation = GenerationSpec | Mapping[str, GenerationSpec | None] | None
 
 BASE_CHANNELS = 64
+
+
+def _resnet(stage_sizes: Any, block: Any, *, width: float, **options: Any) -> ResNet:
+    return ResNet(stage_sizes, block, base_channels=scaled(BASE_CHANNELS, width), **options)
+
+
+def _without_norm(network: Callable[..., nn.Module], **options: Any) -> nn.Module:
+    """As published: biases in the place of norms."""
+    return network(**{**options, "norm": None})
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    "resnet10": functools.partial(ResNet, (1, 1, 1, 1), BasicBlock),
-    "resnet18": functools.partial(ResNet, (2, 2, 2, 2), BasicBlock),
-    "resnet34": functools.partial(ResNet, (3, 4, 6, 3), BasicBlock),
-    "resnet50": functools.partial(ResNet, (3, 4, 6, 3), BottleneckBlock),
-    "resnet101": functools.partial(ResNet, (3, 4, 23, 3), BottleneckBlock),
-    "resnet152": functools.partial(ResNet, (3, 8, 36, 3), BottleneckBlock),
+    "resnet10": functools.partial(_resnet, (1, 1, 1, 1), BasicBlock),
+    "resnet18": functools.partial(_resnet, (2, 2, 2, 2), BasicBlock),
+    "resnet34": functools.partial(_resnet, (3, 4, 6, 3), BasicBlock),
+    "resnet50": functools.partial(_resnet, (3, 4, 6, 3), BottleneckBlock),
+    "resnet101": functools.partial(_resnet, (3, 4, 23, 3), BottleneckBlock),
+    "resnet152": functools.partial(_resnet, (3, 8, 36, 3), BottleneckBlock),
+    "vgg16": functools.partial(VGG, (2, 2, 3, 3, 3)),
+    "alexnet": functools.partial(_without_norm, AlexNet),
+    "squeezenet": functools.partial(_without_norm, SqueezeNet),
+    "mobilenet_v2": MobileNetV2,
 }
 
 
@@ -60,17 +80,20 @@ def create_model(
     """Creates a model.
 
     Args:
-        name: one of `MODELS` (resnet10, resnet18, resnet34, resnet50, resnet101, resnet152).
+        name: one of `MODELS` (resnet10, resnet18, resnet34, resnet50, resnet101, resnet152, vgg16,
+            alexnet, squeezenet (1.1), mobilenet_v2).
         num_classes: number of logits, at least 1.
-        stem: `cifar` (32 x 32 images, classifier without bias) or `imagenet` (224 x 224, bias).
-        width: factor on every channel count, > 0; rounded, at least one channel.
+        stem: `cifar` (32 x 32 images; a residual network's classifier then has no bias) or
+            `imagenet` (224 x 224).
+        width: factor on every channel count, > 0; rounded, at least one channel (mobilenet_v2:
+            to multiples of 8).
         generation: how convolution kernels are generated: None (ordinary kernels), one spec, or
             `{path pattern: spec or None}`, where the first pattern that matches (`fnmatch`, e.g.
             `"stage4_*/conv?"`) decides and layers without a match stay ordinary.
-        weight_bits: width of the classifier and of kernels that cannot be generated, 1 to 16;
-            None does not quantise them.
-        activation_bits: width of the inputs of convolutions and classifier, 1 to 16; None does not
-            quantise them.
+        weight_bits: width of dense layers and of kernels that cannot be generated, 1 to 16; None
+            does not quantise them.
+        activation_bits: width of the inputs of convolutions and dense layers, 1 to 16; None does
+            not quantise them.
         execution: how a generated kernel is applied; `auto` chooses.
         remat: what is kept for the backward pass; only None so far.
         dtype: of the computation, e.g. `jnp.bfloat16`; None is float32. Parameters are float32,
@@ -78,8 +101,9 @@ def create_model(
 
     Returns:
         A Linen module: `model.init(key, x)`, `model.apply(variables, x, train=False)` with x
-        `[N, H, W, C]`. Collections `params`, `batch_stats`; random stream `quantize` in training
-        with partial quantisation.
+        `[N, H, W, C]`. Collections `params`, and `batch_stats` with norms or quantised
+        activations. Random streams, in training: `quantize` with partial quantisation, `dropout`
+        in vgg16 (stem `imagenet`), alexnet, squeezenet, mobilenet_v2.
 
     Raises:
         TypeError, ValueError: an argument of another type or out of range, or a pattern that
@@ -109,7 +133,7 @@ def create_model(
     model = MODELS[name](
         num_classes=num_classes,
         stem=stem,
-        base_channels=max(1, round(BASE_CHANNELS * width)),
+        width=width,
         conv=LayerFactory.of(Conv, kernel=_kernels(generation, fallback), **shared),
         dense=LayerFactory.of(Dense, kernel=classifier, **shared),
         norm=LayerFactory.of(BatchNorm, dtype=compute_dtype, param_dtype=param_dtype),

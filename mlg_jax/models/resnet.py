@@ -8,6 +8,7 @@ from mlg_jax._checks import check_choice, check_floating
 from mlg_jax._types import Array
 from mlg_jax.layers import global_mean_pool, max_pool
 from mlg_jax.models._blocks import BasicBlock, BottleneckBlock, ModuleFactory
+from mlg_jax.remat import NO_REMAT, Policy
 
 STEMS = ("cifar", "imagenet")
 IMAGE_SIZES = {"cifar": 32, "imagenet": 224}
@@ -24,6 +25,7 @@ class ResNet(nn.Module):
             3 x 3 max-pooling with stride 2, classifier with bias).
         base_channels: channels of the stem and the first stage; doubled by every later stage.
         conv, dense, norm, act: factories of the layers, and the activation function.
+        remat: what the blocks keep for the backward pass.
 
     Reference: https://arxiv.org/abs/1512.03385.
     """
@@ -35,6 +37,7 @@ class ResNet(nn.Module):
     dense: ModuleFactory
     norm: ModuleFactory
     act: Callable[[Array], Array] = nn.relu
+    remat: Policy = NO_REMAT
     stem: str = "cifar"
     base_channels: int = 64
 
@@ -51,18 +54,20 @@ class ResNet(nn.Module):
         check_floating("x", x)
         if x.ndim != 4:
             raise ValueError(f"`x` must have shape [N, H, W, C]; got {x.shape}.")
-        x = self._stem(x, train)
+        x = self.remat.block(lambda model, x: model._stem(x, train), "stem")(self, x)
         for stage, num_blocks in enumerate(self.stage_sizes):
             for index in range(num_blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
-                x = self.block(
+                block = self.block(
                     channels=self.base_channels * 2**stage,
                     strides=(stride, stride),
                     conv=self.conv,
                     norm=self.norm,
                     act=self.act,
+                    remat=self.remat,
                     name=f"stage{stage + 1}_block{index + 1}",
-                )(x, train=train)
+                )
+                x = self.remat.block(lambda block, x: block(x, train=train))(block, x)
         features = global_mean_pool(x)
         classifier = self.dense(
             self.num_classes, use_bias=self.stem == "imagenet", name="classifier"

@@ -94,7 +94,7 @@ def test_float64_parameters_in_x64_mode(x64):
             TypeError,
             "`generation pattern` must be str; got 3",
         ),
-        ("resnet19", {}, ValueError, r"`name` must be one of \['resnet10', .*got 'resnet19'"),
+        ("resnet19", {}, ValueError, r"`name` must be one of \['alexnet', .*got 'resnet19'"),
         (
             "resnet18",
             {"num_classes": 0},

@@ -1,0 +1,141 @@
+"""Bytes of a tensor by how it is stored, against the share of its entries that are not zero."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mlg_jax._checks import check_choice, check_integer, check_real
+
+# Bits beside the values, (per entry of the tensor, per non-zero entry). COO keeps the flat index of
+# each value: 64 bits as PyTorch has them, 32, or as few as tell N entries apart.
+_FIXED_OVERHEAD = {
+    "dense": (0, 0),
+    "bitmap": (1, 0),
+    "coo_int64": (0, 64),
+    "coo_int32": (0, 32),
+}
+STORAGES = (*_FIXED_OVERHEAD, "coo_packed")
+
+
+def storage_bytes(
+    storage: str, num_elements: int, num_nonzeros: int, *, value_bits: int = 32
+) -> int:
+    """Bytes of a tensor of N elements, z of them not zero, v bits a value.
+
+    ==============  ==============================
+    `dense`         `N v / 8`
+    `bitmap`        `N / 8 + z v / 8`
+    `coo_int64`     `z (64 + v) / 8`
+    `coo_int32`     `z (32 + v) / 8`
+    `coo_packed`    `z (ceil(log2 N) + v) / 8`
+    ==============  ==============================
+
+    Indices, bitmap and values are each rounded up to whole bytes; a capacity that stays unused
+    (see `mlg_jax.pack`) counts as non-zeros.
+
+    Args:
+        storage: one of `STORAGES`.
+        num_elements: N, 0 or more.
+        num_nonzeros: z, at most N.
+        value_bits: v, 1 to 64.
+
+    Returns:
+        Whole bytes.
+
+    Raises:
+        TypeError, ValueError: an argument outside of what is said above.
+
+    Example:
+        >>> from mlg_jax.memory import storage_bytes
+        >>> storage_bytes("dense", 1024, 512), storage_bytes("bitmap", 1024, 512)
+        (4096, 2176)
+
+    Reference: https://arxiv.org/abs/2110.15362, section 4.
+    """
+    check_integer("num_elements", num_elements, 0)
+    check_integer("num_nonzeros", num_nonzeros, 0, num_elements)
+    per_element, per_nonzero = _overhead(storage, num_elements)
+    check_integer("value_bits", value_bits, 1, 64)
+    num_values = num_elements if storage == "dense" else num_nonzeros
+    return (
+        _whole_bytes(num_elements * per_element)
+        + _whole_bytes(num_nonzeros * per_nonzero)
+        + _whole_bytes(num_values * value_bits)
+    )
+
+
+def storage_curve(
+    storage: str, num_elements: int, densities: Sequence[float], *, value_bits: int = 32
+) -> np.ndarray:
+    """Bytes against density, as a straight line: `storage_bytes` before rounding to whole bytes.
+
+    Args:
+        storage: one of `STORAGES`.
+        num_elements: N, 1 or more.
+        densities: shares of non-zero entries, each in [0, 1].
+        value_bits: 1 to 64.
+
+    Returns:
+        Bytes, float64, one a density.
+
+    Raises:
+        TypeError, ValueError: an argument outside of what is said above.
+    """
+    intercept, slope = _line(storage, num_elements, value_bits)
+    for density in densities:
+        check_real("densities", density, 0.0, 1.0)
+    return intercept + slope * np.asarray(densities, np.float64)
+
+
+def crossover_density(
+    storage: str, other: str, num_elements: int, *, value_bits: int = 32
+) -> float | None:
+    """The density at which two storages take equally many bytes, in closed form.
+
+    Both are lines `a + b d`, so `d = (a2 - a1) / (b1 - b2)`. A bitmap of fp32 values equals the
+    dense tensor at 31/32 and `coo_int32` at 1/32; `coo_int32` equals the dense tensor at 1/2.
+
+    Args:
+        storage: one of `STORAGES`.
+        other: another.
+        num_elements: N, 1 or more; only `coo_packed` depends on it.
+        value_bits: 1 to 64.
+
+    Returns:
+        The density; None where no single one in [0, 1] has it.
+
+    Raises:
+        TypeError, ValueError: an argument outside of what is said above.
+
+    Example:
+        >>> from mlg_jax.memory import crossover_density
+        >>> crossover_density("bitmap", "dense", 1024)
+        0.96875
+    """
+    intercept, slope = _line(storage, num_elements, value_bits)
+    other_intercept, other_slope = _line(other, num_elements, value_bits)
+    if slope == other_slope:
+        return None
+    density = (other_intercept - intercept) / (slope - other_slope)
+    return density if 0.0 <= density <= 1.0 else None
+
+
+def _line(storage: str, num_elements: int, value_bits: int) -> tuple[float, float]:
+    """Bytes at density 0, and bytes more at density 1."""
+    check_integer("num_elements", num_elements, 1)
+    per_element, per_nonzero = _overhead(storage, num_elements)
+    check_integer("value_bits", value_bits, 1, 64)
+    if storage == "dense":
+        return num_elements * value_bits / 8, 0.0
+    return num_elements * per_element / 8, num_elements * (per_nonzero + value_bits) / 8
+
+
+def _overhead(storage: str, num_elements: int) -> tuple[int, int]:
+    check_choice("storage", storage, STORAGES)
+    if storage == "coo_packed":
+        return 0, max(num_elements - 1, 0).bit_length()  # ceil(log2 N), exactly
+    return _FIXED_OVERHEAD[storage]
+
+
+def _whole_bytes(bits: int) -> int:
+    return -(-bits // 8)

@@ -1,0 +1,152 @@
+"""Densities over an epoch: mean, spread and extremes per layer and per kind."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DensityStats:
+    """Running statistics of one density a name; a pytree, so it may be carried through `scan`.
+
+    Mean and squared deviations, not the sum of squares: in float32 the difference of two large
+    sums would drown the spread of a density that hardly moves.
+    """
+
+    count: Array  # [], int32: number of batches
+    mean: Array  # [names], float32
+    squared_deviation: Array  # [names], float32: sum over batches of (density - mean)^2
+    minimum: Array  # [names], float32
+    maximum: Array  # [names], float32
+    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class DensityRow:
+    """Statistics of one name, or of all names of one kind."""
+
+    name: str
+    mean: float
+    std: float  # over batches (and, for a kind, names): the population's
+    minimum: float
+    maximum: float
+    num_batches: int
+
+
+def init_densities(names: Iterable[str]) -> DensityStats:
+    """Statistics of no batch yet.
+
+    Args:
+        names: what densities are counted of; their order is that of the rows.
+
+    Raises:
+        ValueError: no name, or one twice.
+    """
+    names = tuple(names)
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"`names` must be one or more different names; got {names}.")
+    zeros = jnp.zeros(len(names), jnp.float32)
+    return DensityStats(
+        count=jnp.zeros((), jnp.int32),
+        mean=zeros,
+        squared_deviation=zeros,
+        minimum=zeros + jnp.inf,
+        maximum=zeros - jnp.inf,
+        names=names,
+    )
+
+
+def update_densities(stats: DensityStats, densities: Mapping[str, Array]) -> DensityStats:
+    """Statistics with one batch more (Welford's update). Pure, compilable.
+
+    Args:
+        stats: of the batches so far.
+        densities: a scalar in [0, 1] for each of `stats.names`.
+
+    Raises:
+        ValueError: other names.
+
+    Example:
+        >>> from mlg_jax.memory import init_densities, summarize_densities, update_densities
+        >>> stats = init_densities(["conv1"])
+        >>> for density in (0.25, 0.75):
+        ...     stats = update_densities(stats, {"conv1": density})
+        >>> [row] = summarize_densities(stats)
+        >>> row.mean, row.std, row.num_batches
+        (0.5, 0.25, 2)
+    """
+    if set(densities) != set(stats.names):
+        raise ValueError(
+            f"`densities` must have the names {sorted(stats.names)}; got {sorted(densities)}."
+        )
+    new = jnp.stack([jnp.asarray(densities[name], jnp.float32) for name in stats.names])
+    count = stats.count + 1
+    difference = new - stats.mean
+    mean = stats.mean + difference / count
+    return DensityStats(
+        count=count,
+        mean=mean,
+        squared_deviation=stats.squared_deviation + difference * (new - mean),
+        minimum=jnp.minimum(stats.minimum, new),
+        maximum=jnp.maximum(stats.maximum, new),
+        names=stats.names,
+    )
+
+
+def summarize_densities(
+    stats: DensityStats, kinds: Mapping[str, str] | None = None
+) -> tuple[DensityRow, ...]:
+    """One row a name, or, with `kinds`, one row a kind, in the order of their first names.
+
+    Args:
+        stats: of one batch or more.
+        kinds: the kind of each name, such as `{"stage1/conv1": "conv"}`; None keeps names apart.
+
+    Raises:
+        ValueError: no batch, or a name without a kind.
+    """
+    count = int(stats.count)
+    if count == 0:
+        raise ValueError("`stats` must hold one batch or more; got none.")
+    kinds = {name: name for name in stats.names} if kinds is None else kinds
+    missing = sorted(set(stats.names) - set(kinds))
+    if missing:
+        raise ValueError(f"`kinds` must have a kind for every name; {missing} have none.")
+    groups: dict[str, list[int]] = {}
+    for index, name in enumerate(stats.names):
+        groups.setdefault(kinds[name], []).append(index)
+    return tuple(_row(kind, stats, count, members) for kind, members in groups.items())
+
+
+def densities_to_markdown(rows: Sequence[DensityRow]) -> str:
+    """A table, one row each."""
+    lines = [
+        "| name | mean | std | min | max | batches |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {row.name} | {row.mean:.4f} | {row.std:.4f} | {row.minimum:.4f} | {row.maximum:.4f} "
+        f"| {row.num_batches:,} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, stats: DensityStats, count: int, members: Sequence[int]) -> DensityRow:
+    """The members pooled: deviations within each, and of each mean from the common one."""
+    means = np.asarray(stats.mean, np.float64)[members]
+    within = np.asarray(stats.squared_deviation, np.float64)[members]
+    variance = np.mean(within / count + (means - means.mean()) ** 2)
+    return DensityRow(
+        name=name,
+        mean=float(means.mean()),
+        std=float(np.sqrt(variance)),
+        minimum=float(np.asarray(stats.minimum)[members].min()),
+        maximum=float(np.asarray(stats.maximum)[members].max()),
+        num_batches=count,
+    )

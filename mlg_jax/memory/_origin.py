@@ -1,0 +1,156 @@
+"""Where a value of a traced program comes from: an argument, a constant, or an operation."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax.extend import core, source_info_util
+
+# Equations whose outputs are those of an inner program, one by one.
+_WRAPPERS = frozenset(
+    {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2", "scan", "shard_map"}
+    | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+)
+_HERE = str(pathlib.Path(__file__).parent)
+_TRANSFORMED = re.compile(r"\w+\(([^()]*)\)")  # "jvp(ResNet)" -> "ResNet"
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What made a value."""
+
+    kind: str  # "argument" | "constant" | "activation"
+    name: str  # the argument's path; else module scope and operation
+    operation: str  # checkpoint name, else primitive; "" for an argument
+    source: str  # "file.py:12:4 (function)"; "" where JAX knows none
+    identity: int  # equal for two values that are one array
+
+
+def find_origins(program: core.ClosedJaxpr, argument_names: Sequence[str]) -> list[Origin]:
+    """The origin of each output of a program.
+
+    A constant is an array that the function closed over, a literal, or what follows from literals
+    alone, such as the zeros that the derivative of ReLU selects, which compilers fold.
+
+    Args:
+        program: what `jax.make_jaxpr` returned.
+        argument_names: one a flat argument.
+    """
+    jaxpr = program.jaxpr
+    names = dict(zip(jaxpr.invars, argument_names, strict=True))
+    producers, depending = _producers(jaxpr), _depending(jaxpr, jaxpr.invars)
+    origins = []
+    for output in jaxpr.outvars:
+        variable, path = _resolve(output, producers)
+        if path:
+            kind = "activation" if variable in depending else "constant"
+            origins.append(_made_by(path, kind, id(variable)))
+        elif isinstance(variable, core.Literal):
+            origins.append(Origin("constant", "literal", "literal", "", id(variable)))
+        elif variable in names:
+            origins.append(Origin("argument", names[variable], "", "", id(variable)))
+        else:
+            what = "closed-over array"
+            origins.append(Origin("constant", what, what, "", id(variable)))
+    return origins
+
+
+def _resolve(variable: Any, producers: Mapping[Any, tuple[Any, int]]) -> tuple[Any, list[Any]]:
+    """The variable past everything that only hands it on, and the nest of equations it is from.
+
+    The nest is empty where the variable is an input, a closed-over array or a literal.
+    """
+    while not isinstance(variable, core.Literal) and variable in producers:
+        equation, index = producers[variable]
+        if _is_identity(equation):
+            variable = equation.invars[0]
+            continue
+        inner = _inner_program(equation)
+        if inner is None:
+            return variable, [equation]
+        end, path = _resolve(inner.outvars[index], _producers(inner))
+        if isinstance(end, core.Literal):
+            return end, []
+        if path or equation.primitive.name == "scan" or end not in inner.invars:
+            return variable, [equation, *path]
+        variable = equation.invars[inner.invars.index(end)]
+    return variable, []
+
+
+def _is_identity(equation: Any) -> bool:
+    """Whether it rounds to the type that its input has: `jax.checkpoint` wraps what it keeps so."""
+    if equation.primitive.name != "reduce_precision":
+        return False
+    own = jnp.finfo(equation.invars[0].aval.dtype)
+    wanted = (equation.params["exponent_bits"], equation.params["mantissa_bits"])
+    return wanted == (own.nexp, own.nmant)
+
+
+def _depending(jaxpr: Any, inputs: Iterable[Any]) -> set[Any]:
+    """Variables that depend on one of the inputs or on a closed-over array."""
+    found = {*inputs, *jaxpr.constvars}
+    for equation in jaxpr.eqns:
+        is_found = [not isinstance(v, core.Literal) and v in found for v in equation.invars]
+        inner = _inner_program(equation)
+        if inner is None or equation.primitive.name == "scan":  # a carry feeds back
+            found.update(equation.outvars if any(is_found) else ())
+            continue
+        pairs = zip(inner.invars, is_found, strict=True)
+        found_inside = _depending(inner, (v for v, is_one in pairs if is_one))
+        outputs = zip(equation.outvars, inner.outvars, strict=True)
+        found.update(
+            outer
+            for outer, own in outputs
+            if not isinstance(own, core.Literal) and own in found_inside
+        )
+    return found
+
+
+def _made_by(path: Sequence[Any], kind: str, identity: int) -> Origin:
+    operation, scope = _operation(path[-1]), _scope(path)
+    name = f"{scope}/{operation}" if scope else operation
+    return Origin(kind, name, operation, _source(path), identity)
+
+
+def _inner_program(equation: Any) -> Any:
+    if equation.primitive.name not in _WRAPPERS:
+        return None
+    closed = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+    inner = closed.jaxpr if isinstance(closed, core.ClosedJaxpr) else closed
+    sizes = (len(inner.invars), len(inner.outvars))
+    return inner if sizes == (len(equation.invars), len(equation.outvars)) else None
+
+
+def _producers(jaxpr: Any) -> dict[Any, tuple[Any, int]]:
+    return {
+        variable: (equation, index)
+        for equation in jaxpr.eqns
+        for index, variable in enumerate(equation.outvars)
+    }
+
+
+def _operation(equation: Any) -> str:
+    if equation.primitive.name == "name":
+        return equation.params["name"]
+    return equation.primitive.name
+
+
+def _scope(path: Sequence[Any]) -> str:
+    """Names of modules and `jax.named_scope`s, outermost first, without JAX's own marks."""
+    parts = []
+    for equation in path:
+        stack = str(equation.source_info.name_stack)
+        while _TRANSFORMED.search(stack):
+            stack = _TRANSFORMED.sub(r"\1", stack)
+        parts += [part for part in stack.split("/") if part]
+    return "/".join(parts)
+
+
+def _source(path: Sequence[Any]) -> str:
+    """The innermost line of the user's that JAX knows, by file name, not by directory."""
+    lines = [source_info_util.summarize(equation.source_info) for equation in path]
+    known = [line for line in lines if line and not line.startswith(_HERE)]
+    return re.sub(r"^.*[/\\]", "", known[-1]) if known else ""

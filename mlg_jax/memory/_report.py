@@ -1,0 +1,206 @@
+"""The memory of differentiating a function: what is kept, what is compiled, what is allocated."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from mlg_jax.memory._compiled import CompiledMemory, compile_gradient, memory_of
+from mlg_jax.memory._device import AllocatorPeak, allocator_peak
+from mlg_jax.memory._program import Program, make_differentiable
+from mlg_jax.memory._residuals import Residual, measured_residuals, residuals_of
+
+KINDS = ("argument", "constant", "activation")
+_MIB = 2**20
+_UNKNOWN = "not known"
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryReport:
+    """Residuals, compiled bytes and the allocator's peak. What could not be known is None."""
+
+    residuals: tuple[Residual, ...]
+    compiled: CompiledMemory | None  # of value and gradients; None: the backend does not tell
+    allocator: AllocatorPeak | None  # None: the device keeps no count (CPU), or nothing was run
+    device: str  # that the program was compiled for
+    jax_version: str
+
+    @property
+    def total_residual_bytes(self) -> int:
+        """All that is kept for the backward pass."""
+        return sum(row.num_bytes for row in self.residuals)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Residuals that are alive only because of the backward pass."""
+        return self.bytes_by_kind["activation"]
+
+    @property
+    def bytes_by_kind(self) -> dict[str, int]:
+        """Bytes of the residuals that are arguments, constants and activations."""
+        return {
+            kind: sum(row.num_bytes for row in self.residuals if row.kind == kind) for kind in KINDS
+        }
+
+    @property
+    def bytes_by_operation(self) -> dict[str, int]:
+        """Bytes of the activations by what made them, the largest first."""
+        sums: collections.Counter[str] = collections.Counter()
+        for row in self.residuals:
+            if row.kind == "activation":
+                sums[row.operation] += row.num_bytes
+        return dict(sums.most_common())
+
+    @property
+    def activation_zero_fraction(self) -> float | None:
+        """Zero fraction of the activations, each weighted by its bytes; None: nothing was run."""
+        rows = [row for row in self.residuals if row.kind == "activation" and row.num_bytes]
+        known = [row for row in rows if row.zero_fraction is not None]
+        if not known:
+            return None
+        weighted = sum((row.zero_fraction or 0.0) * row.num_bytes for row in known)
+        return weighted / sum(row.num_bytes for row in known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and None, for JSON."""
+        allocator = None
+        if self.allocator is not None:
+            own = {"call_bytes": self.allocator.call_bytes}
+            allocator = dataclasses.asdict(self.allocator) | own
+        compiled = None
+        if self.compiled is not None:
+            compiled = dataclasses.asdict(self.compiled) | {
+                "total_bytes": self.compiled.total_bytes
+            }
+        return {
+            "residuals": [
+                dataclasses.asdict(row) | {"shape": list(row.shape)} for row in self.residuals
+            ],
+            "total_residual_bytes": self.total_residual_bytes,
+            "activation_bytes": self.activation_bytes,
+            "bytes_by_kind": self.bytes_by_kind,
+            "bytes_by_operation": self.bytes_by_operation,
+            "activation_zero_fraction": self.activation_zero_fraction,
+            "compiled": compiled,
+            "allocator": allocator,
+            "device": self.device,
+            "jax_version": self.jax_version,
+        }
+
+    def to_markdown(self) -> str:
+        """Two tables: totals, and one row a residual."""
+        lines = ["| | bytes | MiB |", "|---|--:|--:|"]
+        lines += [f"| {n} | {_bytes(b)} | {_mib(b)} |" for n, b in self._totals().items()]
+        lines += ["", f"{self.device}, jax {self.jax_version}. {self._flops()}", ""]
+        lines += [
+            "| residual | kind | shape | dtype | bytes | zeros | made by |",
+            "|---|---|---|---|--:|--:|---|",
+        ]
+        lines += [_markdown_row(row) for row in self.residuals]
+        return "\n".join(lines)
+
+    def _totals(self) -> dict[str, int | None]:
+        compiled, allocator = self.compiled, self.allocator
+        kinds = {f"residuals: {kind}s": self.bytes_by_kind[kind] for kind in KINDS}
+        return {
+            **kinds,
+            "residuals: total": self.total_residual_bytes,
+            "compiled: arguments": None if compiled is None else compiled.argument_bytes,
+            "compiled: outputs": None if compiled is None else compiled.output_bytes,
+            "compiled: temporaries": None if compiled is None else compiled.temporary_bytes,
+            "compiled: aliased": None if compiled is None else compiled.alias_bytes,
+            "allocator: peak of the process": None if allocator is None else allocator.peak_bytes,
+            "allocator: added by the call": None if allocator is None else allocator.call_bytes,
+        }
+
+    def _flops(self) -> str:
+        flops = None if self.compiled is None else self.compiled.flops
+        return f"FLOPs: {_UNKNOWN if flops is None else f'{flops:,.0f}'}."
+
+
+def memory_report(
+    fn: Callable[..., Any],
+    *args: Any,
+    argnums: int | Sequence[int] | None = None,
+    has_aux: bool = False,
+) -> MemoryReport:
+    """Where the memory of `fn`'s gradient goes.
+
+    Residuals are what `jax.vjp(fn, *args)` keeps. Compiled bytes are those of one program that
+    returns value and gradients; it holds the residuals among its temporaries, and may rebuild or
+    merge some. Arrays are run (the forward pass; on a device whose allocator counts, also the
+    gradient); shapes are only compiled, and then zero fractions and the allocator's peak are None.
+
+    Args:
+        fn: the function to be differentiated, returning a scalar, an array or a pytree of them; of
+            arrays, the gradient is that of the sum of all entries.
+        args: its arguments: pytrees of arrays, or of `jax.ShapeDtypeStruct`; strings, bools and
+            integers in them are constants of the program.
+        argnums: the arguments it is differentiated by; None for all, as `jax.vjp` does. A training
+            step has 0, its parameters.
+        has_aux: whether `fn` returns `(value, auxiliary output)`.
+
+    Returns:
+        Bytes; `to_markdown()` and `to_dict()` make tables and JSON of them.
+
+    Raises:
+        TypeError: `fn` is no function, or `argnums` no integers.
+        ValueError: there is no floating-point array to differentiate by.
+
+    Example:
+        >>> report = memory_report(lambda x: jnp.sum(jnp.sin(x)), jnp.zeros((4, 8)))
+        >>> report.activation_bytes, report.residuals[0].zero_fraction  # the cosine of zero
+        (128, 0.0)
+
+    Reference: https://arxiv.org/abs/2110.15362, section 3.
+    """
+    program = make_differentiable(fn, args, argnums, has_aux)
+    residuals = residuals_of(program)
+    compiled = compile_gradient(program)
+    device = _device(program)
+    allocator = None
+    if not program.is_abstract:
+        leaves = list(program.leaves)
+        # Before zeros are counted: that program would raise the process' peak.
+        allocator = allocator_peak(lambda: compiled(leaves), device)
+        residuals = measured_residuals(program)
+    return MemoryReport(
+        residuals=residuals,
+        compiled=memory_of(compiled),
+        allocator=allocator,
+        device=device.device_kind,
+        jax_version=jax.__version__,
+    )
+
+
+def _device(program: Program) -> Any:
+    """Where the first array lies, else the default device."""
+    for leaf in program.leaves:
+        if isinstance(leaf, jax.Array):
+            return min(leaf.devices(), key=lambda device: device.id)
+    return jax.local_devices()[0]
+
+
+def _bytes(num_bytes: int | None) -> str:
+    return _UNKNOWN if num_bytes is None else f"{num_bytes:,}"
+
+
+def _mib(num_bytes: int | None) -> str:
+    return _UNKNOWN if num_bytes is None else f"{num_bytes / _MIB:,.3f}"
+
+
+def _markdown_row(row: Residual) -> str:
+    zeros = _UNKNOWN if row.zero_fraction is None else f"{row.zero_fraction:.4f}"
+    made_by = " ".join(part for part in (row.operation, row.source) if part)
+    cells = (
+        row.name,
+        row.kind,
+        "×".join(map(str, row.shape)) or "scalar",
+        row.dtype,
+        _bytes(row.num_bytes),
+        zeros,
+        made_by,
+    )
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

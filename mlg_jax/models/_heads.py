@@ -1,0 +1,55 @@
+"""What stands between the last convolution and the logits: pooling to a fixed grid, dropout."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from mlg_jax._types import Array, Float
+
+DROPOUT_STREAM = "dropout"
+
+
+def adaptive_mean_pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n s s c"]:
+    """Means over a grid of `size` x `size` cells, the identity for images of that size.
+
+    Cell i of an axis of n positions covers `floor(i n / size)` to `ceil((i + 1) n / size)`, as in
+    PyTorch: cells overlap where `size` does not divide n.
+    """
+    for axis in (1, 2):
+        n = x.shape[axis]
+        if n != size:
+            edges = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
+            cells = [lax.slice_in_dim(x, low, high, axis=axis) for low, high in edges]
+            x = jnp.stack([jnp.mean(cell, axis) for cell in cells], axis)
+    return x
+
+
+def flatten_channels_first(x: Float[Array, "n h w c"]) -> Float[Array, "n chw"]:
+    """`[N, H, W, C]` to `[N, C H W]`, PyTorch's order, so that its kernels need no reordering."""
+    return jnp.transpose(x, (0, 3, 1, 2)).reshape(x.shape[0], -1)
+
+
+def dropout(module: nn.Module, x: Array, rate: float, *, name: str, train: bool) -> Array:
+    """Zeroes entries by chance and scales the others by `1 / (1 - rate)`, in training only.
+
+    Args:
+        module: the compact Linen module in whose scope this is called.
+        x: floating, any shape.
+        rate: the chance, in [0, 1].
+        name: of the layer, which its random numbers follow from.
+        train: whether anything happens.
+
+    Raises:
+        ValueError: training without the random stream `dropout`.
+
+    Reference: https://jmlr.org/papers/v15/srivastava14a.html.
+    """
+    if not train or module.is_initializing():
+        return x
+    # Linen would fall back on the stream "params", if there is one, or fail without our hint.
+    if not module.has_rng(DROPOUT_STREAM):
+        raise ValueError(
+            f"`rngs` must hold {DROPOUT_STREAM!r} to train with dropout (layer "
+            f"{'/'.join((*module.path, name))}); pass rngs={{{DROPOUT_STREAM!r}: key}}."
+        )
+    return nn.Dropout(rate, deterministic=False, rng_collection=DROPOUT_STREAM, name=name)(x)

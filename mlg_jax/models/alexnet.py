@@ -1,0 +1,82 @@
+"""AlexNet for CIFAR and ImageNet."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+
+from mlg_jax._types import Array
+from mlg_jax.models._blocks import ModuleFactory
+from mlg_jax.models._heads import adaptive_mean_pool, dropout, flatten_channels_first
+from mlg_jax.models._shapes import check_images, image_shape, scaled
+from mlg_jax.models._stages import PlainStage
+from mlg_jax.remat import NO_REMAT, Policy
+
+STAGE_CHANNELS = ((64,), (192,), (384, 256, 256))
+FIRST_CONV: dict[str, dict[str, Any]] = {
+    "cifar": {"window": (3, 3)},
+    "imagenet": {"window": (11, 11), "strides": (4, 4), "padding": ((2, 2), (2, 2))},
+}
+OTHER_WINDOWS = ((5, 5), (3, 3))
+HIDDEN_FEATURES = 4096
+GRID_SIZES = {"cifar": 3, "imagenet": 6}  # of the features at 32 x 32 and 224 x 224
+MIN_SIZES = {"cifar": 15, "imagenet": 63}  # leave one position after the last pooling
+DROPOUT_RATE = 0.5
+
+
+class AlexNet(nn.Module):
+    """Five convolutions and three dense layers, `[N, H, W, C]` to logits `[N, num_classes]`.
+
+    The variant of one tower (Krizhevsky 2014), without local response normalisation.
+
+    Attributes:
+        num_classes: number of logits.
+        conv, dense, act: factories of the layers, and the activation function.
+        norm: factory of norms after the convolutions, or None, as published: biases instead.
+        stem: `imagenet` (11 x 11, stride 4, features pooled to 6 x 6) or `cifar` (3 x 3, stride 1,
+            features of 3 x 3; the rest is the same).
+        width: factor on every channel count, the hidden layers' too.
+        remat: what is kept for the backward pass; what lies between two poolings is a block.
+
+    Random streams: `dropout`, in training (0.5 before each hidden layer).
+
+    Reference: https://arxiv.org/abs/1404.5997.
+    """
+
+    num_classes: int
+    conv: ModuleFactory
+    dense: ModuleFactory
+    norm: ModuleFactory | None = None
+    act: Callable[[Array], Array] = nn.relu
+    stem: str = "cifar"
+    width: float = 1.0
+    remat: Policy = NO_REMAT
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """One image of the size the stem is made for."""
+        return image_shape(self.stem)
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Logits of `x`, `[N, H, W, C]`, floating, normalised, at least 63 x 63 (cifar: 15)."""
+        check_images(x, self.stem, MIN_SIZES.get(self.stem, 1))
+        convs = (FIRST_CONV[self.stem], *({"window": window} for window in OTHER_WINDOWS))
+        for index, (channels, options) in enumerate(zip(STAGE_CHANNELS, convs, strict=True), 1):
+            stage = PlainStage(
+                features=tuple(scaled(count, self.width) for count in channels),
+                conv=self.conv,
+                norm=self.norm,
+                act=self.act,
+                pool_window=(3, 3),
+                remat=self.remat,
+                name=f"stage{index}",
+                **options,
+            )
+            x = self.remat.block(lambda stage, x: stage(x, train=train))(stage, x)
+        x = flatten_channels_first(adaptive_mean_pool(x, GRID_SIZES[self.stem]))
+        for index in (1, 2):
+            x = dropout(self, x, DROPOUT_RATE, name=f"dropout{index}", train=train)
+            layer = self.dense(scaled(HIDDEN_FEATURES, self.width), name=f"hidden{index}")
+            x = self.act(layer(x, train=train))
+        return self.dense(self.num_classes, name="classifier")(x, train=train)

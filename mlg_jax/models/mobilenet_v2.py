@@ -1,0 +1,171 @@
+"""MobileNetV2 for CIFAR and ImageNet."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+
+from mlg_jax._types import Array
+from mlg_jax.layers import global_mean_pool
+from mlg_jax.models._blocks import ModuleFactory
+from mlg_jax.models._heads import dropout
+from mlg_jax.models._shapes import check_images, image_shape
+from mlg_jax.models._units import run_unit
+from mlg_jax.remat import NO_REMAT, Policy
+
+# (expansion, channels, blocks) of each stage; the strides of stem and stages are the stem's.
+STAGES = (
+    (1, 16, 1),
+    (6, 24, 2),
+    (6, 32, 3),
+    (6, 64, 4),
+    (6, 96, 3),
+    (6, 160, 3),
+    (6, 320, 1),
+)
+STRIDES = {"cifar": (1, 1, 1, 2, 2, 1, 2, 1), "imagenet": (2, 1, 2, 2, 2, 1, 2, 1)}
+STEM_CHANNELS = 32
+HEAD_CHANNELS = 1280
+DROPOUT_RATE = 0.2
+
+
+class InvertedResidual(nn.Module):
+    """1 x 1 to more channels, 3 x 3 depthwise, 1 x 1 to few, linear; added to x where it fits.
+
+    Attributes:
+        channels: of the output.
+        expansion: factor on the input's channels; 1 leaves the first convolution out.
+        strides: of the depthwise convolution; only (1, 1) has a shortcut.
+        conv, norm, act: factories of the layers, and the activation function.
+        remat: what is kept for the backward pass.
+
+    Reference: https://arxiv.org/abs/1801.04381.
+    """
+
+    channels: int
+    expansion: int
+    strides: tuple[int, int]
+    conv: ModuleFactory
+    norm: ModuleFactory
+    act: Callable[[Array], Array]
+    remat: Policy = NO_REMAT
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """`[N, H, W, C]` to `[N, H', W', channels]`."""
+
+        def unit(x: Array, name: str, features: int, act: Any, **options: Any) -> Array:
+            return run_unit(
+                self,
+                x,
+                f"{name}_unit",
+                features=features,
+                names=(f"{name}_conv", f"{name}_norm"),
+                act=act,
+                train=train,
+                **options,
+            )
+
+        hidden = self.expansion * x.shape[-1]
+        y = x
+        if self.expansion != 1:
+            y = unit(y, "expand", hidden, self.act, window=(1, 1))
+        y = unit(y, "depthwise", hidden, self.act, strides=self.strides, groups=hidden)
+        y = unit(y, "project", self.channels, None, window=(1, 1))
+        has_shortcut = self.strides == (1, 1) and x.shape[-1] == self.channels
+        return x + y if has_shortcut else y
+
+
+class MobileNetV2(nn.Module):
+    """Inverted residuals in seven stages, `[N, H, W, C]` to logits `[N, num_classes]`.
+
+    Depthwise kernels have one input channel, so they have no level 1 of generation, and level 2
+    only where a spec asks for fewer than nine bases; else they stay ordinary.
+
+    Attributes:
+        num_classes: number of logits.
+        conv, dense, norm, act: factories of the layers, and the activation function.
+        stem: `imagenet` (the published strides, 224 x 224 to 7 x 7) or `cifar` (stride 1 in the
+            stem and in stage 2, 32 x 32 to 4 x 4; the rest is the same).
+        width: factor on every channel count, rounded to a multiple of 8, at least 8, and up where
+            that would take more than a tenth; the last 1280 channels never become fewer.
+        remat: what is kept for the backward pass; an inverted residual is a block.
+
+    Random streams: `dropout`, in training (0.2 before the classifier).
+
+    Reference: https://arxiv.org/abs/1801.04381.
+    """
+
+    num_classes: int
+    conv: ModuleFactory
+    dense: ModuleFactory
+    norm: ModuleFactory
+    act: Callable[[Array], Array] = nn.relu6
+    stem: str = "cifar"
+    width: float = 1.0
+    remat: Policy = NO_REMAT
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """One image of the size the stem is made for."""
+        return image_shape(self.stem)
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Logits of `x`, `[N, H, W, C]`, floating, normalised."""
+        check_images(x, self.stem, 1)
+        x = self.remat.block(functools.partial(_stem, train=train), "stem")(self, x)
+        strides = STRIDES[self.stem][1:]
+        for stage, (expansion, channels, num_blocks) in enumerate(STAGES):
+            for index in range(num_blocks):
+                stride = strides[stage] if index == 0 else 1
+                block = InvertedResidual(
+                    channels=divisible(channels * self.width),
+                    expansion=expansion,
+                    strides=(stride, stride),
+                    conv=self.conv,
+                    norm=self.norm,
+                    act=self.act,
+                    remat=self.remat,
+                    name=f"stage{stage + 1}_block{index + 1}",
+                )
+                x = self.remat.block(lambda block, x: block(x, train=train))(block, x)
+        features = self.remat.block(functools.partial(_head, train=train), "head")(self, x)
+        features = dropout(self, features, DROPOUT_RATE, name="dropout", train=train)
+        return self.dense(self.num_classes, name="classifier")(features, train=train)
+
+
+def divisible(channels: float) -> int:
+    """The multiple of 8 nearest to `channels`, at least 8 and at least 0.9 of it."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
+
+
+def _stem(net: MobileNetV2, x: Array, *, train: bool) -> Array:
+    stride = STRIDES[net.stem][0]
+    return run_unit(
+        net,
+        x,
+        "stem_unit",
+        features=divisible(STEM_CHANNELS * net.width),
+        names=("stem_conv", "stem_norm"),
+        act=net.act,
+        train=train,
+        strides=(stride, stride),
+    )
+
+
+def _head(net: MobileNetV2, x: Array, *, train: bool) -> Array:
+    """The last convolution and the mean over positions, which is all the block hands on."""
+    y = run_unit(
+        net,
+        x,
+        "head_unit",
+        features=divisible(HEAD_CHANNELS * max(1.0, net.width)),
+        names=("head_conv", "head_norm"),
+        act=net.act,
+        train=train,
+        window=(1, 1),
+    )
+    return global_mean_pool(y)

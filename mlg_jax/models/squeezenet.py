@@ -1,0 +1,157 @@
+"""SqueezeNet 1.1 for CIFAR and ImageNet."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+from jax import numpy as jnp
+
+from mlg_jax._types import Array
+from mlg_jax.layers import global_mean_pool, max_pool
+from mlg_jax.models._blocks import ModuleFactory
+from mlg_jax.models._heads import dropout
+from mlg_jax.models._shapes import check_images, image_shape, scaled
+from mlg_jax.models._units import run_unit
+from mlg_jax.remat import NO_REMAT, Policy
+
+STEM_CHANNELS = 64
+# Channels of squeeze and of either expansion; the published numbering starts at 2.
+FIRES = {
+    "fire2": (16, 64),
+    "fire3": (16, 64),
+    "fire4": (32, 128),
+    "fire5": (32, 128),
+    "fire6": (48, 192),
+    "fire7": (48, 192),
+    "fire8": (64, 256),
+    "fire9": (64, 256),
+}
+POOLED = ("fire3", "fire5")
+STEM_CONV: dict[str, dict[str, Any]] = {
+    "cifar": {},
+    "imagenet": {"strides": (2, 2), "padding": ((0, 0), (0, 0))},
+}
+MIN_SIZES = {"cifar": 4, "imagenet": 17}  # leave two positions before the last pooling
+DROPOUT_RATE = 0.5
+
+
+class Fire(nn.Module):
+    """1 x 1 to few channels, then 1 x 1 and 3 x 3 side by side, `[N, H, W, 2 expand]`.
+
+    Attributes:
+        squeeze, expand: channels of the first convolution, and of each of the other two.
+        conv, norm, act: factories of the layers, and the activation function; norm None gives the
+            convolutions biases instead.
+        remat: what is kept for the backward pass.
+
+    Reference: https://arxiv.org/abs/1602.07360.
+    """
+
+    squeeze: int
+    expand: int
+    conv: ModuleFactory
+    norm: ModuleFactory | None
+    act: Callable[[Array], Array]
+    remat: Policy = NO_REMAT
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Convolves `x`, `[N, H, W, C]`."""
+
+        def unit(x: Array, name: str, features: int, size: int) -> Array:
+            return run_unit(
+                self,
+                x,
+                f"{name}_unit",
+                features=features,
+                names=(f"{name}_conv", f"{name}_norm"),
+                act=self.act,
+                train=train,
+                window=(size, size),
+            )
+
+        x = unit(x, "squeeze", self.squeeze, 1)
+        branches = [
+            unit(x, "expand1x1", self.expand, 1),
+            unit(x, "expand3x3", self.expand, 3),
+        ]
+        return jnp.concatenate(branches, axis=-1)
+
+
+class SqueezeNet(nn.Module):
+    """Eight fire modules, `[N, H, W, C]` to logits `[N, num_classes]`, which are not negative.
+
+    The classifier is applied at every position; its output passes the activation, then the mean
+    over positions, as published. It is a 1 x 1 convolution and made by `dense`: like every
+    network's classifier it is never generated.
+
+    Attributes:
+        num_classes: number of logits.
+        conv, dense, act: factories of the layers, and the activation function.
+        norm: factory of norms after the convolutions, or None, as published: biases instead.
+        stem: `imagenet` (3 x 3, stride 2, not padded, then max-pooling) or `cifar` (3 x 3,
+            stride 1, padded, no pooling; the rest is the same, its last features are 8 x 8).
+        width: factor on every channel count.
+        remat: what is kept for the backward pass; a fire module is a block.
+
+    Random streams: `dropout`, in training (0.5 before the classifier).
+
+    Reference: https://arxiv.org/abs/1602.07360, version 1.1.
+    """
+
+    num_classes: int
+    conv: ModuleFactory
+    dense: ModuleFactory
+    norm: ModuleFactory | None = None
+    act: Callable[[Array], Array] = nn.relu
+    stem: str = "cifar"
+    width: float = 1.0
+    remat: Policy = NO_REMAT
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """One image of the size the stem is made for."""
+        return image_shape(self.stem)
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Logits of `x`, `[N, H, W, C]`, floating, normalised, at least 17 x 17 (cifar: 4)."""
+        check_images(x, self.stem, MIN_SIZES.get(self.stem, 1))
+        x = self.remat.block(functools.partial(_stem, train=train), "stem")(self, x)
+        for name, (squeeze, expand) in FIRES.items():
+            fire = Fire(
+                squeeze=scaled(squeeze, self.width),
+                expand=scaled(expand, self.width),
+                conv=self.conv,
+                norm=self.norm,
+                act=self.act,
+                remat=self.remat,
+                name=name,
+            )
+            x = self.remat.block(lambda fire, x: fire(x, train=train))(fire, x)
+            if name in POOLED:
+                x = _max_pool(x)
+        x = dropout(self, x, DROPOUT_RATE, name="dropout", train=train)
+        logits = self.dense(self.num_classes, name="classifier")(x, train=train)
+        return global_mean_pool(self.act(logits))
+
+
+def _stem(net: SqueezeNet, x: Array, *, train: bool) -> Array:
+    y = run_unit(
+        net,
+        x,
+        "stem_unit",
+        features=scaled(STEM_CHANNELS, net.width),
+        names=("stem_conv", "stem_norm"),
+        act=net.act,
+        train=train,
+        **STEM_CONV[net.stem],
+    )
+    return _max_pool(y) if net.stem == "imagenet" else y
+
+
+def _max_pool(x: Array) -> Array:
+    """3 x 3 with stride 2, padded below and right where a last window would not fit (`ceil`)."""
+    below, right = (1 - n % 2 for n in x.shape[1:3])
+    return max_pool(x, (3, 3), (2, 2), ((0, below), (0, right)))

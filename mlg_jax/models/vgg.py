@@ -1,0 +1,80 @@
+"""VGG networks for CIFAR and ImageNet."""
+
+from collections.abc import Callable
+
+from flax import linen as nn
+
+from mlg_jax._types import Array
+from mlg_jax.layers import global_mean_pool
+from mlg_jax.models._blocks import ModuleFactory
+from mlg_jax.models._heads import adaptive_mean_pool, dropout, flatten_channels_first
+from mlg_jax.models._shapes import check_images, image_shape, scaled
+from mlg_jax.models._stages import PlainStage
+from mlg_jax.remat import NO_REMAT, Policy
+
+STAGE_CHANNELS = (64, 128, 256, 512, 512)
+HIDDEN_FEATURES = 4096
+GRID_SIZE = 7  # of the features at 224 x 224
+DROPOUT_RATE = 0.5
+MIN_SIZE = 32  # five poolings by two
+
+
+class VGG(nn.Module):
+    """Five stages of 3 x 3 convolutions and a classifier, `[N, H, W, C]` to `[N, num_classes]`.
+
+    Attributes:
+        stage_sizes: convolutions in each of the five stages; every stage halves the image.
+        num_classes: number of logits.
+        conv, dense, norm, act: factories of the layers, and the activation function.
+        stem: `imagenet` is the published network: no norms, convolutions with biases, features
+            pooled to 7 x 7, two hidden dense layers with dropout 0.5 after each. `cifar` is the
+            field's small one: a norm after every convolution, which then has no bias, the mean
+            over positions, one dense layer, no dropout.
+        width: factor on every channel count, the hidden layers' too.
+        remat: what is kept for the backward pass; a stage is a block.
+
+    Random streams: `dropout`, in training with stem `imagenet`.
+
+    Reference: https://arxiv.org/abs/1409.1556; for CIFAR https://arxiv.org/abs/1608.08710.
+    """
+
+    stage_sizes: tuple[int, int, int, int, int]
+    num_classes: int
+    conv: ModuleFactory
+    dense: ModuleFactory
+    norm: ModuleFactory
+    act: Callable[[Array], Array] = nn.relu
+    stem: str = "cifar"
+    width: float = 1.0
+    remat: Policy = NO_REMAT
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """One image of the size the stem is made for."""
+        return image_shape(self.stem)
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Logits of `x`, `[N, H, W, C]`, floating, normalised, at least 32 x 32."""
+        check_images(x, self.stem, MIN_SIZE)
+        sizes = zip(self.stage_sizes, STAGE_CHANNELS, strict=True)
+        for index, (num_convs, channels) in enumerate(sizes, 1):
+            stage = PlainStage(
+                features=(scaled(channels, self.width),) * num_convs,
+                conv=self.conv,
+                norm=self.norm if self.stem == "cifar" else None,
+                act=self.act,
+                remat=self.remat,
+                name=f"stage{index}",
+            )
+            x = self.remat.block(lambda stage, x: stage(x, train=train))(stage, x)
+        features = global_mean_pool(x) if self.stem == "cifar" else self._hidden(x, train)
+        return self.dense(self.num_classes, name="classifier")(features, train=train)
+
+    def _hidden(self, x: Array, train: bool) -> Array:
+        x = flatten_channels_first(adaptive_mean_pool(x, GRID_SIZE))
+        for index in (1, 2):
+            layer = self.dense(scaled(HIDDEN_FEATURES, self.width), name=f"hidden{index}")
+            x = self.act(layer(x, train=train))
+            x = dropout(self, x, DROPOUT_RATE, name=f"dropout{index}", train=train)
+        return x

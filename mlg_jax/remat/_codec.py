@@ -1,0 +1,176 @@
+"""How one residual is stored between the forward and the backward pass."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from mlg_jax._checks import check_integer, check_real
+from mlg_jax._tie import tie_if
+from mlg_jax._types import Array, Key
+from mlg_jax.bitmap import Bitmap, pack, unpack
+from mlg_jax.remat._group_quant import GROUP_BITS, GroupCodes, dequantize, quantize
+
+PACKED = "mlg_jax_packed"  # checkpoint_name of everything a codec stores other than dense
+
+# A bitmap of this density or above is no smaller than the array itself.
+LARGEST_USEFUL_CAPACITY = 31 / 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """Stores an array as it is; the base of the others.
+
+    `decode(encode(x, key), never)` is x for an exact codec, and for a random one has x as its
+    expectation. `never` is a false bool; what decode returns, and all it allocates, must depend on
+    it, so that nothing is decoded before the backward pass arrives.
+    """
+
+    is_exact = True
+    is_random = False
+
+    def encode(self, x: Array, key: Key | None) -> Any:
+        """What is kept of `x`, floating, any shape; `key` for random codecs."""
+        return x
+
+    def decode(self, encoded: Any, never: Array) -> Array:
+        """`x` again."""
+        return tie_if(encoded, never)
+
+    def is_lost(self, encoded: Any) -> Array | None:
+        """True (scalar bool) if entries of `x` could not be kept; None: cannot happen."""
+        return None
+
+
+Dense = Codec
+
+
+@dataclasses.dataclass(frozen=True)
+class BitmapCodec(Codec):
+    """One bit an entry and the non-zeros; exact until they exceed `capacity`.
+
+    Attributes:
+        capacity: share of the entries that may be non-zero, in (0, 1].
+    """
+
+    capacity: float = 0.75
+
+    def __post_init__(self) -> None:
+        check_real("capacity", self.capacity, 0.0, 1.0, exclusive_minimum=True)
+
+    def encode(self, x: Array, key: Key | None) -> Bitmap:
+        """The bitmap of `x`."""
+        return _named(pack(x, capacity=self.capacity))
+
+    def decode(self, encoded: Bitmap, never: Array) -> Array:
+        """`x`, where it fitted."""
+        return unpack(_tie_bits(encoded, never))
+
+    def is_lost(self, encoded: Bitmap) -> Array:
+        """True if there were more non-zeros than room."""
+        return encoded.is_overflown
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupCodec(Codec):
+    """Unsigned integers with one minimum and one step a group, rounded at random.
+
+    The rounding is unbiased: the mean over keys of the decoded array is x. Zeros of an array
+    without negative entries stay zeros.
+
+    Attributes:
+        bits: 2, 4 or 8 an entry.
+        group_size: entries that share a minimum and a step (8 bytes together).
+
+    Reference: https://arxiv.org/abs/2104.14129.
+    """
+
+    bits: int = 8
+    group_size: int = 256
+    is_exact = False
+    is_random = True
+
+    def __post_init__(self) -> None:
+        if self.bits not in GROUP_BITS:
+            raise ValueError(f"`bits` must be one of {list(GROUP_BITS)}; got {self.bits!r}.")
+        check_integer("group_size", self.group_size, 16)
+        if self.group_size % 16:
+            raise ValueError(f"`group_size` must be a multiple of 16; got {self.group_size}.")
+
+    def encode(self, x: Array, key: Key | None) -> GroupCodes:
+        """The codes of `x`."""
+        assert key is not None
+        return _named(quantize(x, self.bits, self.group_size, key))
+
+    def decode(self, encoded: GroupCodes, never: Array) -> Array:
+        """`x` up to one step of its group."""
+        return dequantize(encoded.replace(step=tie_if(encoded.step, never)))
+
+
+@dataclasses.dataclass(frozen=True)
+class BitmapGroupCodec(Codec):
+    """A bitmap whose non-zeros are stored by a `GroupCodec`.
+
+    Attributes:
+        capacity: share of the entries that may be non-zero, in (0, 1].
+        bits, group_size: of the non-zeros.
+    """
+
+    capacity: float = 0.75
+    bits: int = 8
+    group_size: int = 256
+    is_exact = False
+    is_random = True
+
+    def __post_init__(self) -> None:
+        BitmapCodec(self.capacity)
+        GroupCodec(self.bits, self.group_size)
+
+    def encode(self, x: Array, key: Key | None) -> Any:
+        """Bitmap without values, and the codes of the values."""
+        assert key is not None
+        bitmap = pack(x, capacity=self.capacity)
+        codes = quantize(bitmap.values, self.bits, self.group_size, key)
+        return _named((dataclasses.replace(bitmap, values=jnp.zeros(0, x.dtype)), codes))
+
+    def decode(self, encoded: Any, never: Array) -> Array:
+        """`x`, every non-zero up to one step of its group."""
+        bitmap, codes = encoded
+        values = dequantize(codes.replace(step=tie_if(codes.step, never)))
+        return unpack(_tie_bits(dataclasses.replace(bitmap, values=values), never))
+
+    def is_lost(self, encoded: Any) -> Array:
+        """True if there were more non-zeros than room."""
+        return encoded[0].is_overflown
+
+
+@dataclasses.dataclass(frozen=True)
+class HostCodec(Codec):
+    """Moved to the host's memory; none of the device's is used between the passes."""
+
+    def encode(self, x: Array, key: Key | None) -> Array:
+        """`x` in pinned host memory."""
+        return jax.device_put(x, jax.memory.Space.Host)
+
+    def decode(self, encoded: Array, never: Array) -> Array:
+        """`x` back on the device."""
+        never_there = jax.device_put(never, jax.memory.Space.Host)
+        del never_there
+        return tie_if(jax.device_put(encoded, jax.memory.Space.Device), never)
+
+
+def bitmap_or_dense(capacity: float) -> Codec:
+    """A bitmap where it saves anything."""
+    check_real("capacity", capacity, 0.0, 1.0, exclusive_minimum=True)
+    return BitmapCodec(capacity) if capacity < LARGEST_USEFUL_CAPACITY else Dense()
+
+
+def _named(tree: Any) -> Any:
+    return jax.tree.map(lambda x: checkpoint_name(x, PACKED), tree)
+
+
+def _tie_bits(bitmap: Bitmap, never: Array) -> Bitmap:
+    """Everything but the values waits: the values are only read where the bits say so."""
+    return dataclasses.replace(tie_if(bitmap, never), values=bitmap.values)

@@ -1,0 +1,128 @@
+"""Named presets: which parts of a model are checkpointed, and how their residuals are stored."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mlg_jax._checks import check_choice, check_real
+from mlg_jax._types import CONV_OUTPUT, Array
+from mlg_jax.remat._checkpoint import Storage
+from mlg_jax.remat._codec import GroupCodec, bitmap_or_dense
+from mlg_jax.remat._linen import lift_storage
+
+DENSITIES = "densities"  # the collection in which a model's activations report their density
+STREAM = "quantize"  # the random stream of stochastic codecs
+
+Piece = Callable[[nn.Module, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Piecewise:
+    """What a preset does with the two kinds of pieces of a model; None: keeps everything.
+
+    Attributes:
+        block: capacity -> storage of a block (a few units with their shortcut).
+        unit: capacity -> storage of a unit (convolution, norm and activation).
+        is_exact: gradients equal those without the preset.
+        needs_capacity: densities matter.
+    """
+
+    block: Callable[[float], Storage] | None = None
+    unit: Callable[[float], Storage] | None = None
+    is_exact: bool = True
+    needs_capacity: bool = False
+
+
+def _dense(capacity: float) -> Storage:
+    return Storage()
+
+
+def _bitmap(capacity: float) -> Storage:
+    return Storage(bitmap_or_dense(capacity))
+
+
+def _convs(capacity: float) -> Storage:
+    return Storage(names=(CONV_OUTPUT,))
+
+
+def _bitmap_convs(capacity: float) -> Storage:
+    return Storage(bitmap_or_dense(capacity), names=(CONV_OUTPUT,))
+
+
+def _quantized(capacity: float) -> Storage:
+    return Storage(GroupCodec(8))
+
+
+PRESETS: dict[str, Piecewise] = {
+    "none": Piecewise(),
+    "convs": Piecewise(block=_convs),
+    "bitmap": Piecewise(unit=_bitmap_convs, needs_capacity=True),
+    "blocks": Piecewise(block=_dense),
+    "bitmap_blocks": Piecewise(block=_bitmap, needs_capacity=True),
+    "bitmap_units": Piecewise(block=_bitmap, unit=_bitmap, needs_capacity=True),
+    "quantized_blocks": Piecewise(block=_quantized, is_exact=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A preset with its capacities; a value that models take as an attribute.
+
+    Attributes:
+        preset: a name of `PRESETS`.
+        capacity: share of an activation's entries that a bitmap can hold, in (0, 1], wherever
+            `capacities` says nothing.
+        capacities: `(name of the piece, capacity)`, as `calibrate` finds them.
+    """
+
+    preset: str = "none"
+    capacity: float = 0.75
+    capacities: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("preset", self.preset, PRESETS)
+        check_real("capacity", self.capacity, 0.0, 1.0, exclusive_minimum=True)
+        for name, capacity in self.capacities:
+            check_real(f"capacities[{name!r}]", capacity, 0.0, 1.0, exclusive_minimum=True)
+
+    def with_capacities(self, capacities: Mapping[str, float]) -> "Policy":
+        """The same preset with these capacities by name of the piece."""
+        return dataclasses.replace(self, capacities=tuple(sorted(capacities.items())))
+
+    def block(self, fn: Piece, name: str = "") -> Piece:
+        """`fn(module, x)`, a block of a model: a few units with their shortcut."""
+        return self._wrap(fn, name, PRESETS[self.preset].block)
+
+    def unit(self, fn: Piece, name: str = "") -> Piece:
+        """`fn(module, x)`, a unit of a model: convolution, norm and activation."""
+        return self._wrap(fn, name, PRESETS[self.preset].unit)
+
+    def _wrap(self, fn: Piece, name: str, storage: Callable[[float], Storage] | None) -> Piece:
+        if storage is None:
+            return fn
+        capacities = dict(self.capacities)
+
+        def run(module: nn.Module, x: Array) -> Array:
+            piece = "/".join((*module.path, *filter(None, [name])))
+            if module.is_initializing():
+                return fn(module, x)
+            if module.is_mutable_collection(DENSITIES):
+                _report_density(module, name, x)
+                return fn(module, x)
+            kept = storage(capacities.get(piece, self.capacity))
+            return lift_storage(fn, kept, STREAM)(module, x)
+
+        return run
+
+
+def _report_density(module: nn.Module, name: str, x: Array) -> None:
+    density = jnp.mean(x != 0, dtype=jnp.float32)
+    module.sow(
+        DENSITIES, name or "input", density, reduce_fn=jnp.maximum, init_fn=lambda: jnp.zeros(())
+    )
+
+
+NO_REMAT = Policy()

@@ -1,12 +1,16 @@
 """Neural networks that need a fraction of the memory: generated weights and packed activations."""
 
+from mlg_jax.bitmap import pack as pack
+from mlg_jax.bitmap import unpack as unpack
 from mlg_jax.generation import GenerationSpec as GenerationSpec
 from mlg_jax.generation import generate_kernel as generate_kernel
 from mlg_jax.generation import orthogonality_penalty as orthogonality_penalty
 from mlg_jax.generation import project_kernel as project_kernel
+from mlg_jax.memory import memory_report as memory_report
 from mlg_jax.models import create_model as create_model
 from mlg_jax.models import size_report as size_report
 from mlg_jax.quant import QuantSpec as QuantSpec
 from mlg_jax.quant import fake_quantize as fake_quantize
+from mlg_jax.remat import checkpoint as checkpoint
 
 __version__ = "0.1.0"

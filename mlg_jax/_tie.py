@@ -21,7 +21,8 @@ def false_that_depends_on(tree: Any) -> Array:
     never = jnp.array(False)
     for leaf in jax.tree.leaves(tree):
         if leaf.size and jnp.issubdtype(leaf.dtype, jnp.floating):
-            never |= leaf.reshape(-1)[0] < -jnp.inf
+            # Once: else each user looks again, and the array lives until the last one has.
+            never |= compute_once(leaf.reshape(-1)[0]) < -jnp.inf
         elif leaf.size and jnp.issubdtype(leaf.dtype, jnp.unsignedinteger):
             never |= (leaf.reshape(-1)[0] | 1) == 0
     return never
@@ -56,6 +57,18 @@ def compute_once(x: Array) -> Array:
 
     divide.defjvp(lambda primals, tangents: (divide(*primals), *tangents))
     return divide(x)
+
+
+@jax.custom_vjp
+def cotangent_once(x: Array) -> Array:
+    """`x`; in the backward pass its cotangent is written down before it is used, and once.
+
+    For values of several users, whose cotangents would else keep what this one was made of.
+    """
+    return x
+
+
+cotangent_once.defvjp(lambda x: (x, None), lambda _, cotangent: (compute_once(cotangent),))
 
 
 @jax.custom_vjp

@@ -93,7 +93,8 @@ def plot_batch_memory(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     for kind in ("parameter", "gradient", "activation", "temporary"):
         sizes = [row[f"{kind}_bytes"] for row in rows]
         heights = [float("nan") if size is None else size / _MIB for size in sizes]
-        axis.plot(batch_sizes, heights, "o-", ms=3, label=kind)
+        # Gradients are as large as parameters: dashes let both be seen.
+        axis.plot(batch_sizes, heights, "o--" if kind == "gradient" else "o-", ms=3, label=kind)
     axis.set(xlabel="batch size", ylabel="MiB", xscale="log", yscale="log")
     axis.set_xticks(batch_sizes, [str(size) for size in batch_sizes])
     axis.minorticks_off()
@@ -114,6 +115,7 @@ def plot_tradeoff(path: Path, points: Mapping[str, tuple[float, float]]) -> None
         axis.scatter([seconds], [num_bytes / _MIB], s=16)
         where = (seconds, num_bytes / _MIB)
         axis.annotate(name, where, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axis.margins(0.2)  # room for the names
     axis.set(xlabel="seconds a step", ylabel="MiB", xlim=(0, None), ylim=(0, None))
     _save(figure, path)
 

@@ -31,7 +31,13 @@ def pytest_configure(config):
     if config.getoption("--typecheck"):
         from jaxtyping import install_import_hook
 
-        packages = ["mlg_jax.quant", "mlg_jax.generation", "mlg_jax.data", "mlg_jax._tie"]
+        packages = [
+            "mlg_jax.quant",
+            "mlg_jax.generation",
+            "mlg_jax.bitmap",
+            "mlg_jax.data",
+            "mlg_jax._tie",
+        ]
         config.stash["typecheck"] = install_import_hook(packages, "beartype.beartype")
 
 

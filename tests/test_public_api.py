@@ -22,6 +22,10 @@ SIGNATURES = {
         "execution, remat, dtype)"
     ),
     "size_report": "(model, variables, *, input_shape)",
+    "pack": "(x, *, capacity, implementation)",
+    "unpack": "(bitmap, *, implementation)",
+    "checkpoint": "(fn, *, policy, capacity, activations, key)",
+    "memory_report": "(fn, args, *, argnums, has_aux)",
 }
 PUBLIC = sorted(name for name in vars(mlg_jax) if not name.startswith("_"))
 

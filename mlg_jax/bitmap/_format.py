@@ -28,16 +28,18 @@ class Bitmap:
     With `B = ceil(N / 1024)` blocks, entry `e` of the flattened array and `m` of the count:
 
     - bit `e % 32` of `words[e // 32]` is set if and only if entry `e` is not zero;
-    - `values[k]` is the k-th such entry for `k < min(m, capacity)`, and 0 from `m` on; what lies from the capacity on is unspecified if `m` exceeds it;
+    - `values[k]` is the k-th such entry for `k < min(m, capacity)`, and 0 from `m` on;
+      if `m` exceeds the capacity, what lies from there on is unspecified;
     - `offsets[b]` is the number of entries before block `b` that are not zero; `offsets[B] = m`.
 
     A caller may add an integer zero to words and offsets, to order computations.
     Every buffer may have leading axes (`vmap`); `shape` is that of one array.
     """
 
-    words: Array  # uint32, [32 B]
-    values: Array  # of the dtype, [capacity + 32]
-    offsets: Array  # int32, [B + 1]
+    # Arrays; Any, because `jax.eval_shape` and transformations put descriptions in their place.
+    words: Any  # uint32, [32 B]
+    values: Any  # of the dtype, [capacity + 32]
+    offsets: Any  # int32, [B + 1]
     shape: tuple[int, ...]
     dtype: Any
     capacity: int  # values that fit

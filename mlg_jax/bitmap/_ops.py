@@ -17,8 +17,8 @@ from mlg_jax._types import Array, Float
 from mlg_jax.bitmap._format import BLOCK, WORD, Bitmap, bits_of, num_blocks_of, num_slots_of
 
 IMPLEMENTATIONS = ("pallas", "xla")
-# XLA:CPU of jax 0.10 would copy the whole buffer to float32 and back at every write of a bfloat16.
-# Its integer view costs temporaries instead: 1 + capacity times the array.
+# XLA:CPU of jax 0.10 would copy the whole buffer to float32 and back at every write of a bfloat16,
+# and quiet its NaNs. The integer view costs temporaries instead: 1 + capacity times the array.
 _MOVES_BFLOAT16 = jax.__version_info__ >= (0, 11)
 _GROUP = 8  # entries moved by one iteration; 16 take XLA:CPU minutes to compile
 
@@ -67,7 +67,7 @@ def pack(
     if x.size >= 2**31:
         raise ValueError(f"`x` must have fewer than 2**31 entries; got {x.size}.")
     num_values = x.size if capacity is None else math.ceil(capacity * x.size)
-    return _pack(jnp.asarray(x), num_values, implementation)
+    return _pack(jax.lax.stop_gradient(jnp.asarray(x)), num_values, implementation)
 
 
 def unpack(bitmap: Bitmap, *, implementation: str = "xla") -> Float[Array, "*shape"]:
@@ -120,7 +120,7 @@ def _unpack(bitmap: Bitmap, implementation: str) -> Array:
 
 def words_and_offsets(flat: Float[Array, " n"]) -> tuple[Array, Array]:
     """The words and offsets of a flattened array."""
-    body, tail = _whole_words(flat)
+    body, tail = _whole_words(bits_of(flat))
     num_missing = BLOCK // WORD * num_blocks_of(flat.size) - (body.size + tail.size) // WORD
     words = jnp.concatenate([_words(body), _words(tail), jnp.zeros(num_missing, jnp.uint32)])
     counts = jnp.sum(jax.lax.population_count(words).reshape(-1, BLOCK // WORD), axis=1)
@@ -128,15 +128,15 @@ def words_and_offsets(flat: Float[Array, " n"]) -> tuple[Array, Array]:
     return words, jnp.concatenate([jnp.zeros(1, jnp.int32), ends])
 
 
-def _whole_words(flat: Array) -> tuple[Array, Array]:
+def _whole_words(bits: Array) -> tuple[Array, Array]:
     """What fills whole words, and the rest padded to one: padding everything would copy it."""
-    size = flat.size - flat.size % WORD
-    tail = flat[size:]
-    return flat[:size], jnp.pad(tail, (0, -tail.size % WORD))
+    size = bits.size - bits.size % WORD
+    tail = bits[size:]
+    return bits[:size], jnp.pad(tail, (0, -tail.size % WORD))
 
 
-def _words(flat: Array) -> Array:
-    is_set = (bits_of(flat) != 0).reshape(-1, WORD)
+def _words(bits: Array) -> Array:
+    is_set = (bits != 0).reshape(-1, WORD)
     powers = jnp.left_shift(jnp.uint32(1), jnp.arange(WORD, dtype=jnp.uint32))
     return jnp.sum(is_set * powers, axis=1, dtype=jnp.uint32)
 

@@ -9,15 +9,16 @@ from mlg_jax.bitmap._format import BLOCK, WORD, Bitmap, bits_of, num_slots_of
 
 def pack_reference(x: Array, capacity: int) -> Bitmap:
     """Packs `x` with room for `capacity` values; temporaries of several times its size."""
-    entries = jnp.pad(x.reshape(-1), (0, -x.size % BLOCK))
-    is_set = bits_of(entries) != 0
+    bits = jnp.pad(bits_of(x).reshape(-1), (0, -x.size % BLOCK))
+    is_set = bits != 0
     powers = jnp.left_shift(jnp.uint32(1), jnp.arange(WORD, dtype=jnp.uint32))
     words = jnp.sum(is_set.reshape(-1, WORD) * powers, axis=1, dtype=jnp.uint32)
     counts = jnp.sum(is_set.reshape(-1, BLOCK), axis=1, dtype=jnp.int32)
     offsets = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
     num_slots = num_slots_of(capacity)
     slots = jnp.where(is_set, jnp.cumsum(is_set, dtype=jnp.int32) - 1, num_slots)
-    values = jnp.zeros(num_slots, x.dtype).at[slots].set(entries, mode="drop")
+    bits = jnp.zeros(num_slots, bits.dtype).at[slots].set(bits, mode="drop")
+    values = jax.lax.bitcast_convert_type(bits, x.dtype)
     return Bitmap(words, values, offsets, x.shape, x.dtype, capacity)
 
 
@@ -25,6 +26,6 @@ def unpack_reference(bitmap: Bitmap) -> Array:
     """The array that was packed."""
     is_set = (bitmap.words[:, None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1 == 1
     slots = jnp.cumsum(is_set.reshape(-1), dtype=jnp.int32) - 1
-    values = bitmap.values.at[slots].get(mode="clip")
-    entries = jnp.where(is_set.reshape(-1), values, jnp.zeros((), bitmap.dtype))
-    return entries[: bitmap.size].reshape(bitmap.shape)
+    values = bits_of(bitmap.values).at[slots].get(mode="clip")
+    bits = jnp.where(is_set.reshape(-1), values, jnp.zeros((), values.dtype))[: bitmap.size]
+    return jax.lax.bitcast_convert_type(bits.reshape(bitmap.shape), bitmap.dtype)

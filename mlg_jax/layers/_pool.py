@@ -130,7 +130,9 @@ def _split(words: Array, bits: int, num_channels: int) -> Array:
     return parts.reshape(*words.shape[:-1], -1)[..., :num_channels].astype(jnp.uint8)
 
 
-def _edges(size: int, num_outputs: int, stride: int, pads: Pair, offset: int) -> tuple[int, ...]:
+def _edges(
+    size: int, num_outputs: int, stride: int, pads: Pair, offset: int
+) -> tuple[int, int, int]:
     """`lax.pad`'s configuration that puts output i at `i stride + offset - pads[0]` of `size`."""
     low = offset - pads[0]
     end = low + (num_outputs - 1) * stride + 1

@@ -26,7 +26,8 @@ class Origin:
     name: str  # the argument's path; else module scope and operation
     operation: str  # checkpoint name, else primitive; "" for an argument
     source: str  # "file.py:12:4 (function)"; "" where JAX knows none
-    identity: int  # equal for two values that are one array
+    identity: tuple[int, ...]  # equal for two values that are one array
+    is_named: bool = False  # by `jax.ad_checkpoint.checkpoint_name`
 
 
 def find_origins(program: core.ClosedJaxpr, argument_names: Sequence[str]) -> list[Origin]:
@@ -44,46 +45,56 @@ def find_origins(program: core.ClosedJaxpr, argument_names: Sequence[str]) -> li
     producers, depending = _producers(jaxpr), _depending(jaxpr, jaxpr.invars)
     origins = []
     for output in jaxpr.outvars:
-        variable, path = _resolve(output, producers)
+        variable, path, identity = _resolve(output, producers)
         if path:
             kind = "activation" if variable in depending else "constant"
-            origins.append(_made_by(path, kind, id(variable)))
+            origins.append(_made_by(path, kind, identity))
         elif isinstance(variable, core.Literal):
-            origins.append(Origin("constant", "literal", "literal", "", id(variable)))
+            origins.append(Origin("constant", "literal", "literal", "", identity))
         elif variable in names:
-            origins.append(Origin("argument", names[variable], "", "", id(variable)))
+            origins.append(Origin("argument", names[variable], "", "", identity))
         else:
             what = "closed-over array"
-            origins.append(Origin("constant", what, what, "", id(variable)))
+            origins.append(Origin("constant", what, what, "", identity))
     return origins
 
 
-def _resolve(variable: Any, producers: Mapping[Any, tuple[Any, int]]) -> tuple[Any, list[Any]]:
-    """The variable past everything that only hands it on, and the nest of equations it is from.
+def _resolve(
+    variable: Any, producers: Mapping[Any, tuple[Any, int]]
+) -> tuple[Any, list[Any], tuple[int, ...]]:
+    """The variable past all that only hands it on, the nest of equations it is from, its identity.
 
-    The nest is empty where the variable is an input, a closed-over array or a literal.
+    The nest is empty where the variable is an input, a closed-over array or a literal. A name that
+    it passed stands for the equations that made it.
     """
+    named: list[Any] = []
     while not isinstance(variable, core.Literal) and variable in producers:
         equation, index = producers[variable]
         if _is_identity(equation):
+            if equation.primitive.name == "name":
+                named = named or [equation]
             variable = equation.invars[0]
             continue
         inner = _inner_program(equation)
         if inner is None:
-            return variable, [equation]
-        end, path = _resolve(inner.outvars[index], _producers(inner))
+            return variable, named or [equation], (id(variable),)
+        end, path, identity = _resolve(inner.outvars[index], _producers(inner))
         if isinstance(end, core.Literal):
-            return end, []
-        if path or equation.primitive.name == "scan" or end not in inner.invars:
-            return variable, [equation, *path]
+            return end, [], (id(end),)
+        if equation.primitive.name == "scan" or (not path and end not in inner.invars):
+            return variable, named or [equation, *path], (id(variable),)
+        if path:
+            # Two calls may share one inner program: its variables alone would not tell them apart.
+            return variable, named or [equation, *path], (id(equation), *identity)
         variable = equation.invars[inner.invars.index(end)]
-    return variable, []
+    return variable, [], (id(variable),)
 
 
 def _is_identity(equation: Any) -> bool:
-    """Whether it rounds to the type that its input has: `jax.checkpoint` wraps what it keeps so."""
+    """Whether its output is its input, in the same buffer."""
     if equation.primitive.name != "reduce_precision":
-        return False
+        return equation.primitive.name in ("name", "stop_gradient")
+    # jax.checkpoint wraps what it keeps in a rounding to the type that it has already.
     own = jnp.finfo(equation.invars[0].aval.dtype)
     wanted = (equation.params["exponent_bits"], equation.params["mantissa_bits"])
     return wanted == (own.nexp, own.nmant)
@@ -109,10 +120,12 @@ def _depending(jaxpr: Any, inputs: Iterable[Any]) -> set[Any]:
     return found
 
 
-def _made_by(path: Sequence[Any], kind: str, identity: int) -> Origin:
-    operation, scope = _operation(path[-1]), _scope(path)
+def _made_by(path: Sequence[Any], kind: str, identity: tuple[int, ...]) -> Origin:
+    last, scope = path[-1], _scope(path)
+    is_named = last.primitive.name == "name"
+    operation = last.params["name"] if is_named else last.primitive.name
     name = f"{scope}/{operation}" if scope else operation
-    return Origin(kind, name, operation, _source(path), identity)
+    return Origin(kind, name, operation, _source(path), identity, is_named)
 
 
 def _inner_program(equation: Any) -> Any:
@@ -130,12 +143,6 @@ def _producers(jaxpr: Any) -> dict[Any, tuple[Any, int]]:
         for equation in jaxpr.eqns
         for index, variable in enumerate(equation.outvars)
     }
-
-
-def _operation(equation: Any) -> str:
-    if equation.primitive.name == "name":
-        return equation.params["name"]
-    return equation.primitive.name
 
 
 def _scope(path: Sequence[Any]) -> str:

@@ -132,6 +132,7 @@ def memory_report(
     returns value and gradients; it holds the residuals among its temporaries, and may rebuild or
     merge some. Arrays are run (the forward pass; on a device whose allocator counts, also the
     gradient); shapes are only compiled, and then zero fractions and the allocator's peak are None.
+    On a mesh, residual bytes are those of all devices, compiled and allocated bytes those of one.
 
     Args:
         fn: the function to be differentiated, returning a scalar, an array or a pytree of them; of

@@ -38,7 +38,7 @@ class _Trace:
     """The program that computes residuals, and which of its outputs to look at."""
 
     program: core.ClosedJaxpr
-    outputs: tuple[int, ...]  # the first of each array that is kept under several names
+    outputs: tuple[int, ...]  # one of each array, a named one where there is one
     origins: tuple[Origin, ...]  # one an output
     names: tuple[str, ...]
 
@@ -56,7 +56,8 @@ def list_residuals(
 ) -> tuple[Residual, ...]:
     """Lists what `jax.vjp(fn, *args)` keeps, without running anything.
 
-    An array that is kept twice is listed once: it is one buffer.
+    An array that is kept twice is listed once, under its `checkpoint_name` if it has one: a name
+    makes no copy.
 
     Args:
         fn: the function to be differentiated, of pytrees, returning one.
@@ -153,8 +154,12 @@ def _trace(program: Program) -> _Trace:
 
     traced = jax.make_jaxpr(residuals)(*program.leaves)
     origins = find_origins(traced, program.names)
-    first = {origin.identity: index for index, origin in reversed([*enumerate(origins)])}
-    outputs = tuple(sorted(first.values()))
+    best: dict[tuple[int, ...], int] = {}
+    for index, origin in enumerate(origins):
+        other = best.setdefault(origin.identity, index)
+        if origin.is_named and not origins[other].is_named:
+            best[origin.identity] = index
+    outputs = tuple(sorted(best.values()))
     kept = tuple(origins[index] for index in outputs)
     return _Trace(traced, outputs, kept, _numbered([origin.name for origin in kept]))
 

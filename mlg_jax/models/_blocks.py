@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from mlg_jax._tie import after
+from mlg_jax._tie import after, cotangent_once
 from mlg_jax._types import Array
 from mlg_jax.remat import NO_REMAT, Policy
 
@@ -48,7 +48,7 @@ class BasicBlock(nn.Module):
         """`[N, H, W, C]` to `[N, H', W', channels]`."""
         y = conv_norm(self, 1, x, train, self.channels, act=self.act, strides=self.strides)
         y = conv_norm(self, 2, y, train, self.channels)
-        return self.act(y + _shortcut(self, x, y, train))
+        return self.act(cotangent_once(y + _shortcut(self, x, y, train)))
 
 
 class BottleneckBlock(nn.Module):
@@ -71,7 +71,7 @@ class BottleneckBlock(nn.Module):
         y = conv_norm(self, 1, x, train, self.channels, act=self.act, window=(1, 1))
         y = conv_norm(self, 2, y, train, self.channels, act=self.act, strides=self.strides)
         y = conv_norm(self, 3, y, train, 4 * self.channels, window=(1, 1))
-        return self.act(y + _shortcut(self, x, y, train))
+        return self.act(cotangent_once(y + _shortcut(self, x, y, train)))
 
 
 def conv_norm(

@@ -35,6 +35,7 @@ from mlg_jax.models.resnet import STEMS, ResNet
 from mlg_jax.models.squeezenet import SqueezeNet
 from mlg_jax.models.vgg import VGG
 from mlg_jax.quant import ActivationSpec, QuantSpec
+from mlg_jax.remat import NO_REMAT, PRESETS, Policy
 
 Generation = GenerationSpec | Mapping[str, GenerationSpec | None] | None
 
@@ -74,7 +75,7 @@ def create_model(
     weight_bits: int | None = None,
     activation_bits: int | None = None,
     execution: str = "auto",
-    remat: str | None = None,
+    remat: Policy | str | None = None,
     dtype: Any = None,
 ) -> nn.Module:
     """Creates a model.
@@ -95,7 +96,8 @@ def create_model(
         activation_bits: width of the inputs of convolutions and dense layers, 1 to 16; None does
             not quantise them.
         execution: how a generated kernel is applied; `auto` chooses.
-        remat: what is kept for the backward pass; only None so far.
+        remat: what is kept for the backward pass: a preset's name (`mlg_jax.remat.PRESETS`) or a
+            `mlg_jax.remat.Policy` with its capacities; None keeps what JAX would.
         dtype: of the computation, e.g. `jnp.bfloat16`; None is float32. Parameters are float32,
             or float64 if `dtype` is (which needs `jax_enable_x64`).
 
@@ -120,7 +122,7 @@ def create_model(
     check_choice("stem", stem, STEMS)
     check_real("width", width, 0.0, exclusive_minimum=True)
     check_choice("execution", execution, EXECUTIONS)
-    check_instance("remat", remat, type(None))
+    policy = _policy(remat)
     compute_dtype, param_dtype = _dtypes(dtype)
     fallback = DenseKernel(QuantSpec(weight_bits))
     shared = {
@@ -137,10 +139,19 @@ def create_model(
         conv=LayerFactory.of(Conv, kernel=_kernels(generation, fallback), **shared),
         dense=LayerFactory.of(Dense, kernel=classifier, **shared),
         norm=LayerFactory.of(BatchNorm, dtype=compute_dtype, param_dtype=param_dtype),
+        remat=policy,
     )
     if isinstance(generation, Mapping):
         _check_patterns(model, generation)
     return model
+
+
+def _policy(remat: Policy | str | None) -> Policy:
+    check_instance("remat", remat, (str, Policy, type(None)))
+    if isinstance(remat, str):
+        check_choice("remat", remat, PRESETS)
+        return Policy(remat)
+    return remat or NO_REMAT
 
 
 def _dtypes(dtype: Any) -> tuple[Any, Any]:

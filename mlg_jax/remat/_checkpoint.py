@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from mlg_jax._tie import compute_once, false_that_depends_on, tie, tie_if
 from mlg_jax._types import Array, Key
@@ -72,9 +74,13 @@ def _run_stored(
     closed: Any, storage: Storage, is_active: list[bool], key: Key | None, inputs: list[Any]
 ) -> list[Any]:
     """Evaluates `closed` on its constants and arguments with a backward pass of our own."""
+    _check_floating(inputs, is_active, storage)
     num_consts = len(closed.consts)
     is_float = [jnp.issubdtype(x.dtype, jnp.floating) for x in inputs]
-    roles = ["other" if not f else "active" if a else "plain" for f, a in zip(is_float, is_active)]
+    roles = [
+        "other" if not f else "active" if a else "plain"
+        for f, a in zip(is_float, is_active, strict=True)
+    ]
 
     def run(parts: dict[str, list[Any]], saved: Any = None) -> tuple[list[Any], list[Any]]:
         queues = {role: iter(part) for role, part in parts.items()}
@@ -83,7 +89,7 @@ def _run_stored(
         return run_named(body, storage.names, flat[num_consts:], saved)
 
     parts = {
-        role: [x for x, r in zip(inputs, roles) if r == role]
+        role: [x for x, r in zip(inputs, roles, strict=True) if r == role]
         for role in ("other", "plain", "active")
     }
     return _with_backward(run, storage)(key, parts["other"], parts["plain"], parts["active"])
@@ -93,7 +99,8 @@ def _with_backward(run: Callable[..., Any], storage: Storage) -> Callable[..., l
     """`(key, other, plain, active) -> outputs`.
 
     Backward: decodes what was kept, all of it waiting for the cotangents, evaluates the function
-    again and pulls the cotangents back. If a codec lost entries, every cotangent is NaN.
+    again and pulls the cotangents back, to what is differentiated only. If a codec lost entries,
+    every cotangent is NaN.
     Residuals: `other` and `plain` as they are, `active` and the named values encoded.
     """
 
@@ -101,36 +108,77 @@ def _with_backward(run: Callable[..., Any], storage: Storage) -> Callable[..., l
     def call(key: Any, other: Any, plain: Any, active: Any) -> list[Any]:
         return run({"other": other, "plain": plain, "active": active})[0]
 
-    def call_fwd(key: Any, other: Any, plain: Any, active: Any) -> tuple[Any, Any]:
-        active = [compute_once(x) for x in active]
+    def call_fwd(*primals: Any) -> tuple[Any, Any]:
+        is_wanted = _Flags(tuple(p.perturbed for p in primals[2]))
+        key, other, plain, active = jax.tree.map(lambda p: p.value, primals)
+        if not storage.names:  # else the compiler may make `active` from the named values again
+            active = [compute_once(x) for x in active]
         outs, named = run({"other": other, "plain": plain, "active": active})
         keys = iter(_split(key, len(active) + len(named)))
-        kept_active = [storage.activation.encode(x, next(keys)) for x in active]
-        kept_named = [storage.named.encode(x, next(keys)) for x in named]
+        kept_active = [_encode(storage.activation, x, next(keys)) for x in active]
+        kept_named = [_encode(storage.named, x, next(keys)) for x in named]
         if type(storage.activation) is not Dense:
             # Packed before the outputs may be used: else the scheduler keeps the array meanwhile.
-            outs = tie(outs, to=(kept_active))
-        return outs, (other, plain, kept_active, kept_named)
+            outs = tie(outs, to=kept_active)
+        return outs, (other, plain, is_wanted, kept_active, kept_named)
 
     def call_bwd(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
-        other, plain, kept_active, kept_named = residuals
+        other, plain, is_wanted, kept_active, kept_named = residuals
+        cotangents = [_instantiated(c) for c in cotangents]
         never = false_that_depends_on([c for c in cotangents if c.dtype != jax.dtypes.float0])
         active = [storage.activation.decode(e, never) for e in kept_active]
         named = [storage.named.decode(e, never) for e in kept_named]
         if not active:
             plain = tie_if(plain, never)
 
-        def again(plain: Any, active: Any) -> list[Any]:
-            parts = {"other": other, "plain": plain, "active": active}
+        def again(wanted: list[Any], active: Any) -> list[Any]:
+            queue = iter(wanted)
+            mixed = [next(queue) if w else x for w, x in zip(is_wanted.values, plain, strict=True)]
+            parts = {"other": other, "plain": mixed, "active": active}
             return run(parts, named if storage.names else None)[0]
 
-        _, vjp = jax.vjp(again, plain, active)
+        wanted = [x for w, x in zip(is_wanted.values, plain, strict=True) if w]
+        d_wanted, d_active = jax.vjp(again, wanted, active)[1](cotangents)
         lost = [storage.activation.is_lost(e) for e in kept_active]
         lost += [storage.named.is_lost(e) for e in kept_named]
-        return (None, None, *_poison(vjp(cotangents), [x for x in lost if x is not None]))
+        d_wanted, d_active = _poison((d_wanted, d_active), [x for x in lost if x is not None])
+        queue = iter(d_wanted)
+        d_plain = [next(queue) if w else None for w in is_wanted.values]
+        return None, None, d_plain, d_active
 
-    call.defvjp(call_fwd, call_bwd)
+    call.defvjp(call_fwd, call_bwd, symbolic_zeros=True)
     return call
+
+
+def _encode(codec: Codec, x: Array, key: Key | None) -> Any:
+    return codec.encode(x if type(codec) is Dense else _once_differentiable(x), key)
+
+
+@jax.custom_jvp
+def _once_differentiable(x: Array) -> Array:
+    return x
+
+
+@_once_differentiable.defjvp
+def _once_differentiable_jvp(primals: Any, tangents: Any) -> Any:
+    raise NotImplementedError(
+        "A function checkpointed by a policy that packs can be differentiated once: bits have no "
+        "derivative. Use a policy that keeps arrays dense, such as `blocks`, for higher orders."
+    )
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Flags:
+    values: tuple[bool, ...]
+
+
+def _instantiated(cotangent: Any) -> Any:
+    if not isinstance(cotangent, SymbolicZero):
+        return cotangent
+    if cotangent.dtype == jax.dtypes.float0:
+        return np.zeros(cotangent.shape, jax.dtypes.float0)
+    return jnp.zeros(cotangent.shape, cotangent.dtype)
 
 
 def _poison(cotangents: Any, lost: list[Array]) -> Any:
@@ -161,6 +209,19 @@ def _activation_leaves(args: Sequence[Any], activations: Sequence[int]) -> set[i
         start = sum(counts[: index % len(args)])
         found.update(range(start, start + counts[index % len(args)]))
     return found
+
+
+def _check_floating(inputs: list[Any], is_active: list[bool], storage: Storage) -> None:
+    for x, active in zip(inputs, is_active, strict=True):
+        if (
+            active
+            and type(storage.activation) is not Dense
+            and not jnp.issubdtype(x.dtype, jnp.floating)
+        ):
+            raise TypeError(
+                f"`activations` must point to floating arrays, to be packed; got {x.dtype}"
+                f"{list(x.shape)}."
+            )
 
 
 def _check_pure(fn: Callable[..., Any], closed: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh, PartitionSpec
 
 from mlg_jax._checks import check_integer, check_real
 from mlg_jax._tie import tie_if
@@ -53,24 +54,39 @@ class BitmapCodec(Codec):
 
     Attributes:
         capacity: share of the entries that may be non-zero, in (0, 1].
+        mesh: devices over which the leading axis is split, all axes of the mesh together; each
+            packs its own part, without a word to the others. None packs the array as one.
     """
 
     capacity: float = 0.75
+    mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
         check_real("capacity", self.capacity, 0.0, 1.0, exclusive_minimum=True)
 
-    def encode(self, x: Array, key: Key | None) -> Bitmap:
-        """The bitmap of `x`."""
-        return _named(pack(x, capacity=self.capacity))
+    def encode(self, x: Array, key: Key | None) -> Any:
+        """The bitmap of `x`, and whether it overflowed."""
 
-    def decode(self, encoded: Bitmap, never: Array) -> Array:
+        def run(x: Array) -> Any:
+            bitmap = pack(x, capacity=self.capacity)
+            return bitmap, bitmap.is_overflown[None]
+
+        bitmap, is_lost = self._by_device(run, x)
+        return _named(bitmap), is_lost
+
+    def decode(self, encoded: Any, never: Array) -> Array:
         """`x`, where it fitted."""
-        return unpack(_tie_bits(encoded, never))
+        return self._by_device(unpack, _tie_bits(encoded[0], never))
 
-    def is_lost(self, encoded: Bitmap) -> Array:
+    def is_lost(self, encoded: Any) -> Array:
         """True if there were more non-zeros than room."""
-        return encoded.is_overflown
+        return jnp.any(encoded[1])
+
+    def _by_device(self, fn: Any, argument: Any) -> Any:
+        if self.mesh is None or self.mesh.size == 1:
+            return fn(argument)
+        parts = PartitionSpec(self.mesh.axis_names)
+        return jax.shard_map(fn, mesh=self.mesh, in_specs=parts, out_specs=parts)(argument)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,15 +172,13 @@ class HostCodec(Codec):
 
     def decode(self, encoded: Array, never: Array) -> Array:
         """`x` back on the device."""
-        never_there = jax.device_put(never, jax.memory.Space.Host)
-        del never_there
         return tie_if(jax.device_put(encoded, jax.memory.Space.Device), never)
 
 
-def bitmap_or_dense(capacity: float) -> Codec:
+def bitmap_or_dense(capacity: float, mesh: Mesh | None = None) -> Codec:
     """A bitmap where it saves anything."""
     check_real("capacity", capacity, 0.0, 1.0, exclusive_minimum=True)
-    return BitmapCodec(capacity) if capacity < LARGEST_USEFUL_CAPACITY else Dense()
+    return BitmapCodec(capacity, mesh) if capacity < LARGEST_USEFUL_CAPACITY else Dense()
 
 
 def _named(tree: Any) -> Any:

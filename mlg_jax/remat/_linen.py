@@ -1,6 +1,6 @@
 """The transform for Linen modules, as `nn.remat` is `jax.checkpoint` for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,32 +10,39 @@ from flax.linen import transforms
 from mlg_jax.remat._checkpoint import Storage, store_residuals
 
 
-def lift_storage(fn: Callable[..., Any], storage: Storage, rng: str | None = None) -> Any:
-    """`fn(module, x)` whose residuals are `module`'s variables and `x`, stored as told.
+def lift_storage(
+    target: Any, storage: Storage, *, activations: Sequence[int] = (-1,), stream: str = "quantize"
+) -> Any:
+    """A module class, or a function `(module, *args)`, with `storage` for its residuals.
 
     Args:
-        fn: a function of a module and one activation; Python values are closed over.
-        storage: what is kept.
-        rng: the stream that random codecs draw from; None if there are none.
+        target: class or function; of a class, `__call__` is meant.
+        storage: what is kept; variables and random keys of the module stay as they are.
+        activations: positions among the arguments after the module.
+        stream: the random stream that stochastic codecs draw from.
 
     Returns:
-        A function of the same arguments. Variables, collections and streams of the module are seen
-        and changed as without it.
+        The same kind of thing. Collections and streams of the module are seen and changed as
+        without it; Python values among the arguments stay Python values.
     """
 
     def transform(scope_function: Callable[..., Any]) -> Callable[..., Any]:
-        def inner(scope_fn: Any, repack_fn: Any, groups: Any, streams: Any, x: Any) -> Any:
-            def pure(groups: Any, streams: Any, x: Any) -> Any:
+        def inner(
+            scope_fn: Any, repack_fn: Any, groups: Any, streams: Any, *args: Any, **kwargs: Any
+        ) -> Any:
+            def pure(groups: Any, streams: Any, *args: Any, **kwargs: Any) -> Any:
                 scope = scope_fn(groups, streams)
-                return scope_function(scope, x), repack_fn(scope)
+                return scope_function(scope, *args, **kwargs), repack_fn(scope)
 
             scopes = jax.tree.leaves(scope_fn(groups, streams), is_leaf=_is_scope)
-            key = scopes[0].make_rng(rng) if storage.is_random else None
-            return store_residuals(pure, storage, (-1,), key)(groups, streams, x)
+            key = scopes[0].make_rng(stream) if storage.is_random else None
+            positions = [i + 2 if i >= 0 else i for i in activations]
+            stored = store_residuals(pure, storage, positions, key)
+            return stored(groups, streams, *args, **kwargs)
 
-        return lift.pack(inner, (True,), (True,), (True,), name="checkpoint")
+        return lift.pack(inner, (True,), (True,), (True,), name="checkpoint", enable_kwargs=True)
 
-    return transforms.lift_transform(transform, fn)
+    return transforms.lift_transform(transform, target)
 
 
 def _is_scope(value: Any) -> bool:

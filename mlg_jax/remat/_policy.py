@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from mlg_jax._checks import check_choice, check_real
 from mlg_jax._types import CONV_OUTPUT, Array
@@ -14,8 +14,10 @@ from mlg_jax.remat._codec import GroupCodec, bitmap_or_dense
 from mlg_jax.remat._linen import lift_storage
 
 DENSITIES = "densities"  # the collection in which a model's activations report their density
+INPUT = "input"  # the name there of a piece that is a module of its own
 STREAM = "quantize"  # the random stream of stochastic codecs
 
+MakeStorage = Callable[[float, Mesh | None], Storage]
 Piece = Callable[[nn.Module, Array], Array]
 
 
@@ -24,35 +26,35 @@ class Piecewise:
     """What a preset does with the two kinds of pieces of a model; None: keeps everything.
 
     Attributes:
-        block: capacity -> storage of a block (a few units with their shortcut).
-        unit: capacity -> storage of a unit (convolution, norm and activation).
+        block: (capacity, mesh) -> storage of a block (a few units with their shortcut).
+        unit: (capacity, mesh) -> storage of a unit (convolution, norm and activation).
         is_exact: gradients equal those without the preset.
         needs_capacity: densities matter.
     """
 
-    block: Callable[[float], Storage] | None = None
-    unit: Callable[[float], Storage] | None = None
+    block: MakeStorage | None = None
+    unit: MakeStorage | None = None
     is_exact: bool = True
     needs_capacity: bool = False
 
 
-def _dense(capacity: float) -> Storage:
+def _dense(capacity: float, mesh: Mesh | None) -> Storage:
     return Storage()
 
 
-def _bitmap(capacity: float) -> Storage:
-    return Storage(bitmap_or_dense(capacity))
+def _bitmap(capacity: float, mesh: Mesh | None) -> Storage:
+    return Storage(bitmap_or_dense(capacity, mesh))
 
 
-def _convs(capacity: float) -> Storage:
+def _convs(capacity: float, mesh: Mesh | None) -> Storage:
     return Storage(names=(CONV_OUTPUT,))
 
 
-def _bitmap_convs(capacity: float) -> Storage:
-    return Storage(bitmap_or_dense(capacity), names=(CONV_OUTPUT,))
+def _bitmap_convs(capacity: float, mesh: Mesh | None) -> Storage:
+    return Storage(bitmap_or_dense(capacity, mesh), names=(CONV_OUTPUT,))
 
 
-def _quantized(capacity: float) -> Storage:
+def _quantized(capacity: float, mesh: Mesh | None) -> Storage:
     return Storage(GroupCodec(8))
 
 
@@ -75,12 +77,14 @@ class Policy:
         preset: a name of `PRESETS`.
         capacity: share of an activation's entries that a bitmap can hold, in (0, 1], wherever
             `capacities` says nothing.
-        capacities: `(name of the piece, capacity)`, as `calibrate` finds them.
+        capacities: `(name of the piece, capacity)`, as `choose_capacities` finds them.
+        mesh: the devices over which batches are split; None: one device.
     """
 
     preset: str = "none"
     capacity: float = 0.75
     capacities: tuple[tuple[str, float], ...] = ()
+    mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, PRESETS)
@@ -92,6 +96,16 @@ class Policy:
         """The same preset with these capacities by name of the piece."""
         return dataclasses.replace(self, capacities=tuple(sorted(capacities.items())))
 
+    @property
+    def exact(self) -> "Policy":
+        """The same preset with room for everything; where activations are dense, so are these."""
+        return Policy(self.preset, 1.0, mesh=self.mesh)
+
+    @property
+    def needs_capacity(self) -> bool:
+        """Whether a batch can have more non-zeros than there is room for."""
+        return PRESETS[self.preset].needs_capacity
+
     def block(self, fn: Piece, name: str = "") -> Piece:
         """`fn(module, x)`, a block of a model: a few units with their shortcut."""
         return self._wrap(fn, name, PRESETS[self.preset].block)
@@ -100,7 +114,7 @@ class Policy:
         """`fn(module, x)`, a unit of a model: convolution, norm and activation."""
         return self._wrap(fn, name, PRESETS[self.preset].unit)
 
-    def _wrap(self, fn: Piece, name: str, storage: Callable[[float], Storage] | None) -> Piece:
+    def _wrap(self, fn: Piece, name: str, storage: MakeStorage | None) -> Piece:
         if storage is None:
             return fn
         capacities = dict(self.capacities)
@@ -112,8 +126,8 @@ class Policy:
             if module.is_mutable_collection(DENSITIES):
                 _report_density(module, name, x)
                 return fn(module, x)
-            kept = storage(capacities.get(piece, self.capacity))
-            return lift_storage(fn, kept, STREAM)(module, x)
+            kept = storage(capacities.get(piece, self.capacity), self.mesh)
+            return lift_storage(fn, kept, stream=STREAM)(module, x)
 
         return run
 
@@ -121,7 +135,7 @@ class Policy:
 def _report_density(module: nn.Module, name: str, x: Array) -> None:
     density = jnp.mean(x != 0, dtype=jnp.float32)
     module.sow(
-        DENSITIES, name or "input", density, reduce_fn=jnp.maximum, init_fn=lambda: jnp.zeros(())
+        DENSITIES, name or INPUT, density, reduce_fn=jnp.maximum, init_fn=lambda: jnp.zeros(())
     )
 
 

@@ -13,8 +13,8 @@ from mlg_jax.memory import (
 )
 from tests._tolerances import ELEMENTWISE
 
-NAMES = ("stage1/conv1", "stage1/norm1", "stage2/conv1")
-KINDS = {"stage1/conv1": "conv", "stage1/norm1": "norm", "stage2/conv1": "conv"}
+NAMES = ("stem/conv", "stem/norm", "stage1/conv")  # in no alphabetical order
+KINDS = {"stem/conv": "conv", "stem/norm": "norm", "stage1/conv": "conv"}
 
 
 def record(num_batches, spread=0.2):
@@ -76,7 +76,7 @@ def test_nan_is_seen():
 
 def test_table():
     table = densities_to_markdown(summarize_densities(accumulate(np.full((3, 3), 0.25))))
-    assert table.splitlines()[2] == "| stage1/conv1 | 0.2500 | 0.0000 | 0.2500 | 0.2500 | 3 |"
+    assert table.splitlines()[2] == "| stem/conv | 0.2500 | 0.0000 | 0.2500 | 0.2500 | 3 |"
     assert len(table.splitlines()) == 5
 
 

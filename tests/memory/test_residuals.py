@@ -69,6 +69,43 @@ def test_an_array_kept_twice_is_listed_once():
     assert rows(lambda x, y: x * x + y, X, X) == [of("args[0]", (4, 8), "argument")]
 
 
+def test_a_named_array_is_one_with_the_array():
+    def fn(x):
+        y = jnp.exp(x + 1)  # its derivative keeps its value, and the product keeps what is named
+        named = checkpoint_name(y, "hidden")
+        return named * named
+
+    for wrapped in (fn, jax.jit(fn)):
+        assert bytes_by_jax(wrapped, X) == 2 * 128
+        assert rows(wrapped, X) == [of("hidden", (4, 8))]
+    assert rows(lambda x: jnp.exp(x) + jnp.exp(x - 1), X) == [
+        of("exp", (4, 8)),
+        of("exp#2", (4, 8)),
+    ]
+
+
+def test_calls_of_one_compiled_function_keep_their_own_arrays():
+    sine = jax.jit(jnp.sin)
+    assert rows(lambda x: sine(sine(x)), X) == [of("cos", (4, 8)), of("cos#2", (4, 8))]
+
+
+def test_arguments_that_are_handed_on_stay_arguments():
+    @jax.custom_jvp
+    def same(x):
+        return x
+
+    same.defjvp(lambda primals, tangents: (same(*primals), *tangents))
+    expected = [of("args[0]", (4, 8), "argument")]
+    assert rows(lambda x: same(x) * x, X) == expected
+    assert rows(lambda x: checkpoint_name(x, "hidden") * x, X) == expected
+    assert rows(lambda x: jax.lax.stop_gradient(x) * x, X) == expected
+
+
+def test_without_a_line_of_the_users_there_is_no_source():
+    [row] = list_residuals(jnp.sin, X)
+    assert row.source == ""
+
+
 def test_relu_keeps_a_mask_and_zeros_that_are_a_constant():
     assert rows(lambda x: nn.relu(2 * x), X)[-2:] == [
         of("gt", (4, 8), dtype="bool"),
@@ -114,9 +151,10 @@ def test_constants_inside_jit_are_constants():
 
 def test_rounding_by_the_user_is_an_operation():
     def rounded(x):
-        return jnp.square(jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7))
+        y = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+        return y * y
 
-    assert [row[1:3] for row in rows(rounded, X)] == [("activation", (4, 8))]
+    assert rows(rounded, X) == [of("reduce_precision", (4, 8))]
 
 
 def test_scan_keeps_a_stack():

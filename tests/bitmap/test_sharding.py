@@ -1,0 +1,37 @@
+"""Each device packs its own part: under `jax.shard_map` nothing is communicated."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+SCRIPT = """
+import re
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from mlg_jax.bitmap import pack, unpack
+from tests.bitmap import _oracle
+
+mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+batch = PartitionSpec("data")
+x = jax.device_put(_oracle.random_array((8, 700), np.float32, 0.5), NamedSharding(mesh, batch))
+on_parts = lambda f: jax.jit(jax.shard_map(f, mesh=mesh, in_specs=batch, out_specs=batch))
+packing, unpacking = on_parts(lambda x: pack(x, capacity=0.8)), on_parts(unpack)
+bitmap = packing(x)
+assert bitmap.shape == (2, 700) and bitmap.words.sharding.spec == batch
+assert np.array_equal(_oracle.bits_of(unpacking(bitmap)), _oracle.bits_of(x))
+collective = re.compile("all-gather|all-reduce|all-to-all|collective-permute")
+for compiled in (packing.lower(x).compile(), unpacking.lower(bitmap).compile()):
+    assert not collective.findall(compiled.as_text())
+assert collective.findall(jax.jit(pack).lower(x).compile().as_text())  # the search finds some
+"""
+
+
+def test_no_collectives():
+    flags = "--xla_force_host_platform_device_count=4"
+    subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        check=True,
+        cwd=pathlib.Path(__file__).parents[2],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    )

@@ -14,11 +14,13 @@ from mlg_jax.data import DataSpec
 from mlg_jax.generation import GenerationSpec, ProjectionSpec
 from mlg_jax.models import MODELS
 from mlg_jax.quant import QuantSpec, recommended_ratio
+from mlg_jax.remat import PRESETS
 from mlg_jax.train import TrainSpec
 
 DTYPES = ("float32", "bfloat16", "auto")
 LOSSES = ("distillation", "adaptive", "cross_entropy")
 STARTS = ("projected", "random")
+TRAINABLE = ("all", "biases", "classifier")
 
 
 class ConfigError(ValueError):
@@ -98,15 +100,28 @@ class TeacherConfig:
         train: the loop.
         checkpoint: directory of checkpoints to take the teacher from; None trains it.
         label_smoothing: in [0, 1).
+        init_checkpoint: directory of checkpoints to start training from, those of a network that
+            may have another number of classes; None starts from random values.
+        trainable: `all`; `biases` (those of layers and norms, and the classifier); `classifier`.
+            With either of the latter, norms use their running statistics, which stay as they are.
     """
 
     train: TrainSpec
     checkpoint: str | None = None
     label_smoothing: float = 0.0
+    init_checkpoint: str | None = None
+    trainable: str = "all"
 
     def __post_init__(self) -> None:
         check_instance("checkpoint", self.checkpoint, (str, type(None)))
         check_real("label_smoothing", self.label_smoothing, 0.0, 1.0)
+        check_instance("init_checkpoint", self.init_checkpoint, (str, type(None)))
+        if self.checkpoint is not None and self.init_checkpoint is not None:
+            raise ValueError(
+                "`init_checkpoint` must be None where `checkpoint` gives the whole teacher; "
+                f"got {self.init_checkpoint!r}."
+            )
+        _check_trainable(self.trainable, is_random=self.init_checkpoint is None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +136,7 @@ class StudentConfig:
         temperature: T of `distillation`, > 0.
         penalty: weight of the orthogonality penalty, >= 0.
         label_smoothing: of the cross-entropy, in [0, 1).
+        trainable: as the teacher's; all but `all` needs a projected start.
     """
 
     train: TrainSpec
@@ -130,6 +146,7 @@ class StudentConfig:
     temperature: float = 3.0
     penalty: float = 0.05
     label_smoothing: float = 0.0
+    trainable: str = "all"
 
     def __post_init__(self) -> None:
         check_choice("start", self.start, STARTS)
@@ -138,6 +155,44 @@ class StudentConfig:
         check_real("temperature", self.temperature, 0.0, exclusive_minimum=True)
         check_real("penalty", self.penalty, 0.0)
         check_real("label_smoothing", self.label_smoothing, 0.0, 1.0)
+        _check_trainable(self.trainable, is_random=self.start == "random")
+        if self.train.pruning is not None:
+            raise ValueError(
+                "`train.pruning` must be None where kernels are generated: zeros in their factors "
+                f"are no zeros in them; got {self.train.pruning!r}."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RematConfig:
+    """What training keeps for the backward pass, of teacher and student.
+
+    Args:
+        policy: a preset (`mlg_jax.remat.PRESETS`), or `auto`: the fastest exact one whose compiled
+            program needs at most `budget_mib` of temporaries.
+        budget_mib: for `auto`, MiB on each device, > 0.
+        capacity: share of an activation's entries that a bitmap can hold, in (0, 1]; None measures
+            the first batches, layer by layer.
+        margin: share of the measured densities that is added, >= 0.
+    """
+
+    policy: str = "none"
+    budget_mib: float | None = None
+    capacity: float | None = None
+    margin: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_choice("policy", self.policy, (*PRESETS, "auto"))
+        if (self.policy == "auto") != (self.budget_mib is not None):
+            raise ValueError(
+                "`budget_mib` must be a number of MiB for policy 'auto' and None for the others; "
+                f"got {self.budget_mib!r} for {self.policy!r}."
+            )
+        if self.budget_mib is not None:
+            check_real("budget_mib", self.budget_mib, 0.0, exclusive_minimum=True)
+        if self.capacity is not None:
+            check_real("capacity", self.capacity, 0.0, 1.0, exclusive_minimum=True)
+        check_real("margin", self.margin, 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,7 +201,7 @@ class ExperimentConfig:
 
     Args:
         seed: of initial values, augmentation and random quantisation; `data.seed` orders batches.
-        data, model, generation, teacher, projection, student: the parts.
+        data, model, generation, teacher, projection, student, remat: the parts.
     """
 
     data: DataSpec
@@ -155,6 +210,7 @@ class ExperimentConfig:
     teacher: TeacherConfig
     student: StudentConfig
     projection: ProjectionSpec = ProjectionSpec()
+    remat: RematConfig = RematConfig()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -197,6 +253,15 @@ def to_json(config: Any) -> Any:
 def _copied(tree: Any) -> Any:
     """Parts of its own at every place: a file may use one mapping in two."""
     return {k: _copied(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _check_trainable(trainable: str, *, is_random: bool) -> None:
+    check_choice("trainable", trainable, TRAINABLE)
+    if is_random and trainable != "all":
+        raise ValueError(
+            "`trainable` must be 'all' where training starts from random values; "
+            f"got {trainable!r}."
+        )
 
 
 def _override(tree: dict[str, Any], key: str, text: str) -> None:

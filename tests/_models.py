@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from mlg_jax.layers import BatchNorm, Conv, Dense, DenseKernel, GeneratedKernel, layer_records
 from mlg_jax.models import BasicBlock, ResNet
 from mlg_jax.quant import QuantSpec
+from mlg_jax.remat import NO_REMAT
 
 
 def tiny_resnet(
@@ -20,6 +21,7 @@ def tiny_resnet(
     num_classes=4,
     weight_bits=None,
     dtype=None,
+    remat=NO_REMAT,
 ):
     """A residual network of a few blocks, made as `create_model` makes its own."""
     fallback = DenseKernel(QuantSpec(weight_bits))
@@ -35,6 +37,7 @@ def tiny_resnet(
             Dense, kernel=DenseKernel(QuantSpec(weight_bits), fan="in"), dtype=dtype
         ),
         norm=functools.partial(BatchNorm, dtype=dtype),
+        remat=remat,
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from mlg_jax.config import ConfigError, ExperimentConfig, parse_config, to_json
 from mlg_jax.experiment import load_config
 from mlg_jax.quant import QuantSpec
+from mlg_jax.train import PruningSpec
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 PAPER = CONFIGS[0].with_name("cifar10_resnet18.py")
@@ -64,6 +65,64 @@ def test_overrides_are_literals_else_strings():
     assert config.data.mean == (0.5, 0.5, 0.5)
     assert config.student.train.optimizer.clip_norm == 1.5
     assert config.teacher.train.optimizer.clip_norm is None
+
+
+def test_transfer_and_pruning_are_off_unless_asked_for():
+    config = load_config(PAPER)
+    assert config.teacher.train.pruning is None and config.student.train.pruning is None
+    assert (config.teacher.init_checkpoint, config.teacher.trainable) == (None, "all")
+    config = load_config(
+        PAPER,
+        [
+            "--config.teacher.init_checkpoint=runs/other/teacher/checkpoints",
+            "--config.teacher.trainable=biases",
+            "--config.teacher.train.pruning.final_sparsity=0.9",
+            "--config.teacher.train.pruning.exclude=['classifier/*']",
+            "--config.student.trainable=classifier",
+        ],
+    )
+    assert config.teacher.trainable == "biases" and config.student.trainable == "classifier"
+    pruning = config.teacher.train.pruning
+    assert pruning == PruningSpec(final_sparsity=0.9, exclude=("classifier/*",))
+    assert config.student.train.pruning is None
+    assert to_json(config)["teacher"]["train"]["pruning"]["scope"] == "layer"
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (
+            ["student.train.pruning.final_sparsity=0.5"],
+            r"config\.student: `train.pruning` must be None where kernels are generated.*0\.5",
+        ),
+        (
+            ["teacher.train.pruning.final_sparsity=1.5"],
+            r"config\.teacher\.train\.pruning: `final_sparsity` must be .*; got 1.5",
+        ),
+        (["teacher.train.pruning.every_steps=5"], r"pruning\.final_sparsity is missing"),
+        (
+            ["teacher.trainable=biases"],
+            r"config\.teacher: `trainable` must be 'all' where .* random values; got 'biases'",
+        ),
+        (
+            ["student.trainable=classifier", "student.start=random"],
+            r"config\.student: `trainable` must be 'all' where .* random values; got 'classifier'",
+        ),
+        (
+            ["teacher.init_checkpoint=a", "teacher.trainable=head"],
+            r"`trainable` must be one of \['all', 'biases', 'classifier'\]; got 'head'",
+        ),
+        (
+            ["teacher.init_checkpoint=a", "teacher.checkpoint=b"],
+            r"`init_checkpoint` must be None where `checkpoint` gives the whole teacher; got 'a'",
+        ),
+        (["teacher.init_checkpoint=3"], r"`init_checkpoint` must be str or None; got 3"),
+    ],
+)
+def test_transfer_and_pruning_that_do_not_fit(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(PAPER, [f"--config.{override}" for override in overrides])
 
 
 def test_recommended_ratio_by_width():

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from mlg_jax.config import ConfigError, ExperimentConfig, parse_config
+from mlg_jax.experiment._hosts import add_host_flags, join_hosts
 from mlg_jax.experiment._run import MODES, run_experiment
 from mlg_jax.train import (
     CheckpointError,
@@ -25,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `launch.py`; returns the exit status (0; 2 for wrong input; 75 when interrupted)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     overrides = [a for a in given if a.startswith(_PREFIX)]
-    options = _parser().parse_args([a for a in given if not a.startswith(_PREFIX)])
+    parser = _parser()
+    options = parser.parse_args([a for a in given if not a.startswith(_PREFIX)])
+    join_hosts(parser, options)
     _log_to_stderr()
     try:
         config = load_config(options.config, overrides)
@@ -38,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, WorkDirError, CheckpointError, NonFiniteError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    _print_summary(summary, Path(work_dir) / "report")
+    if jax.process_index() == 0:
+        _print_summary(summary, Path(work_dir) / "report")
     return 0
 
 
@@ -80,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="configs/NAME.py")
     parser.add_argument("--workdir", default=None, help="default: runs/NAME")
     parser.add_argument("--mode", default="train", choices=MODES)
+    add_host_flags(parser)
     return parser
 
 

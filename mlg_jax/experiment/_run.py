@@ -19,14 +19,17 @@ from mlg_jax._checks import check_choice
 from mlg_jax.compress import History, Projection, project_model
 from mlg_jax.config import ConfigError, ExperimentConfig, to_json
 from mlg_jax.data import Dataset, DataSpec, load_dataset
+from mlg_jax.experiment._remat import MakeLoss, RematTraining
 from mlg_jax.experiment._report import write_report
 from mlg_jax.experiment._tasks import Batches, classification_loss, make_task, student_loss
+from mlg_jax.experiment._transfer import model_to_train, trainable_rule, transferred
 from mlg_jax.models import create_model, size_report
 from mlg_jax.train import (
     CHECKPOINT_DIR,
     CheckpointError,
     claim_work_dir,
     evaluate,
+    initial_masks,
     load_variables,
     make_eval_step,
     make_mesh,
@@ -34,6 +37,8 @@ from mlg_jax.train import (
     replicate,
     sharded,
     train,
+    wait_for_all,
+    zero_fraction,
 )
 
 MODES = ("train", "eval")
@@ -105,15 +110,20 @@ class _Experiment:
             self._teacher_variables()
             return
         _log.info("teacher: %s", self._config.model.name)
-        loss_fn = classification_loss(self._teacher, stage.label_smoothing)
-        self._train("teacher", self._teacher, stage, loss_fn, self._fresh(self._teacher))
+        model = model_to_train(self._teacher, stage.trainable)
+        make_loss = functools.partial(classification_loss, label_smoothing=stage.label_smoothing)
+        start = self._fresh(self._teacher)
+        if stage.init_checkpoint is not None:
+            start = transferred(stage.init_checkpoint, start)
+        self._train("teacher", (self._teacher, model), stage, make_loss, start)
 
     def project(self) -> None:
         """Stage 1."""
         if self._config.student.start == "random" or self._projection_path.exists():
             return
+        is_first = jax.process_index() == 0
         self._projection_path.parent.mkdir(parents=True, exist_ok=True)
-        store = _NpzStore(self._projection_path.parent / "state.npz")
+        store = _NpzStore(self._projection_path.parent / "state.npz", is_writable=is_first)
         spec = self._config.projection
         projection = project_model(
             self._student,
@@ -126,8 +136,11 @@ class _Experiment:
             ),
             store=store,
         )
-        _save_projection(self._projection_path, projection)
-        store.remove()
+        wait_for_all("projected")  # until then another one may still look for the files
+        if is_first:
+            _save_projection(self._projection_path, projection)
+            store.remove()
+        wait_for_all("projection saved")
 
     def train_student(self) -> None:
         """Stage 2."""
@@ -136,14 +149,9 @@ class _Experiment:
         start = self._projected() if is_projected else self._fresh(self._student)
         _log.info("student: starts %s", stage.start)
         teach = None if stage.loss == "cross_entropy" else self._teach()
-        self._train(
-            "student",
-            self._student,
-            stage,
-            student_loss(self._student, self._input_shape, stage),
-            start,
-            teach,
-        )
+        model = model_to_train(self._student, stage.trainable)
+        make_loss = functools.partial(student_loss, input_shape=self._input_shape, config=stage)
+        self._train("student", (self._student, model), stage, make_loss, start, teach)
 
     def report(self) -> dict[str, Any]:
         """Reads the test set, once, and writes the report."""
@@ -157,14 +165,25 @@ class _Experiment:
             name: {f"test_{k}": v for k, v in self._evaluate(model, values, test).items()}
             for name, (model, values) in variables.items()
         }
+        summary["teacher"] |= self._teacher_zeros(variables["teacher"][1]["params"])
         sizes = size_report(self._student, variables["student"][1], input_shape=self._input_shape)
         curves = {
             name: read_metrics(self._directory / name)
             for name in ("teacher", "student")
             if (self._directory / name).is_dir()
         }
-        write_report(self._directory / "report", to_json(self._config), summary, sizes, curves)
+        if jax.process_index() == 0:
+            write_report(self._directory / "report", to_json(self._config), summary, sizes, curves)
+        wait_for_all("report")
         return json.loads((self._directory / "report/summary.json").read_text())
+
+    def _teacher_zeros(self, params: Any) -> dict[str, float]:
+        """The share of zeros in a pruned teacher's kernels."""
+        stage = self._config.teacher
+        if stage.checkpoint is not None or stage.train.pruning is None:
+            return {}
+        masks = initial_masks(params, stage.train.pruning, trainable_rule(stage.trainable))
+        return {"zero_fraction": float(zero_fraction(params, masks))}
 
     @property
     def _projection_path(self) -> Path:
@@ -177,17 +196,27 @@ class _Experiment:
     def _train(
         self,
         name: str,
-        model: nn.Module,
+        models: tuple[nn.Module, nn.Module],  # as evaluated, as trained
         stage: Any,
-        loss_fn: Any,
+        make_loss: MakeLoss,
         start: Variables,
         teach: Any = None,
     ) -> None:
         state = {k: v for k, v in start.items() if k != "params"}
         key = jax.random.fold_in(self._key, {"teacher": 2, "student": 3}[name])
         batches = Batches(self._dataset, jax.random.fold_in(key, 1), teach)
+        remat = RematTraining(self._config.remat, models[1], make_loss, self._mesh, key)
+        remat.prepare(start, batches.train(0, 0))
         train(
-            make_task(self._dataset, batches, loss_fn, classification_loss(model)),
+            make_task(
+                self._dataset,
+                batches,
+                remat.loss_fn,
+                classification_loss(models[0]),
+                trainable_rule(stage.trainable),
+                exact_loss_fn=remat.exact_loss_fn,
+                recalibrate=remat.recalibrate,
+            ),
             stage.train,
             params=start["params"],
             model_state=state,
@@ -272,8 +301,8 @@ def _check_fits(directory: Path, variables: Variables, expected: Any) -> None:
 class _NpzStore:
     """The state of a projection under way, in one file that is replaced as a whole."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, is_writable: bool) -> None:
+        self._path, self._is_writable = path, is_writable
 
     def load(self) -> tuple[list[np.ndarray], History] | None:
         """The state, if there is one."""
@@ -286,7 +315,9 @@ class _NpzStore:
         return leaves, history
 
     def save(self, leaves: Any, history: History) -> None:
-        """Replaces the state."""
+        """Replaces the state; of several processes only one does."""
+        if not self._is_writable:
+            return
         arrays = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
         _save_npz(self._path, arrays | {"history": np.asarray(history, np.float64)})
 

@@ -10,7 +10,7 @@ from mlg_jax import losses
 from mlg_jax.config import StudentConfig
 from mlg_jax.data import Dataset
 from mlg_jax.layers import layer_records, total_penalty
-from mlg_jax.train import LossFn, Task
+from mlg_jax.train import LossFn, Task, TrainableRule
 
 Batch = dict[str, jax.Array]
 Prepare = Callable[[jax.Array, Batch], Batch]
@@ -57,14 +57,26 @@ class Batches:
         return {**batch, "teacher_logits": self._teach(batch["image"])}
 
 
-def make_task(dataset: Dataset, batches: Batches, loss_fn: LossFn, eval_loss_fn: LossFn) -> Task:
-    """A stage's task; without a validation set nothing is evaluated."""
+def make_task(
+    dataset: Dataset,
+    batches: Batches,
+    loss_fn: LossFn,
+    eval_loss_fn: LossFn,
+    is_trainable: TrainableRule | None = None,
+    **overflow: Any,
+) -> Task:
+    """A stage's task; without a validation set nothing is evaluated.
+
+    `overflow`: `exact_loss_fn` and `recalibrate`, for a loss under a policy that may overflow.
+    """
     return Task(
         loss_fn=loss_fn,
         eval_loss_fn=eval_loss_fn,
         batches=batches.train,
         steps_per_epoch=dataset.steps_per_epoch,
         eval_batches=batches.validation if dataset.num_validation else None,
+        is_trainable=is_trainable,
+        **overflow,
     )
 
 
@@ -124,6 +136,6 @@ def forward(
     variables = {"params": params, **state}
     if not train:
         return model.apply(variables, image), state
-    rngs = {"quantize": key}
+    rngs = {"quantize": key, "dropout": jax.random.fold_in(key, 1)}
     logits, updated = model.apply(variables, image, train=True, mutable=list(state), rngs=rngs)
     return logits, dict(updated)

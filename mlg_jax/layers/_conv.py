@@ -7,21 +7,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from mlg_jax._checks import (
-    check_choice,
-    check_floating,
-    check_instance,
-    check_integer,
-    check_pair,
-)
+from mlg_jax._checks import check_integer, check_pair
 from mlg_jax._types import CONV_OUTPUT, Array, KernelShape, LayerRecord
 from mlg_jax.generation import convolve
-from mlg_jax.layers._activation import ActivationQuantizer
 from mlg_jax.layers._kernel import DenseKernel, KernelChoice
-from mlg_jax.layers._product import kernel_product
+from mlg_jax.layers._product import check_layer, kernel_product, quantized_input
 from mlg_jax.quant import ActivationSpec
-
-EXECUTIONS = ("auto", "generate")
 
 
 class Conv(nn.Module):
@@ -61,10 +52,7 @@ class Conv(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Convolves `x`, `[N, H, W, C]`, floating."""
         self._check(x)
-        if self.input_quant.bits is not None:
-            x = ActivationQuantizer(
-                self.input_quant, param_dtype=self.param_dtype, name="input_quant"
-            )(x, train=train)
+        x = quantized_input(self, x, train)
         record = LayerRecord(
             path=self.path,
             kind="conv",
@@ -85,17 +73,13 @@ class Conv(nn.Module):
         return checkpoint_name(kernel_product(self, product, record, x, train), CONV_OUTPUT)
 
     def _check(self, x: Array) -> None:
-        check_choice("execution", self.execution, EXECUTIONS)
-        check_integer("features", self.features, 1)
+        check_layer(self, x)
         check_integer("groups", self.groups, 1)
         check_pair("window", self.window, 1)
         check_pair("strides", self.strides, 1)
         check_pair("dilation", self.dilation, 1)
-        check_instance("kernel", self.kernel, KernelChoice)
-        check_instance("input_quant", self.input_quant, ActivationSpec)
         if self.padding is not None:
             self._check_padding()
-        check_floating("x", x)
         if x.ndim != 4:
             raise ValueError(f"`x` must have shape [N, H, W, C]; got {x.shape}.")
         if x.shape[-1] % self.groups or self.features % self.groups:

@@ -5,12 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mlg_jax._checks import check_choice, check_floating, check_instance, check_integer
 from mlg_jax._types import Array, KernelShape, LayerRecord
-from mlg_jax.layers._activation import ActivationQuantizer
-from mlg_jax.layers._conv import EXECUTIONS
 from mlg_jax.layers._kernel import DenseKernel, KernelChoice
-from mlg_jax.layers._product import kernel_product
+from mlg_jax.layers._product import check_layer, kernel_product, quantized_input
 from mlg_jax.quant import ActivationSpec
 
 
@@ -31,17 +28,10 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Multiplies `x`, `[..., C]`, floating."""
-        check_choice("execution", self.execution, EXECUTIONS)
-        check_integer("features", self.features, 1)
-        check_instance("kernel", self.kernel, KernelChoice)
-        check_instance("input_quant", self.input_quant, ActivationSpec)
-        check_floating("x", x)
+        check_layer(self, x)
         if x.ndim == 0:
             raise ValueError("`x` must have shape [..., C]; got ().")
-        if self.input_quant.bits is not None:
-            x = ActivationQuantizer(
-                self.input_quant, param_dtype=self.param_dtype, name="input_quant"
-            )(x, train=train)
+        x = quantized_input(self, x, train)
         record = LayerRecord(
             path=self.path,
             kind="dense",

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from mlg_jax._checks import check_floating, check_real
+from mlg_jax._checks import check_choice, check_floating, check_real
 from mlg_jax._tie import tie
 from mlg_jax._types import Array, FactorRecord, LayerRecord
 from mlg_jax.layers._records import record_layer
+
+STATISTICS = ("batch", "running")
 
 
 class BatchNorm(nn.Module):
@@ -23,6 +25,8 @@ class BatchNorm(nn.Module):
     Attributes:
         momentum: of the running statistics, in Flax's sense (PyTorch's 0.1 is 0.9 here).
         epsilon: added to the variance.
+        statistics: what training normalises by: `batch`, or `running`, which then stay as they
+            are; without a gradient for the scale the input need not be kept either.
         dtype: of the result; None follows the input.
         param_dtype: of scale, bias and statistics.
 
@@ -33,14 +37,16 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    statistics: str = "batch"
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Normalises `x`, `[..., C]`, floating; with `train` by the batch's own statistics."""
+        """Normalises `x`, `[..., C]`, floating; `statistics` says by what in training."""
         check_real("momentum", self.momentum, 0.0, 1.0)
         check_real("epsilon", self.epsilon, 0.0, exclusive_minimum=True)
+        check_choice("statistics", self.statistics, STATISTICS)
         check_floating("x", x)
         if x.ndim < 2:
             raise ValueError(f"`x` must have shape [..., C] with a batch; got {x.shape}.")
@@ -51,7 +57,7 @@ class BatchNorm(nn.Module):
         var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
         factors = (FactorRecord("scale", shape), FactorRecord("bias", shape))
         record_layer(self, LayerRecord(self.path, "norm", factors))
-        if not train:
+        if not train or self.statistics == "running":
             y = _affine(x, mean.value, var.value, scale, bias, self.epsilon)
             return y.astype(self.dtype or x.dtype)
         y, batch_mean, batch_var = _normalize(x, scale, bias, self.epsilon)

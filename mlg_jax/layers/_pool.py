@@ -11,6 +11,7 @@ from jax import lax
 from mlg_jax._checks import check_floating, check_pair
 from mlg_jax._tie import tie
 from mlg_jax._types import Array, Float
+from mlg_jax.layers._words import join_words, split_words
 
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
@@ -74,7 +75,7 @@ def _max_pool_fwd(
         right = left + (y.shape[2] - 1) * strides[1] + 1
         candidate = padded[:, top : bottom : strides[0], left : right : strides[1]]
         winner = jnp.where(candidate == y, jnp.uint8(tap), winner)
-    words = _join(winner, _bits(window))
+    words = join_words(winner, _bits(window))
     # Tied: else the winner is found in the backward pass, and x kept until then.
     return tie(y, to=words), (words, jnp.zeros((0, *x.shape[1:3], 0), x.dtype))
 
@@ -83,7 +84,7 @@ def _max_pool_bwd(
     window: Pair, strides: Pair, padding: Pads, residuals: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array]:
     words, like = residuals
-    winner = _split(words, _bits(window), cotangent.shape[-1])
+    winner = split_words(words, _bits(window), cotangent.shape[-1])
     zero = jnp.zeros((), cotangent.dtype)
     dx = jnp.zeros((), cotangent.dtype)
     for tap, offsets in _taps(window):
@@ -106,28 +107,6 @@ def _taps(window: Pair) -> Iterator[tuple[int, Pair]]:
 
 def _bits(window: Pair) -> int:
     return 4 if window[0] * window[1] <= 16 else 8
-
-
-def _join(numbers: Array, bits: int) -> Array:
-    """`[..., c]` small numbers to words of 32 bits, the first number lowest.
-
-    The reduction is also what makes the compiler write the words down: it fuses anything cheaper
-    into each user.
-    """
-    per_word = 32 // bits
-    padded = jnp.pad(
-        numbers, ((0, 0),) * (numbers.ndim - 1) + ((0, -numbers.shape[-1] % per_word),)
-    )
-    parts = padded.reshape(*numbers.shape[:-1], -1, per_word).astype(jnp.uint32)
-    shifts = bits * jnp.arange(per_word, dtype=jnp.uint32)
-    return lax.reduce(parts << shifts, jnp.uint32(0), lax.bitwise_or, (parts.ndim - 1,))
-
-
-def _split(words: Array, bits: int, num_channels: int) -> Array:
-    per_word = 32 // bits
-    shifts = bits * jnp.arange(per_word, dtype=jnp.uint32)
-    parts = (words[..., None] >> shifts) & jnp.uint32(2**bits - 1)
-    return parts.reshape(*words.shape[:-1], -1)[..., :num_channels].astype(jnp.uint8)
 
 
 def _edges(

@@ -1,15 +1,39 @@
-"""What convolutions and dense layers share: parameters from the provider, product, bias, record."""
+"""What convolutions and dense layers share: checks, quantised input, product, bias, record."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mlg_jax._checks import check_choice, check_floating, check_instance, check_integer
 from mlg_jax._types import Array, FactorRecord, Key, LayerRecord
-from mlg_jax.layers._kernel import KernelProvider, Product
+from mlg_jax.layers._activation import ActivationQuantizer
+from mlg_jax.layers._kernel import KernelChoice, KernelProvider, Product
 from mlg_jax.layers._records import record_layer
+from mlg_jax.quant import ActivationSpec
 
+EXECUTIONS = ("auto", "generate")
 QUANTIZE_STREAM = "quantize"
+
+
+def check_layer(layer: Any, x: Array) -> None:
+    """Raises unless the attributes that both kinds of layers have fit, and `x` is floating."""
+    check_choice("execution", layer.execution, EXECUTIONS)
+    check_integer("features", layer.features, 1)
+    check_instance("kernel", layer.kernel, KernelChoice)
+    check_instance("input_quant", layer.input_quant, ActivationSpec)
+    check_floating("x", x)
+
+
+def quantized_input(layer: Any, x: Array, train: bool) -> Array:
+    """`x` as the layer's `input_quant` has it; to be called in its compact method."""
+    if layer.input_quant.bits is None:
+        return x
+    quantizer = ActivationQuantizer(
+        layer.input_quant, param_dtype=layer.param_dtype, name="input_quant"
+    )
+    return quantizer(x, train=train)
 
 
 def kernel_product(

@@ -22,6 +22,7 @@ class PlainStage(nn.Module):
             convolutions biases instead.
         window, strides, padding: of every convolution.
         pool_window: of the pooling, which is not padded.
+        takes_image: the input is no result of an activation.
         remat: what is kept for the backward pass.
     """
 
@@ -33,6 +34,7 @@ class PlainStage(nn.Module):
     strides: tuple[int, int] = (1, 1)
     padding: tuple[tuple[int, int], tuple[int, int]] | None = None
     pool_window: tuple[int, int] = (2, 2)
+    takes_image: bool = False
     remat: Policy = NO_REMAT
 
     @nn.compact
@@ -43,6 +45,7 @@ class PlainStage(nn.Module):
                 self,
                 x,
                 f"unit{index}",
+                is_sparse=index > 1 or not self.takes_image,
                 features=features,
                 names=(f"conv{index}", f"norm{index}"),
                 act=self.act,

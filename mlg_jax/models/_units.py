@@ -39,6 +39,7 @@ def conv_norm_act(
     return y if act is None else act(y)
 
 
-def run_unit(module: Any, x: Array, name: str, **options: Any) -> Array:
+def run_unit(module: Any, x: Array, name: str, *, is_sparse: bool = True, **options: Any) -> Array:
     """`conv_norm_act` as the module's policy, `module.remat`, runs the unit of that name."""
-    return module.remat.unit(functools.partial(conv_norm_act, **options), name)(module, x)
+    unit = functools.partial(conv_norm_act, **options)
+    return module.remat.unit(unit, name, is_sparse=is_sparse)(module, x)

@@ -69,11 +69,13 @@ class AlexNet(nn.Module):
                 norm=self.norm,
                 act=self.act,
                 pool_window=(3, 3),
+                takes_image=index == 1,
                 remat=self.remat,
                 name=f"stage{index}",
                 **options,
             )
-            x = self.remat.block(lambda stage, x: stage(x, train=train))(stage, x)
+            wrap = self.remat.stem if index == 1 else self.remat.block
+            x = wrap(lambda stage, x: stage(x, train=train), "")(stage, x)
         x = flatten_channels_first(adaptive_mean_pool(x, GRID_SIZES[self.stem]))
         for index in (1, 2):
             x = dropout(self, x, DROPOUT_RATE, name=f"dropout{index}", train=train)

@@ -60,6 +60,7 @@ class InvertedResidual(nn.Module):
                 self,
                 x,
                 f"{name}_unit",
+                is_sparse=name != "expand",
                 features=features,
                 names=(f"{name}_conv", f"{name}_norm"),
                 act=act,
@@ -115,7 +116,7 @@ class MobileNetV2(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Logits of `x`, `[N, H, W, C]`, floating, normalised."""
         check_images(x, self.stem, 1)
-        x = self.remat.block(functools.partial(_stem, train=train), "stem")(self, x)
+        x = self.remat.stem(functools.partial(_stem, train=train))(self, x)
         strides = STRIDES[self.stem][1:]
         for stage, (expansion, channels, num_blocks) in enumerate(STAGES):
             for index in range(num_blocks):
@@ -130,8 +131,12 @@ class MobileNetV2(nn.Module):
                     remat=self.remat,
                     name=f"stage{stage + 1}_block{index + 1}",
                 )
-                x = self.remat.block(lambda block, x: block(x, train=train))(block, x)
-        features = self.remat.block(functools.partial(_head, train=train), "head")(self, x)
+                x = self.remat.block(lambda block, x: block(x, train=train), is_sparse=False)(
+                    block, x
+                )
+        features = self.remat.block(functools.partial(_head, train=train), "head", is_sparse=False)(
+            self, x
+        )
         features = dropout(self, features, DROPOUT_RATE, name="dropout", train=train)
         return self.dense(self.num_classes, name="classifier")(features, train=train)
 
@@ -148,6 +153,7 @@ def _stem(net: MobileNetV2, x: Array, *, train: bool) -> Array:
         net,
         x,
         "stem_unit",
+        is_sparse=False,
         features=divisible(STEM_CHANNELS * net.width),
         names=("stem_conv", "stem_norm"),
         act=net.act,
@@ -162,6 +168,7 @@ def _head(net: MobileNetV2, x: Array, *, train: bool) -> Array:
         net,
         x,
         "head_unit",
+        is_sparse=False,
         features=divisible(HEAD_CHANNELS * max(1.0, net.width)),
         names=("head_conv", "head_norm"),
         act=net.act,

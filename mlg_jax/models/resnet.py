@@ -54,7 +54,7 @@ class ResNet(nn.Module):
         check_floating("x", x)
         if x.ndim != 4:
             raise ValueError(f"`x` must have shape [N, H, W, C]; got {x.shape}.")
-        x = self.remat.block(lambda model, x: model._stem(x, train), "stem")(self, x)
+        x = self.remat.stem(lambda model, x: model._stem(x, train))(self, x)
         for stage, num_blocks in enumerate(self.stage_sizes):
             for index in range(num_blocks):
                 stride = 2 if stage > 0 and index == 0 else 1

@@ -118,7 +118,7 @@ class SqueezeNet(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Logits of `x`, `[N, H, W, C]`, floating, normalised, at least 17 x 17 (cifar: 4)."""
         check_images(x, self.stem, MIN_SIZES.get(self.stem, 1))
-        x = self.remat.block(functools.partial(_stem, train=train), "stem")(self, x)
+        x = self.remat.stem(functools.partial(_stem, train=train))(self, x)
         for name, (squeeze, expand) in FIRES.items():
             fire = Fire(
                 squeeze=scaled(squeeze, self.width),
@@ -142,6 +142,7 @@ def _stem(net: SqueezeNet, x: Array, *, train: bool) -> Array:
         net,
         x,
         "stem_unit",
+        is_sparse=False,
         features=scaled(STEM_CHANNELS, net.width),
         names=("stem_conv", "stem_norm"),
         act=net.act,

@@ -64,10 +64,12 @@ class VGG(nn.Module):
                 conv=self.conv,
                 norm=self.norm if self.stem == "cifar" else None,
                 act=self.act,
+                takes_image=index == 1,
                 remat=self.remat,
                 name=f"stage{index}",
             )
-            x = self.remat.block(lambda stage, x: stage(x, train=train))(stage, x)
+            wrap = self.remat.stem if index == 1 else self.remat.block
+            x = wrap(lambda stage, x: stage(x, train=train), "")(stage, x)
         features = global_mean_pool(x) if self.stem == "cifar" else self._hidden(x, train)
         return self.dense(self.num_classes, name="classifier")(features, train=train)
 

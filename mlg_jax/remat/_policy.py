@@ -106,15 +106,23 @@ class Policy:
         """Whether a batch can have more non-zeros than there is room for."""
         return PRESETS[self.preset].needs_capacity
 
-    def block(self, fn: Piece, name: str = "") -> Piece:
-        """`fn(module, x)`, a block of a model: a few units with their shortcut."""
-        return self._wrap(fn, name, PRESETS[self.preset].block)
+    def stem(self, fn: Piece, name: str = "stem") -> Piece:
+        """`fn(module, image)`, the first block: images are there anyway and stay as they are."""
+        block = PRESETS[self.preset].block
+        return self._wrap(fn, name, None if block is None else _dense, is_sparse=False)
 
-    def unit(self, fn: Piece, name: str = "") -> Piece:
+    def block(self, fn: Piece, name: str = "", *, is_sparse: bool = True) -> Piece:
+        """`fn(module, x)`, a block of a model: a few units with their shortcut.
+
+        What is not `is_sparse` (the result of no ReLU) gets room for all entries.
+        """
+        return self._wrap(fn, name, PRESETS[self.preset].block, is_sparse)
+
+    def unit(self, fn: Piece, name: str = "", *, is_sparse: bool = True) -> Piece:
         """`fn(module, x)`, a unit of a model: convolution, norm and activation."""
-        return self._wrap(fn, name, PRESETS[self.preset].unit)
+        return self._wrap(fn, name, PRESETS[self.preset].unit, is_sparse)
 
-    def _wrap(self, fn: Piece, name: str, storage: MakeStorage | None) -> Piece:
+    def _wrap(self, fn: Piece, name: str, storage: MakeStorage | None, is_sparse: bool) -> Piece:
         if storage is None:
             return fn
         capacities = dict(self.capacities)
@@ -124,10 +132,11 @@ class Policy:
             if module.is_initializing():
                 return fn(module, x)
             if module.is_mutable_collection(DENSITIES):
-                _report_density(module, name, x)
+                if is_sparse:
+                    _report_density(module, name, x)
                 return fn(module, x)
-            kept = storage(capacities.get(piece, self.capacity), self.mesh)
-            return lift_storage(fn, kept, stream=STREAM)(module, x)
+            capacity = capacities.get(piece, self.capacity) if is_sparse else 1.0
+            return lift_storage(fn, storage(capacity, self.mesh), stream=STREAM)(module, x)
 
         return run
 

@@ -16,6 +16,8 @@ from mlg_jax.train._errors import CheckpointError, NonFiniteError, TrainingInter
 from mlg_jax.train._evaluate import evaluate
 from mlg_jax.train._mesh import make_mesh, replicate, shard_batch
 from mlg_jax.train._optimizer import DecayRule, is_decayed_by_rank, make_optimizer
+from mlg_jax.train._partition import TrainableRule
+from mlg_jax.train._pruning import initial_masks, make_pruning, zero_fraction
 from mlg_jax.train._schedule import Schedule, make_schedule
 from mlg_jax.train._signals import StopRequest
 from mlg_jax.train._spec import TrainSpec
@@ -46,6 +48,8 @@ class Task:
         recalibrate: called with the state and the batch after every exact step; returns the
             `loss_fn` to go on with, or None to keep the present one. It must not keep the state's
             arrays, whose memory the next step reuses.
+        is_trainable: from a parameter's name ("block/kernel") to whether it is trained; None: all
+            are. The others stay as they are, and nothing is differentiated with respect to them.
 
     Raises:
         TypeError, ValueError: a number of steps that is not positive.
@@ -58,6 +62,7 @@ class Task:
     eval_loss_fn: LossFn | None = None
     exact_loss_fn: LossFn | None = None
     recalibrate: Callable[[TrainState, Any], LossFn | None] | None = None
+    is_trainable: TrainableRule | None = None
 
     def __post_init__(self) -> None:
         check_integer("steps_per_epoch", self.steps_per_epoch, 1)
@@ -118,7 +123,14 @@ def train(
         spec.schedule, num_epochs=spec.num_epochs, steps_per_epoch=task.steps_per_epoch
     )
     optimizer = make_optimizer(spec.optimizer, schedule, is_decayed=is_decayed)
-    start = create_state(params=params, optimizer=optimizer, key=key, model_state=model_state)
+    start = create_state(
+        params=params,
+        optimizer=optimizer,
+        key=key,
+        model_state=model_state,
+        is_trainable=task.is_trainable,
+        masks=initial_masks(params, spec.pruning, task.is_trainable),
+    )
     run = _Run(task, spec, replicate(start, mesh), optimizer, schedule, mesh)
     if work_dir is None:
         return run.to_end()
@@ -143,6 +155,11 @@ class _Run:
     ) -> None:
         self._task, self._spec, self._mesh = task, spec, mesh
         self._optimizer, self._schedule = optimizer, schedule
+        self._pruning = (
+            None
+            if spec.pruning is None
+            else make_pruning(spec.pruning, spec.num_epochs * task.steps_per_epoch)
+        )
         self._state = state
         self._step = 0  # batches visited; `state.step` as long as nothing broke
         self._metrics: dict[str, float] = {}
@@ -261,6 +278,7 @@ class _Run:
                 model_state=self._state.model_state,
                 mesh=self._mesh,
             )
+            self._metrics |= self._zero_fraction()
             writer.write("eval", step=self._step, metrics={"epoch": epoch, **self._metrics})
             score = self._score()
         self._save(epoch, score=score)
@@ -271,10 +289,18 @@ class _Run:
         if name not in self._metrics:
             raise ValueError(f"`best_metric` must be one of {sorted(self._metrics)}; got {name!r}.")
         value = self._metrics[name]
+        if self._pruning is not None and self._step < self._pruning.end_step:
+            return float("nan")  # not sparse enough yet: counts as not evaluated
         sign = 1.0 if self._spec.best_mode == "max" else -1.0
         if value == value and (self._best is None or sign * value >= sign * self._best[1]):
             self._best = (self._step, value)
         return value
+
+    def _zero_fraction(self) -> dict[str, float]:
+        """The share of zeros in the kernels that are pruned; waits for the device."""
+        if self._pruning is None:
+            return {}
+        return {"zero_fraction": float(zero_fraction(self._state.params, self._state.masks))}
 
     def _log(self, epoch: int, writer: MetricsWriter) -> None:
         """Writes the window's averages and opens the next; every step is in exactly one line."""
@@ -289,6 +315,7 @@ class _Run:
                 "learning_rate": float(self._schedule(self._step - 1)),
                 "num_overflows": int(self._state.num_overflows),
                 **metrics,
+                **self._zero_fraction(),
             },
         )
         self._window = Window()
@@ -346,6 +373,8 @@ class _Run:
             accumulation_steps=self._spec.accumulation_steps,
             when_gradient_breaks=when_gradient_breaks,
             num_repeats=num_repeats,
+            is_trainable=self._task.is_trainable,
+            update_masks=None if self._pruning is None else self._pruning.update,
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
@@ -29,6 +30,12 @@ def initialize_distributed(
         num_processes=num_processes,
         process_id=process_id,
     )
+
+
+def wait_for_all(name: str) -> None:
+    """Returns once all processes have called this with `name`; at once where there is one."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

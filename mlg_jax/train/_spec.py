@@ -7,6 +7,7 @@ from mlg_jax._checks import check_choice, check_instance, check_integer, check_r
 OPTIMIZERS = ("sgd", "adam", "adamw", "radam")
 SCHEDULES = ("constant", "cosine", "warmup_cosine", "exponential", "one_cycle")
 MODES = ("max", "min")
+PRUNING_SCOPES = ("layer", "global")
 
 
 def _check_decay(name: str, value: float) -> None:
@@ -97,6 +98,51 @@ class ScheduleSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PruningSpec:
+    """Gradual magnitude pruning of kernels while they train.
+
+    Args:
+        final_sparsity: share of zeros at the end, in (0, 1).
+        start_fraction: share of the run's updates before the rise from zero starts, in [0, 1).
+        end_fraction: share of them at which the final share is reached, in (0, 1]; what is left
+            of the run trains the weights that stay.
+        every_steps: updates between two prunings, >= 1.
+        scope: `layer` (every kernel has the same share of zeros, as published) or `global` (the
+            smallest weights of all kernels together).
+        exclude: `fnmatch` patterns of parameter names that are not pruned, e.g. `"classifier/*"`.
+
+    Raises:
+        TypeError, ValueError: an argument of another type or out of range.
+
+    Reference: https://arxiv.org/abs/1710.01878.
+    """
+
+    final_sparsity: float
+    start_fraction: float = 0.0
+    end_fraction: float = 0.5
+    every_steps: int = 100
+    scope: str = "layer"
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_real("final_sparsity", self.final_sparsity, 0.0, 1.0, exclusive_minimum=True)
+        if self.final_sparsity == 1.0:
+            raise ValueError("`final_sparsity` must be a number in (0, 1); got 1.0.")
+        check_real("end_fraction", self.end_fraction, 0.0, 1.0, exclusive_minimum=True)
+        check_real("start_fraction", self.start_fraction, 0.0, 1.0)
+        if self.start_fraction >= self.end_fraction:
+            raise ValueError(
+                f"`start_fraction` must be below `end_fraction` {self.end_fraction!r}; "
+                f"got {self.start_fraction!r}."
+            )
+        check_integer("every_steps", self.every_steps, 1)
+        check_choice("scope", self.scope, PRUNING_SCOPES)
+        check_instance("exclude", self.exclude, tuple)
+        for pattern in self.exclude:
+            check_instance("exclude", pattern, str)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     """The loop around the steps.
 
@@ -110,6 +156,8 @@ class TrainSpec:
         checkpoint_every_steps: >= 1, in addition to every epoch's end; None: epochs' ends only.
         best_metric: the evaluation metric by which the best checkpoint is chosen.
         best_mode: `max` or `min`.
+        pruning: see `PruningSpec`; None prunes nothing. The best checkpoint is then chosen among
+            those that have the final share of zeros.
 
     Raises:
         TypeError, ValueError: an argument of another type or out of range.
@@ -124,6 +172,7 @@ class TrainSpec:
     checkpoint_every_steps: int | None = None
     best_metric: str = "accuracy"
     best_mode: str = "max"
+    pruning: PruningSpec | None = None
 
     def __post_init__(self) -> None:
         check_integer("num_epochs", self.num_epochs, 1)
@@ -136,3 +185,4 @@ class TrainSpec:
             check_integer("checkpoint_every_steps", self.checkpoint_every_steps, 1)
         check_instance("best_metric", self.best_metric, str)
         check_choice("best_mode", self.best_mode, MODES)
+        check_instance("pruning", self.pruning, (PruningSpec, type(None)))

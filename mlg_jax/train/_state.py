@@ -1,5 +1,6 @@
 """Everything a run carries from one step to the next, as one pytree."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from mlg_jax.train._partition import TrainableRule, split_params
 from mlg_jax.train._tree import are_finite
 
 
@@ -22,11 +24,14 @@ class TrainState(struct.PyTreeNode):
     step: jax.Array  # int32 scalar
     params: Any
     model_state: Any  # batch statistics, activation ranges, ...; changed by the loss function
-    opt_state: Any
+    opt_state: Any  # of the parameters that are trained
     key: jax.Array  # the base key, never consumed
     num_overflows: jax.Array  # int32 scalar: updates made by the exact step
     is_loss_broken: jax.Array  # bool scalar: the loss of update `step` is not finite
     is_gradient_broken: jax.Array  # bool scalar: nor a gradient, though the loss is
+    # Bool arrays by the name of a pruned parameter, False where it is zero. Stored, not derived
+    # from the zeros: a weight may be zero by chance.
+    masks: Mapping[str, jax.Array] = struct.field(default_factory=dict)
 
 
 def create_state(
@@ -35,6 +40,8 @@ def create_state(
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     model_state: Any = None,
+    is_trainable: TrainableRule | None = None,
+    masks: Mapping[str, jax.Array] | None = None,
 ) -> TrainState:
     """The state before the first update; the arrays given are copied, never donated.
 
@@ -43,9 +50,12 @@ def create_state(
         optimizer: as from `make_optimizer`.
         key: the base key of the run, a typed key (`jax.random.key`).
         model_state: a pytree of arrays; None for a model that has none.
+        is_trainable: the parameters that are trained, by name; None: all of them. The others have
+            no optimiser state.
+        masks: of the parameters that are pruned, by name; None prunes nothing.
 
     Raises:
-        ValueError: a parameter that is not finite, a key that is no typed key.
+        ValueError: a parameter that is not finite, a key that is no typed key, nothing to train.
     """
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise ValueError(f"`key` must be a typed key, as of `jax.random.key(0)`; got {key!r}.")
@@ -56,9 +66,10 @@ def create_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         model_state=jax.tree.map(jnp.array, {} if model_state is None else model_state),
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(split_params(params, is_trainable)[0]),
         key=jax.random.clone(key),
         num_overflows=jnp.zeros((), jnp.int32),
         is_loss_broken=jnp.zeros((), bool),
         is_gradient_broken=jnp.zeros((), bool),
+        masks=dict(masks or {}),
     )

@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 from mlg_jax._checks import check_choice, check_integer
 from mlg_jax.train._mesh import replicated, sharded
 from mlg_jax.train._metrics import MetricSums, num_valid, weigh
+from mlg_jax.train._partition import TrainableRule, merge_params, split_params
+from mlg_jax.train._pruning import MaskUpdate, apply_masks
 from mlg_jax.train._state import TrainState
 from mlg_jax.train._tree import are_finite, select
 
@@ -40,6 +42,8 @@ def make_train_step(
     accumulation_steps: int = 1,
     when_gradient_breaks: str = "freeze",
     num_repeats: int = 0,
+    is_trainable: TrainableRule | None = None,
+    update_masks: MaskUpdate | None = None,
 ) -> TrainStep:
     """Compiles one update. The state given is donated: use the one returned.
 
@@ -56,6 +60,11 @@ def make_train_step(
             `i` holds the rows `i, i + accumulation_steps, ...`, so that no row changes its device.
         when_gradient_breaks: "freeze" or "report".
         num_repeats: added to `num_overflows` by an update that is made: 1 for the exact step.
+        is_trainable: as of the state. The loss is differentiated with respect to the parameters it
+            chooses, so that nothing is kept for the gradients of the others, and only these are
+            updated.
+        update_masks: `(masks, params, step) -> masks`, after each update; None keeps the state's.
+            Where a mask is False, the gradient and the updated parameter are zero.
 
     Returns:
         A jitted function `(state, batch) -> (state, StepReport)`.
@@ -68,22 +77,33 @@ def make_train_step(
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, StepReport]:
         key = jax.random.fold_in(state.key, state.step)
+        trained, frozen = split_params(state.params, is_trainable)
 
-        def evaluate(params: Any) -> tuple[Any, MetricSums, Any]:
+        def partial_loss(trained: Any, *args: Any) -> Any:
+            return loss_fn(merge_params(trained, frozen), *args)
+
+        def evaluate(trained: Any) -> tuple[Any, MetricSums, Any]:
             return _accumulated_gradients(
-                loss_fn, params, state.model_state, batch, key, accumulation_steps
+                partial_loss, trained, state.model_state, batch, key, accumulation_steps
             )
 
-        grads, sums, model_state = evaluate(state.params)
+        grads, sums, model_state = evaluate(trained)
         updates, opt_state = optimizer.update(
-            grads, state.opt_state, state.params, grad_fn=lambda params, _: evaluate(params)[0]
+            apply_masks(grads, state.masks),
+            state.opt_state,
+            trained,
+            grad_fn=lambda trained, _: apply_masks(evaluate(trained)[0], state.masks),
         )
+        trained, masks = optax.apply_updates(trained, updates), state.masks
+        if update_masks is not None:
+            masks = update_masks(masks, trained, state.step + 1)
         updated = state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=merge_params(apply_masks(trained, masks), frozen),
             model_state=model_state,
             opt_state=opt_state,
             num_overflows=state.num_overflows + num_repeats,
+            masks=masks,
         )
         is_loss_finite = jnp.isfinite(sums.totals["loss"])
         # The changes too: those of SAM come from a second gradient.

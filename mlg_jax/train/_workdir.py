@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 _FILE = "fingerprint.json"
 
 
@@ -26,6 +28,8 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 def claim_work_dir(work_dir: str | Path, config: Mapping[str, Any]) -> None:
     """Makes the directory this experiment's, or checks that it is.
 
+    Of several processes only the first writes; the others check what is there.
+
     Args:
         work_dir: made if it is not there.
         config: all that decides the run's numbers; nested mappings of what JSON can hold.
@@ -37,6 +41,8 @@ def claim_work_dir(work_dir: str | Path, config: Mapping[str, Any]) -> None:
     path = Path(work_dir).absolute() / _FILE
     text = _canonical(config)
     if not path.exists():
+        if jax.process_index() > 0:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text + "\n")
         return

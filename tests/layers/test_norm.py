@@ -54,6 +54,29 @@ def test_evaluation_reads_the_running_statistics():
     assert relative_error(layer.apply(variables, x), expected) < 1e-6
 
 
+def test_running_statistics_in_training_stay_and_keep_no_input():
+    x, layer = batch(np.float32), BatchNorm(statistics="running")
+    variables = {
+        "params": {"scale": jnp.full(6, 2.0), "bias": jnp.full(6, 1.0)},
+        "batch_stats": {"mean": jnp.full(6, 0.5), "var": jnp.full(6, 4.0)},
+    }
+    y, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_array_equal(y, layer.apply(variables, x))
+    for name, value in variables["batch_stats"].items():
+        np.testing.assert_array_equal(updated["batch_stats"][name], value)
+
+    def kept_by(layer):
+        def of_bias(bias, x):
+            params = {**variables["params"], "bias": bias}
+            values = {**variables, "params": params}
+            return layer.apply(values, x, train=True, mutable=["batch_stats"])[0]
+
+        pulled = jax.eval_shape(lambda *a: jax.vjp(of_bias, *a)[1], jnp.ones(6), x)
+        return sum(leaf.size for leaf in jax.tree.leaves(pulled))
+
+    assert kept_by(layer) < x.size <= kept_by(BatchNorm())
+
+
 def test_bfloat16_input_statistics_in_float32():
     x = batch(np.float32).astype(jnp.bfloat16)
     layer = BatchNorm()
@@ -90,6 +113,10 @@ def test_running_statistics_pass_no_gradient_and_variance_stays_positive():
     [
         (BatchNorm(momentum=2.0), r"`momentum` must be a number in \[0.0, 1.0\]; got 2.0"),
         (BatchNorm(epsilon=-1.0), r"`epsilon` must be a number in \(0.0, inf\); got -1.0"),
+        (
+            BatchNorm(statistics="own"),
+            r"`statistics` must be one of \['batch', 'running'\]; got 'own'",
+        ),
     ],
 )
 def test_bad_settings(layer, message):

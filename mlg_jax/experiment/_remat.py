@@ -1,0 +1,116 @@
+"""Training under a checkpointing policy: capacities from real batches, a budget, overflow."""
+
+import functools
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from mlg_jax.config import ConfigError, RematConfig
+from mlg_jax.memory import compiled_memory
+from mlg_jax.planner import MIB, plan_policy
+from mlg_jax.remat import Policy, choose_capacities, measure_densities
+from mlg_jax.train import LossFn, TrainState, shard_batch
+
+_log = logging.getLogger(__name__)
+
+MakeLoss = Callable[[nn.Module], LossFn]
+CALIBRATION_BATCHES = 4
+_MEASURING = Policy("bitmap_units")  # reports the densities of blocks and of units
+
+
+class RematTraining:
+    """The loss functions of a stage under `config.remat`.
+
+    Args:
+        config: the policy.
+        model: the stage's network, without a policy.
+        make_loss: its loss, of a network with one.
+        mesh: the devices; every one packs its own rows.
+        key: for what is random in the forward passes that measure.
+    """
+
+    def __init__(
+        self, config: RematConfig, model: Any, make_loss: MakeLoss, mesh: Mesh, key: jax.Array
+    ) -> None:
+        self._config, self._model, self._make_loss, self._mesh = config, model, make_loss, mesh
+        self._rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(_STREAMS)}
+        self._densities = jax.jit(
+            functools.partial(measure_densities, model.clone(remat=_MEASURING))
+        )
+        self._capacities: dict[str, float] = {}
+        self._preset = config.policy
+
+    def prepare(self, variables: Mapping[str, Any], batches: Iterable[Any]) -> None:
+        """Measures densities on the first of `batches`, and chooses the preset of a budget."""
+        if self._config.policy == "none":
+            return
+        first = [
+            shard_batch(batch, self._mesh)
+            for batch in itertools.islice(batches, CALIBRATION_BATCHES)
+        ]
+        if self._config.capacity is None:
+            for batch in first:
+                self._raise_capacities(variables, batch)
+        if self._config.policy == "auto":
+            assert self._config.budget_mib is not None
+            measure = functools.partial(self._temporary_bytes, variables, first[0])
+            try:
+                self._preset, found = plan_policy(
+                    measure, budget_bytes=self._config.budget_mib * MIB
+                )
+            except ValueError as error:
+                raise ConfigError(f"config.remat: {error}") from error
+            _log.info("remat: %s, %.1f MiB", self._preset, found[self._preset] / MIB)
+
+    @property
+    def loss_fn(self) -> LossFn:
+        """Under the policy."""
+        return self._make_loss(self._model.clone(remat=self._policy(self._preset)))
+
+    @property
+    def exact_loss_fn(self) -> LossFn | None:
+        """For the batch that does not fit; None where all batches do."""
+        policy = self._policy(self._preset)
+        if not policy.needs_capacity:
+            return None
+        return self._make_loss(self._model.clone(remat=policy.exact))
+
+    def recalibrate(self, state: TrainState, batch: Any) -> LossFn | None:
+        """The loss with room for a batch that did not fit; see `mlg_jax.train.Task`."""
+        before = dict(self._capacities)
+        self._raise_capacities({"params": state.params, **state.model_state}, batch)
+        if before == self._capacities:
+            return None
+        _log.info("remat: new capacities, the step is compiled again")
+        return self.loss_fn
+
+    def _raise_capacities(self, variables: Mapping[str, Any], batch: Any) -> None:
+        densities = self._densities(variables, batch["image"], rngs=self._rngs)
+        chosen = choose_capacities(densities, margin=self._config.margin, largest=self._capacities)
+        self._capacities |= chosen
+
+    def _policy(self, preset: str) -> Policy:
+        fixed = self._config.capacity
+        policy = Policy(preset, 1.0 if fixed is None else fixed, mesh=self._mesh)
+        return policy if fixed is not None else policy.with_capacities(self._capacities)
+
+    def _temporary_bytes(self, variables: Mapping[str, Any], batch: Any, preset: str) -> int:
+        loss_fn = self._make_loss(self._model.clone(remat=self._policy(preset)))
+        state = {k: v for k, v in variables.items() if k != "params"}
+
+        def step(params: Any, state: Any, batch: Any, key: jax.Array) -> Any:
+            return loss_fn(params, state, batch, key, True)
+
+        gradient = jax.jit(jax.value_and_grad(step, has_aux=True))
+        memory = compiled_memory(gradient, variables["params"], state, batch, jax.random.key(0))
+        if memory is None:
+            raise ConfigError("config.remat.policy: 'auto' needs a backend that reports memory.")
+        return memory.temporary_bytes
+
+
+_STREAMS = ("quantize", "dropout")

@@ -1,0 +1,52 @@
+"""Four simulated devices against one; run by `test_mesh.py` in a process of its own."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mlg_jax.remat import Policy
+from mlg_jax.train import make_mesh, sharded
+from tests._models import tiny_resnet
+
+
+def gradients(num_devices, preset, capacity):
+    """Loss, gradients and the compiled program."""
+    mesh = make_mesh(jax.devices()[:num_devices])
+    model = tiny_resnet(channels=8, remat=Policy(preset, capacity, mesh=mesh))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 16, 16, 3)), jnp.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+
+    def loss(params, state, x):
+        logits, _ = model.apply({"params": params, **state}, x, train=True, mutable=list(state))
+        return jnp.sum(jnp.sin(logits))
+
+    same = NamedSharding(mesh, PartitionSpec())
+    step = jax.jit(
+        jax.value_and_grad(loss), in_shardings=(same, same, sharded(mesh)), out_shardings=same
+    )
+    args = (variables["params"], {"batch_stats": variables["batch_stats"]}, x)
+    compiled = step.lower(*args).compile()
+    return step(*args), compiled.as_text()
+
+
+def main():
+    assert jax.device_count() == 4
+    plain, _ = gradients(1, "none", 1.0)
+    assert_near = functools.partial(np.testing.assert_allclose, atol=2e-5)
+    for preset in ("blocks", "bitmap_blocks"):
+        (value, grads), program = gradients(4, preset, 0.9)
+        assert_near(value, plain[0], rtol=1e-5)
+        jax.tree.map(lambda a, b: assert_near(a, b, rtol=1e-4), grads, plain[1])
+        # sums of gradients and statistics are exchanged, activations and bitmaps are not
+        assert "all-reduce" in program
+        assert not re.search("all-gather|all-to-all|collective-permute", program), preset
+    (_, grads), _ = gradients(4, "bitmap_blocks", 0.1)
+    assert all(np.all(np.isnan(g)) for g in jax.tree.leaves(grads["stem_conv"]))
+
+
+if __name__ == "__main__":
+    main()

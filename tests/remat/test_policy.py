@@ -1,0 +1,168 @@
+"""Presets on whole models: the same gradients, fewer bytes, densities and overflow."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlg_jax import GenerationSpec, create_model
+from mlg_jax.memory import compiled_memory
+from mlg_jax.remat import NO_REMAT, PRESETS, Policy, choose_capacities, measure_densities
+from tests._models import tiny_resnet
+from tests.remat.test_checkpoint import assert_same
+
+EXACT = [name for name, preset in PRESETS.items() if preset.is_exact]
+
+
+def make(remat=NO_REMAT, **options):
+    """A network of three blocks, the second and third with a shortcut of their own."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 16, 16, 3)), jnp.float32)
+    return tiny_resnet(stage_sizes=(1, 1, 1), channels=8, remat=remat, **options), x
+
+
+def value_and_grad(model, x, train_key=0):
+    """Loss, new statistics and gradients in training, compiled."""
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    state = {k: v for k, v in variables.items() if k != "params"}
+    rngs = {name: jax.random.key(train_key) for name in ("quantize", "dropout")}
+
+    def loss(params):
+        logits, updated = model.apply(
+            {"params": params, **state}, x, train=True, mutable=list(state), rngs=rngs
+        )
+        return jnp.sum(jnp.sin(logits)), updated
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+
+@functools.cache
+def wanted(generation=None):
+    return value_and_grad(*make(generation=generation))
+
+
+@pytest.mark.parametrize("preset", [name for name in EXACT if name != "none"])
+def test_exact_presets_change_nothing(preset):
+    got = value_and_grad(*make(Policy(preset, capacity=0.96)))
+    assert_same(got[0], wanted()[0])
+    assert_same(got[1], wanted()[1], 2e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "squeezenet", "vgg16", "alexnet"])
+def test_every_architecture_takes_a_policy(name):
+    x = make()[1]
+    x = jnp.pad(x, ((0, 0), (8, 8), (8, 8), (0, 0)), mode="reflect")
+    got, plain = (
+        value_and_grad(create_model(name, num_classes=5, width=0.125, remat=remat), x)
+        for remat in (Policy("bitmap_units", 0.96), None)
+    )
+    assert_same(got[1], plain[1], 5e-6)
+
+
+def test_generated_kernels():
+    spec = GenerationSpec.from_bits(2, 8, 3, 6, 3)
+    got = value_and_grad(*make(Policy("bitmap_blocks", 0.96), generation=spec))
+    assert_same(got[1], wanted(spec)[1], 2e-6)
+
+
+def test_bfloat16():
+    grads = [
+        value_and_grad(*make(remat, dtype=jnp.bfloat16))[1]
+        for remat in (NO_REMAT, Policy("blocks"), Policy("bitmap_blocks", 0.96))
+    ]
+    assert_same(grads[2], grads[1])
+    assert_same(grads[1], grads[0], 0.05)
+
+
+def test_rounding_changes_gradients_only_and_by_the_key():
+    model, x = make(Policy("quantized_blocks"))
+    first, second = (value_and_grad(model, x, key) for key in (0, 1))
+    assert_same(first[0], wanted()[0])
+    flat, other, exact = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (first[1], second[1], wanted()[1])
+    )
+    assert not np.array_equal(flat, other)
+    assert flat @ exact / np.linalg.norm(flat) / np.linalg.norm(exact) > 0.95
+
+
+def test_densities_are_those_of_the_pieces():
+    model, x = make(Policy("bitmap_units"))
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    assert set(variables) == {"params", "batch_stats"}
+    densities = measure_densities(model, variables, x)
+    blocks = {f"stage{i}_block1" for i in range(1, 4)}
+    units = {f"{b}/{u}" for b in blocks for u in ("unit1", "unit2")}
+    shortcuts = {f"stage{i}_block1/shortcut" for i in range(2, 4)}
+    assert set(densities) == blocks | units | shortcuts  # images are none of them
+    assert all(0.2 < densities[name] < 0.8 for name in blocks)
+    # a block's first unit is given what the block is given
+    assert densities["stage2_block1/unit1"] == densities["stage2_block1"]
+
+
+def test_capacities_leave_room_and_never_shrink():
+    capacities = choose_capacities({"a": 0.5, "b": 0.99, "c": 0.0}, margin=0.1)
+    assert capacities == {"a": 36 / 64, "b": 1.0, "c": 1 / 64}
+    assert choose_capacities({"a": 0.1}, largest={"a": 0.5}) == {"a": 0.5}
+
+
+def test_capacities_decide_about_overflow():
+    model, x = make(Policy("bitmap_blocks"))
+    densities = measure_densities(model, model.init(jax.random.key(0), x), x)
+    fitting = Policy("bitmap_blocks").with_capacities(choose_capacities(densities))
+    assert_same(value_and_grad(*make(fitting))[1], wanted()[1], 2e-6)
+    name = "stage2_block1"
+    short = fitting.with_capacities({**dict(fitting.capacities), name: float(densities[name]) / 2})
+    (value, _), grads = value_and_grad(*make(short))
+    assert np.isfinite(value)
+    assert np.all(np.isnan(grads[name]["conv1"]["kernel"]))
+    assert np.all(np.isnan(grads["stem_conv"]["kernel"]))  # everything upstream
+    assert_same(value_and_grad(*make(short.exact))[1], wanted()[1], 2e-6)
+
+
+def test_compiled_bytes_of_a_deep_network():
+    """Bounds on temporaries relative to `none`: at this depth kept activations dominate."""
+
+    def temporaries(remat):
+        model = tiny_resnet(stage_sizes=(10,), channels=8, remat=remat)
+        x = jax.ShapeDtypeStruct((64, 16, 16, 3), jnp.float32)
+        variables = jax.eval_shape(model.init, jax.random.key(0), x)
+
+        def loss(params, state, x, key):
+            logits, updated = model.apply(
+                {"params": params, **state},
+                x,
+                train=True,
+                mutable=list(state),
+                rngs={"quantize": key},
+            )
+            return jnp.sum(jnp.sin(logits)), updated
+
+        state = {"batch_stats": variables["batch_stats"]}
+        compiled = compiled_memory(
+            jax.jit(jax.grad(loss, has_aux=True)), variables["params"], state, x, jax.random.key(0)
+        )
+        return compiled.temporary_bytes
+
+    plain = temporaries(NO_REMAT)
+    assert temporaries(Policy("blocks")) < 0.75 * plain
+    assert temporaries(Policy("bitmap_blocks", 0.5)) < 0.6 * plain
+    assert temporaries(Policy("quantized_blocks")) < 0.5 * plain
+
+
+@pytest.mark.bad_input
+def test_bad_input():
+    with pytest.raises(ValueError, match="`remat` must be one of .*bitmap_units.*; got 'block'"):
+        create_model("resnet10", num_classes=5, remat="block")
+    with pytest.raises(TypeError, match="`remat` must be"):
+        create_model("resnet10", num_classes=5, remat=True)
+    with pytest.raises(ValueError, match="`preset` must be one of"):
+        Policy("block")
+    with pytest.raises(ValueError, match="`capacity` must be"):
+        Policy("bitmap", 0.0)
+    with pytest.raises(ValueError, match=r"`capacities\['a'\]` must be"):
+        Policy("bitmap").with_capacities({"a": 1.5})
+    with pytest.raises(ValueError, match="`margin` must be"):
+        choose_capacities({}, margin=-1.0)

@@ -12,6 +12,7 @@ import jax
 
 from mlg_jax.config import ConfigError, ExperimentConfig, parse_config
 from mlg_jax.experiment._hosts import add_host_flags, join_hosts
+from mlg_jax.experiment._profile_report import PROFILE_DIR, profile_table
 from mlg_jax.experiment._run import MODES, run_experiment
 from mlg_jax.train import (
     CheckpointError,
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config, overrides)
         work_dir = options.workdir or Path("runs") / Path(options.config).stem
-        enable_compilation_cache(Path(work_dir) / "compilation_cache")
+        if options.mode != "profile":  # which writes into a directory of its own, and nothing else
+            enable_compilation_cache(Path(work_dir) / "compilation_cache")
         summary = run_experiment(config, work_dir, mode=options.mode)
     except TrainingInterrupted as stop:
         logging.getLogger("mlg_jax").warning("%s Run the same command to go on.", stop)
@@ -44,7 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     if jax.process_index() == 0:
-        _print_summary(summary, Path(work_dir) / "report")
+        if options.mode == "profile":
+            directory = Path(work_dir) / PROFILE_DIR
+            sys.stdout.write(f"{profile_table(summary)}\nprofile    {directory}\n")
+        else:
+            _print_summary(summary, Path(work_dir) / "report")
     return 0
 
 

@@ -70,12 +70,17 @@ class RematTraining:
     @property
     def loss_fn(self) -> LossFn:
         """Under the policy."""
-        return self._make_loss(self._model.clone(remat=self._policy(self._preset)))
+        return self._make_loss(self._model.clone(remat=self.policy))
+
+    @property
+    def policy(self) -> Policy:
+        """The preset that was chosen, with the capacities so far."""
+        return self._policy(self._preset)
 
     @property
     def exact_loss_fn(self) -> LossFn | None:
         """For the batch that does not fit; None where all batches do."""
-        policy = self._policy(self._preset)
+        policy = self.policy
         if not policy.needs_capacity:
             return None
         return self._make_loss(self._model.clone(remat=policy.exact))

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
-from jax.sharding import NamedSharding
 
 from mlg_jax._checks import check_choice
 from mlg_jax.compress import History, Projection, project_model
-from mlg_jax.config import ConfigError, ExperimentConfig, to_json
-from mlg_jax.data import Dataset, DataSpec, load_dataset
+from mlg_jax.config import ExperimentConfig, to_json
+from mlg_jax.experiment._inputs import check_fits, compute_dtype, has_checkpoint, load_data
+from mlg_jax.experiment._profile import Network, profile_networks
+from mlg_jax.experiment._profile_report import make_profile_dir, write_profile
 from mlg_jax.experiment._remat import MakeLoss, RematTraining
 from mlg_jax.experiment._report import write_report
 from mlg_jax.experiment._tasks import Batches, classification_loss, make_task, student_loss
@@ -41,7 +42,7 @@ from mlg_jax.train import (
     zero_fraction,
 )
 
-MODES = ("train", "eval")
+MODES = ("train", "eval", "profile")
 _log = logging.getLogger("mlg_jax.experiment")
 
 Variables = dict[str, Any]
@@ -58,10 +59,11 @@ def run_experiment(
     Args:
         config: the experiment.
         work_dir: holds `teacher/`, `projection/`, `student/` and `report/`.
-        mode: `train`; `eval` trains nothing and reports on what is there.
+        mode: `train`; `eval` trains nothing and reports on what is there; `profile` measures the
+            memory of both networks' training, of whatever is there, and writes `profile/` alone.
 
     Returns:
-        The content of `report/summary.json`.
+        The content of `report/summary.json`; of `profile/profile.json` after `profile`.
 
     Raises:
         ValueError: another mode.
@@ -71,6 +73,8 @@ def run_experiment(
     """
     check_choice("mode", mode, MODES)
     directory = Path(work_dir).absolute()
+    if mode == "profile":
+        return _Experiment(config, directory).profile()
     claim_work_dir(directory, to_json(config))
     run = _Experiment(config, directory)
     if mode == "train":
@@ -86,13 +90,13 @@ class _Experiment:
     def __init__(self, config: ExperimentConfig, directory: Path) -> None:
         self._config, self._directory = config, directory
         self._mesh = make_mesh()
-        self._dataset = _load(config.data, sharded(self._mesh))
+        self._dataset = load_data(config.data, sharded(self._mesh))
         self._key = jax.random.key(config.seed)
         common = {
             "num_classes": self._dataset.num_classes,
             "stem": config.model.stem,
             "width": config.model.width,
-            "dtype": _dtype(config.model.dtype),
+            "dtype": compute_dtype(config.model.dtype),
         }
         self._teacher = create_model(config.model.name, **common)
         self._student = create_model(
@@ -110,12 +114,7 @@ class _Experiment:
             self._teacher_variables()
             return
         _log.info("teacher: %s", self._config.model.name)
-        model = model_to_train(self._teacher, stage.trainable)
-        make_loss = functools.partial(classification_loss, label_smoothing=stage.label_smoothing)
-        start = self._fresh(self._teacher)
-        if stage.init_checkpoint is not None:
-            start = transferred(stage.init_checkpoint, start)
-        self._train("teacher", (self._teacher, model), stage, make_loss, start)
+        self._train("teacher", self._teacher, stage, self._teacher_start())
 
     def project(self) -> None:
         """Stage 1."""
@@ -148,10 +147,22 @@ class _Experiment:
         is_projected = stage.start == "projected"
         start = self._projected() if is_projected else self._fresh(self._student)
         _log.info("student: starts %s", stage.start)
-        teach = None if stage.loss == "cross_entropy" else self._teach()
-        model = model_to_train(self._student, stage.trainable)
-        make_loss = functools.partial(student_loss, input_shape=self._input_shape, config=stage)
-        self._train("student", (self._student, model), stage, make_loss, start, teach)
+        teach = None if stage.loss == "cross_entropy" else self._teach(self._teacher_variables())
+        self._train("student", self._student, stage, start, teach)
+
+    def profile(self) -> dict[str, Any]:
+        """Memory of both stages with the variables that are there; fresh ones where none are."""
+        directory = make_profile_dir(self._directory)
+        start, source = self._teacher_so_far()
+        is_taught = self._config.student.loss != "cross_entropy"
+        networks = {
+            "teacher": self._network("teacher", start, source),
+            "student": self._network(
+                "student", *self._student_so_far(), self._teach(start) if is_taught else None
+            ),
+        }
+        found = profile_networks(networks, self._config.remat, self._mesh)
+        return write_profile(directory, to_json(self._config), found)
 
     def report(self) -> dict[str, Any]:
         """Reads the test set, once, and writes the report."""
@@ -196,23 +207,22 @@ class _Experiment:
     def _train(
         self,
         name: str,
-        models: tuple[nn.Module, nn.Module],  # as evaluated, as trained
+        model: nn.Module,
         stage: Any,
-        make_loss: MakeLoss,
         start: Variables,
         teach: Any = None,
     ) -> None:
         state = {k: v for k, v in start.items() if k != "params"}
-        key = jax.random.fold_in(self._key, {"teacher": 2, "student": 3}[name])
-        batches = Batches(self._dataset, jax.random.fold_in(key, 1), teach)
-        remat = RematTraining(self._config.remat, models[1], make_loss, self._mesh, key)
+        key, batches = self._key_and_batches(name, teach)
+        trained, make_loss = self._as_trained(name)
+        remat = RematTraining(self._config.remat, trained, make_loss, self._mesh, key)
         remat.prepare(start, batches.train(0, 0))
         train(
             make_task(
                 self._dataset,
                 batches,
                 remat.loss_fn,
-                classification_loss(models[0]),
+                classification_loss(model),
                 trainable_rule(stage.trainable),
                 exact_loss_fn=remat.exact_loss_fn,
                 recalibrate=remat.recalibrate,
@@ -226,6 +236,38 @@ class _Experiment:
             mesh=self._mesh,
         )
 
+    def _network(self, name: str, variables: Variables, source: str, teach: Any = None) -> Network:
+        """A stage, to be profiled."""
+        stage: Any = getattr(self._config, name)
+        key, batches = self._key_and_batches(name, teach)
+        model, make_loss = self._as_trained(name)
+        return Network(
+            model=model,
+            make_loss=make_loss,
+            variables=variables,
+            source=source,
+            batches=batches,
+            steps_per_epoch=self._dataset.steps_per_epoch,
+            accumulation_steps=stage.train.accumulation_steps,
+            is_trainable=trainable_rule(stage.trainable),
+            key=key,
+        )
+
+    def _as_trained(self, name: str) -> tuple[Any, MakeLoss]:
+        """A stage's network as it is trained, and its loss."""
+        if name == "teacher":
+            teacher = self._config.teacher
+            smoothing = teacher.label_smoothing
+            make_loss = functools.partial(classification_loss, label_smoothing=smoothing)
+            return model_to_train(self._teacher, teacher.trainable), make_loss
+        student = self._config.student
+        make_loss = functools.partial(student_loss, input_shape=self._input_shape, config=student)
+        return model_to_train(self._student, student.trainable), make_loss
+
+    def _key_and_batches(self, name: str, teach: Any) -> tuple[jax.Array, Batches]:
+        key = jax.random.fold_in(self._key, {"teacher": 2, "student": 3}[name])
+        return key, Batches(self._dataset, jax.random.fold_in(key, 1), teach)
+
     def _stage_config(self, name: str) -> dict[str, Any]:
         """What decides a stage's numbers."""
         whole = to_json(self._config)
@@ -235,24 +277,49 @@ class _Experiment:
     def _fresh(self, model: nn.Module) -> Variables:
         return jax.jit(model.init)(jax.random.fold_in(self._key, 4), jnp.zeros(self._input_shape))
 
-    def _teach(self) -> Any:
+    def _teach(self, variables: Variables) -> Any:
         """Teacher logits of normalised images, compiled; its variables are on every device."""
-        variables = replicate(self._teacher_variables(), self._mesh)
+        variables = replicate(variables, self._mesh)
         apply = jax.jit(functools.partial(self._teacher.apply, train=False))
         return lambda image: apply(variables, image)
 
+    def _teacher_start(self) -> Variables:
+        """What stage 0 begins with."""
+        start, given = self._fresh(self._teacher), self._config.teacher.init_checkpoint
+        return start if given is None else transferred(given, start)
+
     def _teacher_variables(self) -> Variables:
         given = self._config.teacher.checkpoint
-        directory = self._directory / "teacher" / CHECKPOINT_DIR if given is None else Path(given)
+        directory = self._checkpoints("teacher") if given is None else Path(given)
         return self._loaded(directory, self._teacher)
 
+    def _teacher_so_far(self) -> tuple[Variables, str]:
+        """The furthest there is, and what that is."""
+        stage = self._config.teacher
+        if stage.checkpoint is not None:
+            return self._teacher_variables(), "the best checkpoint of `teacher.checkpoint`"
+        if has_checkpoint(self._checkpoints("teacher")):
+            return self._teacher_variables(), "the best checkpoint of the teacher"
+        is_transferred = stage.init_checkpoint is not None
+        return self._teacher_start(), "`teacher.init_checkpoint`" if is_transferred else "fresh"
+
+    def _student_so_far(self) -> tuple[Variables, str]:
+        if has_checkpoint(self._checkpoints("student")):
+            return self._trained("student"), "the best checkpoint of the student"
+        if self._config.student.start == "projected" and self._projection_path.exists():
+            return self._projected(), "the projection of the teacher"
+        return self._fresh(self._student), "fresh"
+
+    def _checkpoints(self, name: str) -> Path:
+        return self._directory / name / CHECKPOINT_DIR
+
     def _trained(self, name: str) -> Variables:
-        return self._loaded(self._directory / name / CHECKPOINT_DIR, self._student)
+        return self._loaded(self._checkpoints(name), self._student)
 
     def _loaded(self, directory: Path, model: nn.Module) -> Variables:
         params, state, _ = load_variables(directory)
         variables = {"params": params, **state}
-        _check_fits(directory, variables, self._shapes(model))
+        check_fits(directory, variables, self._shapes(model))
         return variables
 
     def _projected(self) -> Variables:
@@ -271,31 +338,6 @@ class _Experiment:
         state = {k: v for k, v in values.items() if k != "params"}
         step = make_eval_step(classification_loss(model), self._mesh)
         return evaluate(step, batches, params=values["params"], model_state=state, mesh=self._mesh)
-
-
-def _load(spec: DataSpec, sharding: NamedSharding) -> Dataset:
-    try:
-        return load_dataset(spec, sharding=sharding)
-    except (OSError, TypeError, ValueError) as error:
-        raise ConfigError(f"config.data: {error}") from error
-
-
-def _dtype(name: str) -> Any:
-    if name == "auto":
-        return jnp.bfloat16 if jax.default_backend() == "gpu" else None
-    return None if name == "float32" else jnp.dtype(name)
-
-
-def _check_fits(directory: Path, variables: Variables, expected: Any) -> None:
-    """Raises CheckpointError, naming the first array that is not the model's."""
-    found = {k: np.shape(v) for k, v in traverse_util.flatten_dict(variables, sep="/").items()}
-    wanted = {k: v.shape for k, v in traverse_util.flatten_dict(expected, sep="/").items()}
-    for name in sorted({*found, *wanted}):
-        if found.get(name) != wanted.get(name):
-            raise CheckpointError(
-                f"The checkpoint in {directory} is of another model: {name} is "
-                f"{found.get(name, 'absent')} there and {wanted.get(name, 'absent')} here."
-            )
 
 
 class _NpzStore:

@@ -1,0 +1,91 @@
+"""The same architectures from Flax's own layers, as plain JAX would train them."""
+
+import contextlib
+from unittest import mock
+
+import flax.linen as nn
+from jax import lax
+
+from mlg_jax.models import _blocks
+
+
+class PlainConv(nn.Module):
+    """`flax.linen.Conv` behind the models' calling convention."""
+
+    features: int
+    window: tuple = (3, 3)
+    strides: tuple = (1, 1)
+    padding: tuple | None = None
+    groups: int = 1
+    use_bias: bool = False
+    dtype: object = None
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        padding = self.padding or [(k // 2, k // 2) for k in self.window]
+        return nn.Conv(
+            self.features,
+            self.window,
+            self.strides,
+            padding,
+            feature_group_count=self.groups,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+        )(x)
+
+
+class PlainNorm(nn.Module):
+    """`flax.linen.BatchNorm` behind the models' calling convention."""
+
+    dtype: object = None
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
+
+
+class PlainDense(nn.Module):
+    """`flax.linen.Dense` behind the models' calling convention."""
+
+    features: int
+    use_bias: bool = True
+    dtype: object = None
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dense(self.features, self.use_bias, dtype=self.dtype)(x)
+
+
+class CheckpointedBlocks:
+    """`flax.linen.remat` of every block: takes a policy's place in a model."""
+
+    def stem(self, fn, name="stem"):
+        """The first block."""
+        return nn.remat(fn)
+
+    def block(self, fn, name="", *, is_sparse=True):
+        """A block."""
+        return nn.remat(fn)
+
+    def unit(self, fn, name="", *, is_sparse=True):
+        """Units are computed with their block."""
+        return fn
+
+
+def plain_max_pool(x, window, strides, padding=((0, 0), (0, 0))):
+    """JAX's own max-pooling."""
+    return lax.reduce_window(
+        x, -float("inf"), lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0))
+    )
+
+
+@contextlib.contextmanager
+def without_our_gradients():
+    """While a model is traced: pooling and branches as JAX differentiates them."""
+    modules = ("resnet", "_stages", "squeezenet")
+    with contextlib.ExitStack() as stack:
+        for name in modules:
+            stack.enter_context(mock.patch(f"mlg_jax.models.{name}.max_pool", plain_max_pool))
+        stack.enter_context(mock.patch.object(_blocks, "after", lambda x, y: x))
+        stack.enter_context(mock.patch.object(_blocks, "cotangent_once", lambda x: x))
+        yield

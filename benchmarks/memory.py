@@ -1,0 +1,156 @@
+"""Training memory and time of every checkpointing preset against plain Flax.
+
+    python benchmarks/memory.py [--model resnet18 ...] [--runs 0] [--capacity 0.6] [--batch N]
+
+Loss and gradient in one compiled program, float32; each model in a process of its own. `flax` is
+the architecture from Flax's layers, `flax, nn.remat` the same with every block under `nn.remat`
+(with the compiler option that keeps XLA:CPU from undoing it where that is needed); all ratios are
+to `flax`, in one run. With `--runs 0` (the default) programs are compiled and not run. Bitmaps have
+room for `--capacity` of the entries; images are random. On a GPU also the allocator's peak.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+from _measure import RESULTS, compiled_bytes, environment, median_seconds
+from _plain import CheckpointedBlocks, PlainConv, PlainDense, PlainNorm, without_our_gradients
+
+from mlg_jax import create_model
+from mlg_jax.models import MODELS
+from mlg_jax.remat import PRESETS, Policy
+
+# stem, batch, image size
+CASES = {
+    "resnet18": ("cifar", 128, 32),
+    "resnet50": ("imagenet", 16, 224),
+    "resnet101": ("imagenet", 16, 224),
+    "vgg16": ("imagenet", 16, 224),
+    "mobilenet_v2": ("imagenet", 16, 224),
+}
+NUM_CLASSES = {"cifar": 10, "imagenet": 1000}
+KEEPS_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}  # needed by jax 0.10 on CPU
+
+
+def contestants(name, stem, capacity):
+    """Model, context to trace it in and compiler options, by name."""
+    num_classes = NUM_CLASSES[stem]
+    has_norm = stem == "cifar" or name not in ("vgg16", "alexnet", "squeezenet")
+    plain = functools.partial(
+        MODELS[name],
+        num_classes=num_classes,
+        stem=stem,
+        width=1.0,
+        conv=PlainConv,
+        dense=PlainDense,
+        **({"norm": PlainNorm} if has_norm else {"norm": None}),
+    )
+    yield "flax", plain(), without_our_gradients(), {}
+    options = KEEPS_BARRIERS if jax.default_backend() == "cpu" else {}
+    yield "flax, nn.remat", plain(remat=CheckpointedBlocks()), without_our_gradients(), options
+    for preset in PRESETS:
+        model = create_model(
+            name, num_classes=num_classes, stem=stem, remat=Policy(preset, capacity)
+        )
+        yield preset, model, contextlib.nullcontext(), {}
+
+
+def gradient_step(model):
+    """Loss, new statistics and gradients."""
+
+    def loss(params, state, images, labels, key):
+        rngs = {"quantize": key, "dropout": jax.random.fold_in(key, 1)}
+        logits, updated = model.apply(
+            {"params": params, **state}, images, train=True, mutable=list(state), rngs=rngs
+        )
+        log_probability = jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]
+        return -log_probability.mean(), updated
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def measure(model, tracing, options, batch, size, num_runs):
+    """Bytes of the program, and its time where it is run."""
+    shape = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+    key = jax.random.key(0)
+    with tracing:
+        variables = jax.eval_shape(model.init, key, shape)
+        state = {k: v for k, v in variables.items() if k != "params"}
+        labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
+        lowered = gradient_step(model).lower(variables["params"], state, shape, labels, key)
+        compiled = lowered.compile(options)
+    row = {"bytes": compiled_bytes(compiled)}
+    if num_runs:
+        images = jax.random.normal(key, shape.shape)
+        variables = jax.jit(model.init)(key, images[:1])
+        state = {k: v for k, v in variables.items() if k != "params"}
+        labels = jnp.zeros(batch, jnp.int32)
+        call = functools.partial(compiled, variables["params"], state, images, labels, key)
+        row["seconds"] = median_seconds(call, num_runs=num_runs)
+        row["is_finite"] = all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(call()[1]))
+        statistics = jax.devices()[0].memory_stats()
+        # of the process so far: only the first contestants' figures are their own
+        row["allocator_peak"] = statistics and statistics.get("peak_bytes_in_use")
+    return row
+
+
+def run_model(name, args):
+    """Measures one model and prints its table."""
+    stem, batch, size = CASES[name]
+    batch = args.batch or batch
+    results, base = [], None
+    print(f"\n{name}, {size} x {size}, batch {batch}\n")
+    print("| policy | temporary MiB | of Flax | s a step | of Flax |\n|---|--:|--:|--:|--:|")
+    for label, model, tracing, options in contestants(name, stem, args.capacity):
+        if args.policy and label not in args.policy:
+            continue
+        row = measure(model, tracing, options, batch, size, args.runs)
+        base = base or row
+        row["temporary_ratio"] = row["bytes"]["temporary"] / base["bytes"]["temporary"]
+        cells = [f"{row['bytes']['temporary'] / 2**20:.1f}", f"{row['temporary_ratio']:.3f}"]
+        if args.runs:
+            row["time_ratio"] = row["seconds"]["median"] / base["seconds"]["median"]
+            cells += [f"{row['seconds']['median']:.3f}", f"{row['time_ratio']:.2f}"]
+        else:
+            cells += ["", ""]
+        results.append({"model": name, "batch": batch, "policy": label} | row)
+        print(f"| {label} | {' | '.join(cells)} |", flush=True)
+    return results
+
+
+def save(name, args, results):
+    """One JSON file a model and backend."""
+    directory = pathlib.Path(args.out)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"memory_{name}_{jax.default_backend()}.json"
+    content = {"environment": environment(), "capacity": args.capacity, "results": results}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"\nwritten to {path}")
+
+
+def main():
+    """Measures the models, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--policy", nargs="+", default=None, help="flax must be the first")
+    parser.add_argument("--runs", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=None)
+    parser.add_argument("--capacity", type=float, default=0.6)
+    parser.add_argument("--out", default=str(RESULTS))
+    args = parser.parse_args()
+    if len(args.model) == 1:
+        save(args.model[0], args, run_model(args.model[0], args))
+        return
+    rest = [a for a in sys.argv[1:] if a != "--model" and a not in CASES]
+    for name in args.model:
+        subprocess.run([sys.executable, __file__, "--model", name, *rest], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Where the memory of training goes: each network under its policy, and without one beside it."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from mlg_jax.config import ConfigError, RematConfig
+from mlg_jax.experiment._remat import MakeLoss, RematTraining
+from mlg_jax.experiment._tasks import Batches
+from mlg_jax.memory import (
+    BatchMemory,
+    DensityRow,
+    MemoryReport,
+    init_densities,
+    memory_report,
+    memory_sweep,
+    summarize_densities,
+    update_densities,
+)
+from mlg_jax.remat import Policy, measure_densities
+from mlg_jax.train import (
+    LossFn,
+    TrainableRule,
+    merge_params,
+    replicate,
+    shard_batch,
+    split_params,
+)
+
+PLAIN = "none"  # the policy that every other one is set beside
+BATCH_SIZES = (1, 8, 32)  # of the sweep, beside the configuration's own
+MAX_DENSITY_BATCHES = 64  # of a shuffled epoch; a mean's error is then an eighth of the spread
+
+_BLOCKS, _PIECES = Policy("bitmap_blocks"), Policy("bitmap_units")  # whose densities they report
+_log = logging.getLogger("mlg_jax.experiment")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network as its stage trains it, and what it is trained on."""
+
+    model: Any
+    make_loss: MakeLoss
+    variables: Mapping[str, Any]
+    source: str  # of the variables, in words
+    batches: Batches
+    steps_per_epoch: int
+    accumulation_steps: int
+    is_trainable: TrainableRule | None
+    key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyProfile:
+    """One network under one policy."""
+
+    policy: Policy  # with the capacities that training would start with
+    batch_size: int  # rows that are differentiated at a time
+    report: MemoryReport
+    sweep: tuple[BatchMemory, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class DensityProfile:
+    """Share of non-zero entries of what the pieces of a network are given, over batches."""
+
+    num_batches: int
+    steps_per_epoch: int
+    kinds: Mapping[str, str]  # of each layer: "block" or "unit"
+    by_layer: tuple[DensityRow, ...]  # none where a model reports no density
+    by_kind: tuple[DensityRow, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkProfile:
+    """One network: by policy, "none" first, and what its activations are like."""
+
+    source: str
+    policies: Mapping[str, PolicyProfile]
+    densities: DensityProfile
+
+
+def profile_networks(
+    networks: Mapping[str, Network], remat: RematConfig, mesh: Mesh
+) -> dict[str, NetworkProfile]:
+    """Measures every network under `remat` and under "none".
+
+    Args:
+        networks: by name.
+        remat: the policy, prepared as training prepares it.
+        mesh: the devices that the batches are split over.
+
+    Raises:
+        ConfigError: several processes, or a budget that no policy meets.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError(f"--mode=profile must run in one process; got {jax.process_count()}.")
+    remats = {PLAIN: RematConfig(), remat.policy: remat}
+    found: dict[str, dict[str, PolicyProfile]] = {name: {} for name in networks}
+    # "none" last: an allocator's peak cannot be reset, and only one that rises is a call's own.
+    for label in reversed(remats):
+        for name, network in networks.items():
+            _log.info("profile: %s under %s", name, label)
+            found[name][label] = _measured(network, remats[label], mesh)
+    return {
+        name: NetworkProfile(
+            source=network.source,
+            policies={label: found[name][label] for label in remats},
+            densities=_densities(network, mesh),
+        )
+        for name, network in networks.items()
+    }
+
+
+def _measured(network: Network, remat: RematConfig, mesh: Mesh) -> PolicyProfile:
+    training = RematTraining(remat, network.model, network.make_loss, mesh, network.key)
+    with contextlib.closing(network.batches.train(0, 0)) as batches:
+        training.prepare(network.variables, batches)
+    loss = _loss_of_trained(training.loss_fn)
+    args = _arguments(network, mesh)
+    batch_size = args[-1]["image"].shape[0]
+    return PolicyProfile(
+        policy=training.policy,
+        batch_size=batch_size,
+        report=memory_report(loss, *args, argnums=0, has_aux=True),
+        sweep=memory_sweep(
+            loss,
+            functools.partial(_shapes, args),
+            _batch_sizes(batch_size, mesh.size),
+            argnums=0,
+            has_aux=True,
+        ),
+    )
+
+
+def _loss_of_trained(loss_fn: LossFn) -> Callable[..., Any]:
+    """The loss as a training step differentiates it: by the parameters that train, alone."""
+
+    def loss(trained: Any, frozen: Any, state: Any, key: jax.Array, batch: Any) -> Any:
+        return loss_fn(merge_params(trained, frozen), state, batch, key, True)
+
+    return loss
+
+
+def _arguments(network: Network, mesh: Mesh) -> tuple[Any, ...]:
+    """`(trained, frozen, state, key, batch)` on the devices; the batch is the last."""
+    with contextlib.closing(network.batches.train(0, 0)) as batches:
+        batch = next(batches)
+    num_rows = batch["image"].shape[0] // network.accumulation_steps
+    batch = jax.tree.map(lambda leaf: leaf[:num_rows], batch)
+    state = {k: v for k, v in network.variables.items() if k != "params"}
+    trained, frozen = split_params(network.variables["params"], network.is_trainable)
+    fixed = replicate((trained, frozen, state, network.key), mesh)
+    return (*fixed, shard_batch(batch, mesh))
+
+
+def _shapes(args: tuple[Any, ...], batch_size: int) -> tuple[Any, ...]:
+    """The shapes of the same arguments with another number of rows in the batch."""
+
+    def shape_of(leaf: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
+
+    *fixed, batch = args
+    fixed = jax.tree.map(lambda leaf: shape_of(leaf, leaf.shape), fixed)
+    batch = jax.tree.map(lambda leaf: shape_of(leaf, (batch_size, *leaf.shape[1:])), batch)
+    return (*fixed, batch)
+
+
+def _batch_sizes(own: int, num_devices: int) -> list[int]:
+    """Ascending, each rounded up to what splits evenly over the devices."""
+    return sorted({-(-size // num_devices) * num_devices for size in (*BATCH_SIZES, own)})
+
+
+def _densities(network: Network, mesh: Mesh) -> DensityProfile:
+    """Over the first epoch, or the first `MAX_DENSITY_BATCHES` of it."""
+    num_batches = min(network.steps_per_epoch, MAX_DENSITY_BATCHES)
+    variables = replicate(dict(network.variables), mesh)
+    stats = None
+    with contextlib.closing(network.batches.train(0, 0)) as batches:
+        for index, batch in zip(range(num_batches), batches, strict=False):
+            image = shard_batch(batch["image"], mesh)
+            if stats is None:
+                kinds = _kinds(network, variables, image)
+                if not kinds:
+                    return DensityProfile(0, network.steps_per_epoch, {}, (), ())
+                stats = init_densities(kinds)
+                update = jax.jit(functools.partial(_updated, network.model))
+            stats = update(stats, variables, image, jax.random.fold_in(network.key, index))
+    assert stats is not None  # an epoch has a batch
+    return DensityProfile(
+        num_batches=int(stats.count),
+        steps_per_epoch=network.steps_per_epoch,
+        kinds=kinds,
+        by_layer=summarize_densities(stats),
+        by_kind=summarize_densities(stats, kinds),
+    )
+
+
+def _updated(model: Any, stats: Any, variables: Any, image: jax.Array, key: jax.Array) -> Any:
+    model = model.clone(remat=_PIECES)
+    return update_densities(stats, measure_densities(model, variables, image, rngs=_streams(key)))
+
+
+def _kinds(network: Network, variables: Any, image: jax.Array) -> dict[str, str]:
+    """The pieces that report densities; those that a policy of blocks alone has are blocks."""
+
+    def names(policy: Policy) -> list[str]:
+        measure = functools.partial(measure_densities, network.model.clone(remat=policy))
+        return list(jax.eval_shape(measure, variables, image, rngs=_streams(network.key)))
+
+    blocks = set(names(_BLOCKS))
+    return {name: "block" if name in blocks else "unit" for name in names(_PIECES)}
+
+
+def _streams(key: jax.Array) -> dict[str, jax.Array]:
+    return {"quantize": key, "dropout": jax.random.fold_in(key, 1)}
+
+
+def largest_activation(networks: Mapping[str, NetworkProfile]) -> tuple[int, int]:
+    """Entries of the largest floating-point activation kept under "none", and bits of one."""
+    rows = [row for n in networks.values() for row in n.policies[PLAIN].report.residuals]
+    activations = [row for row in rows if row.kind == "activation" and "float" in row.dtype]
+    largest = max(activations, key=lambda row: row.num_bytes)
+    bits = int(jnp.finfo(largest.dtype).bits)
+    return largest.num_bytes * 8 // bits, bits

@@ -1,0 +1,271 @@
+"""The profile of a configuration as JSON, markdown and pictures."""
+
+import collections
+import dataclasses
+import importlib.metadata
+import itertools
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mlg_jax.experiment._profile import (
+    PLAIN,
+    DensityProfile,
+    NetworkProfile,
+    PolicyProfile,
+    largest_activation,
+)
+from mlg_jax.memory import STORAGES, crossover_density, densities_to_markdown, storage_curve
+from mlg_jax.plots import plot_batch_memory, plot_residuals, plot_storage
+from mlg_jax.train import WorkDirError
+
+PROFILE_DIR = "profile"
+
+_MIB = 2**20
+_NUM_POINTS = 101  # of a curve: steps of 1 %
+_NUM_OPERATIONS = 8  # in a picture by colours of their own; the rest is one more
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+_UNKNOWN = "not known"
+
+
+def make_profile_dir(work_dir: Path) -> Path:
+    """The only directory that a profile writes to; a training may go on beside it.
+
+    Raises:
+        WorkDirError: it cannot be made.
+    """
+    directory = work_dir / PROFILE_DIR
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkDirError(f"Cannot make {directory}: {error}.") from error
+    return directory
+
+
+def write_profile(
+    directory: Path, config: Mapping[str, Any], networks: Mapping[str, NetworkProfile]
+) -> dict[str, Any]:
+    """Writes `profile.json`, `profile.md` and the pictures.
+
+    Args:
+        directory: as from `make_profile_dir`.
+        config: the whole configuration.
+        networks: as from `profile_networks`.
+
+    Returns:
+        The content of `profile.json`.
+    """
+    profile = {
+        "networks": {name: _network_json(network) for name, network in networks.items()},
+        "storage": _storage(*largest_activation(networks)),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "config": config,
+    }
+    (directory / "profile.json").write_text(json.dumps(profile, indent=1) + "\n")
+    pictures = _draw(directory, profile, networks)
+    (directory / "profile.md").write_text(_markdown(profile, networks, pictures))
+    return json.loads((directory / "profile.json").read_text())
+
+
+def profile_table(profile: Mapping[str, Any]) -> str:
+    """Bytes of each network under "none" and under the policy, a table that reads as text too.
+
+    Args:
+        profile: the content of `profile.json`.
+    """
+    head = ("network", "policy", "batch", "kept MiB", "activations MiB", "temporaries MiB", "GFLOP")
+    rows = [head]
+    for name, network in profile["networks"].items():
+        for label, measured in network["policies"].items():
+            report, compiled = measured["report"], measured["report"]["compiled"] or {}
+            flops = compiled.get("flops")
+            rows.append(
+                (
+                    name,
+                    label if label == measured["preset"] else f"{label}: {measured['preset']}",
+                    str(measured["batch_size"]),
+                    _mib(report["total_residual_bytes"]),
+                    _mib(report["activation_bytes"]),
+                    _mib(compiled.get("temporary_bytes")),
+                    _UNKNOWN if flops is None else f"{flops / 1e9:,.2f}",
+                )
+            )
+    return _table(rows, num_words=2)
+
+
+def _network_json(network: NetworkProfile) -> dict[str, Any]:
+    densities = network.densities
+    return {
+        "variables": network.source,
+        "policies": {label: _policy_json(p) for label, p in network.policies.items()},
+        "densities": {
+            "num_batches": densities.num_batches,
+            "steps_per_epoch": densities.steps_per_epoch,
+            "layers": [
+                dataclasses.asdict(row) | {"kind": densities.kinds[row.name]}
+                for row in densities.by_layer
+            ],
+            "kinds": [dataclasses.asdict(row) for row in densities.by_kind],
+        },
+    }
+
+
+def _policy_json(measured: PolicyProfile) -> dict[str, Any]:
+    return {
+        "preset": measured.policy.preset,
+        "capacity": measured.policy.capacity,
+        "capacities": dict(measured.policy.capacities),
+        "batch_size": measured.batch_size,
+        "report": measured.report.to_dict(),
+        "sweep": [dataclasses.asdict(row) for row in measured.sweep],
+    }
+
+
+def _storage(num_elements: int, value_bits: int) -> dict[str, Any]:
+    densities = np.linspace(0.0, 1.0, _NUM_POINTS).tolist()
+    return {
+        "num_elements": num_elements,
+        "value_bits": value_bits,
+        "densities": densities,
+        "curves": {
+            name: storage_curve(name, num_elements, densities, value_bits=value_bits).tolist()
+            for name in STORAGES
+        },
+        "crossovers": [
+            {
+                "storage": one,
+                "other": other,
+                "density": crossover_density(one, other, num_elements, value_bits=value_bits),
+            }
+            for one, other in itertools.combinations(STORAGES, 2)
+        ],
+    }
+
+
+def _draw(
+    directory: Path, profile: Mapping[str, Any], networks: Mapping[str, NetworkProfile]
+) -> dict[str, list[str]]:
+    """Draws the pictures; their file names by network, those of no network under ""."""
+    pictures: dict[str, list[str]] = {"": ["storage.png"]}
+    storage = profile["storage"]
+    plot_storage(directory / "storage.png", storage["densities"], storage["curves"])
+    for name, network in networks.items():
+        pictures[name] = [f"residuals_{name}.png"]
+        plot_residuals(directory / pictures[name][0], _operations(network))
+        for label, measured in network.policies.items():
+            pictures[name].append(f"sweep_{name}_{label}.png")
+            rows = [dataclasses.asdict(row) for row in measured.sweep]
+            plot_batch_memory(directory / pictures[name][-1], rows)
+    return pictures
+
+
+def _operations(network: NetworkProfile) -> dict[str, dict[str, int]]:
+    """Bytes of the activations by operation and policy, small ones together as "other"."""
+    sizes = {k: p.report.bytes_by_operation for k, p in network.policies.items()}
+    total: collections.Counter[str] = collections.Counter()
+    for by_operation in sizes.values():
+        total.update(by_operation)
+    shown = [name for name, _ in total.most_common(_NUM_OPERATIONS)]
+    return {
+        label: {name: by_operation.get(name, 0) for name in shown}
+        | {"other": sum(size for name, size in by_operation.items() if name not in shown)}
+        for label, by_operation in sizes.items()
+    }
+
+
+def _markdown(
+    profile: Mapping[str, Any],
+    networks: Mapping[str, NetworkProfile],
+    pictures: Mapping[str, Sequence[str]],
+) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in profile["versions"].items())
+    parts = [
+        "# Memory profile",
+        profile_table(profile),
+        "Kept: all that the backward pass waits for, parameters among it; activations: what is "
+        "alive for it alone; on several devices the sum over them. Temporaries and FLOPs: of the "
+        "compiled value and gradient, on one device, without the optimiser.",
+        f"{profile['device']}, Python {profile['python']}, {versions}.",
+    ]
+    for name, network in networks.items():
+        parts += _network_markdown(name, network, pictures[name])
+    parts += _storage_markdown(profile["storage"])
+    for name, network in networks.items():
+        for label, measured in network.policies.items():
+            parts += [f"## Residuals: {name}, {label}", measured.report.to_markdown()]
+    parts += ["## Configuration", f"```json\n{json.dumps(profile['config'], indent=1)}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _network_markdown(name: str, network: NetworkProfile, pictures: Sequence[str]) -> list[str]:
+    parts = [f"## {name.capitalize()}", f"Variables: {network.source}."]
+    parts += [f"![{Path(picture).stem}]({picture})" for picture in pictures]
+    for label, measured in network.policies.items():
+        parts += [f"### Batch sizes: {name}, {label}", _sweep_table(measured)]
+        if measured.policy.capacities:
+            capacities = [(piece, f"{c:.4f}") for piece, c in measured.policy.capacities]
+            parts += ["Capacities of the bitmaps:", _table([("piece", "capacity"), *capacities])]
+    return [*parts, f"### Densities: {name}", *_density_markdown(network.densities)]
+
+
+def _sweep_table(measured: PolicyProfile) -> str:
+    names = ("parameter", "gradient", "activation", "temporary")
+    rows: list[tuple[str, ...]] = [("batch", *(f"{name} MiB" for name in names))]
+    for row in measured.sweep:
+        sizes = [_mib(getattr(row, f"{name}_bytes")) for name in names]
+        rows.append((str(row.batch_size), *sizes))
+    return _table(rows, num_words=0)
+
+
+def _density_markdown(densities: DensityProfile) -> list[str]:
+    if not densities.by_layer:
+        return ["No piece of this model reports a density."]
+    return [
+        "Share of entries that are not zero in what each piece is given, over the first "
+        f"{densities.num_batches} of the {densities.steps_per_epoch} batches of an epoch.",
+        densities_to_markdown(densities.by_kind),
+        densities_to_markdown(densities.by_layer),
+    ]
+
+
+def _storage_markdown(storage: Mapping[str, Any]) -> list[str]:
+    rows = [("storage", "other", "equally many bytes at density")]
+    for row in storage["crossovers"]:
+        density = row["density"]
+        rows.append((row["storage"], row["other"], "none" if density is None else f"{density:.5f}"))
+    return [
+        "## Storages",
+        f"Of {storage['num_elements']:,} entries of {storage['value_bits']} bits, as many as the "
+        f'largest activation kept under "{PLAIN}" has.',
+        "![storage](storage.png)",
+        _table(rows, num_words=2),
+    ]
+
+
+def _table(rows: Sequence[tuple[str, ...]], num_words: int = 1) -> str:
+    """Markdown, padded; the first row is the head, the first `num_words` columns words."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if index < num_words else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [
+        "-" * width if index < num_words else "-" * (width - 1) + ":"
+        for index, width in enumerate(widths)
+    ]
+    return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])])
+
+
+def _mib(num_bytes: int | None) -> str:
+    return _UNKNOWN if num_bytes is None else f"{num_bytes / _MIB:,.2f}"

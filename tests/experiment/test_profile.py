@@ -1,0 +1,268 @@
+"""`--mode=profile`: its files, its numbers against their sources, and what it leaves alone."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from mlg_jax.config import ConfigError, parse_config
+from mlg_jax.experiment import _profile, main, run_experiment
+from mlg_jax.experiment._run import _Experiment
+from mlg_jax.memory import memory_report, storage_bytes
+from mlg_jax.train import CheckpointError, WorkDirError
+from tests.experiment.test_run import settings
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+NETWORKS = ("teacher", "student")
+POLICY = "bitmap_blocks"
+
+
+def small(**parts):
+    """One epoch of two batches of a narrow network, under a policy with capacities."""
+    raw = settings()
+    raw["data"]["batch_size"] = 8
+    raw["data"]["num_validation"] = 0
+    raw["data"]["synthetic"] = {"num_classes": 4, "num_train": 24, "num_test": 8}
+    for stage in NETWORKS:
+        raw[stage]["train"] = {**raw[stage]["train"], "num_epochs": 1}
+    return {**raw, "remat": {"policy": POLICY}, **parts}
+
+
+def contents(directory):
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.relative_to(directory).parts[0] != "profile"
+    }
+
+
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory):
+    """A profile of no training: its directory, content, and what `launch.py` printed."""
+    directory = tmp_path_factory.mktemp("profile")
+    config = directory / "tiny.py"
+    config.write_text("from tests.experiment.test_profile import small as get_config\n")
+    work_dir = directory / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        lines = []
+        patch.setattr("sys.stdout.write", lines.append)
+        patch.setattr(_profile, "BATCH_SIZES", (1, 3))
+        patch.setattr(_profile, "MAX_DENSITY_BATCHES", 2)
+        status = main([f"--config={config}", f"--workdir={work_dir}", "--mode=profile"])
+    assert status == 0
+    profile = json.loads((work_dir / "profile/profile.json").read_text())
+    return work_dir, profile, "".join(lines)
+
+
+def test_only_the_profile_is_written(profiled):
+    work_dir, _, _ = profiled
+    assert [path.name for path in work_dir.iterdir()] == ["profile"]
+    pictures = {
+        "storage.png",
+        *(f"residuals_{name}.png" for name in NETWORKS),
+        *(f"sweep_{name}_{label}.png" for name in NETWORKS for label in ("none", POLICY)),
+    }
+    files = {path.name for path in (work_dir / "profile").iterdir()}
+    assert files == pictures | {"profile.json", "profile.md"}
+    text = (work_dir / "profile/profile.md").read_text()
+    for name in pictures:
+        assert (work_dir / "profile" / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        assert f"({name})" in text
+
+
+def test_json_has_the_promised_keys(profiled):
+    _, profile, _ = profiled
+    assert set(profile) == {"networks", "storage", "device", "python", "versions", "config"}
+    assert list(profile["networks"]) == list(NETWORKS)
+    for network in profile["networks"].values():
+        assert set(network) == {"variables", "policies", "densities"}
+        assert network["variables"] == "fresh"
+        assert list(network["policies"]) == ["none", POLICY]
+        for label, measured in network["policies"].items():
+            assert measured["preset"] == label
+            assert measured["batch_size"] == 8
+            assert measured["report"]["allocator"] is None or jax.default_backend() != "cpu"
+            assert [row["batch_size"] for row in measured["sweep"]] == [1, 3, 8]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_numbers_are_those_of_a_memory_report(profiled, name):
+    """Of the loss made here without the policy's machinery, by the parameters."""
+    _, profile, _ = profiled
+    run = _Experiment(parse_config(small()), profiled[0])
+    model, make_loss = run._as_trained(name)
+    params = run._fresh(model)
+    state = {"batch_stats": params.pop("batch_stats")}
+    batch = {"image": np.zeros((8, 8, 8, 3), np.float32), "label": np.zeros(8, np.int32)}
+    if name == "student":
+        batch["teacher_logits"] = np.zeros((8, 4), np.float32)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params["params"], state, batch)
+    )
+    loss_fn = make_loss(model)
+    expected = memory_report(
+        lambda p, s, b: loss_fn(p, s, b, jax.random.key(0), True), *shapes, argnums=0, has_aux=True
+    )
+    measured = profile["networks"][name]["policies"]["none"]
+    report, own = measured["report"], measured["sweep"][-1]
+    assert report["activation_bytes"] == expected.activation_bytes == own["activation_bytes"]
+    assert report["compiled"]["temporary_bytes"] == own["temporary_bytes"]
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert own["parameter_bytes"] == own["gradient_bytes"] == num_bytes
+    rows = report["residuals"]
+    assert sum(row["num_bytes"] for row in rows) == report["total_residual_bytes"]
+    known = [row for row in rows if row["kind"] == "activation" and row["shape"]]
+    assert known and all(0.0 <= row["zero_fraction"] <= 1.0 for row in known)
+    assert any(row["zero_fraction"] > 0.2 for row in known)  # rectifiers, of a real batch
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_policy_keeps_less_and_has_measured_capacities(profiled, name):
+    _, profile, _ = profiled
+    network = profile["networks"][name]
+    plain, policy = (network["policies"][label] for label in ("none", POLICY))
+    assert policy["report"]["activation_bytes"] < 0.5 * plain["report"]["activation_bytes"]
+    assert plain["capacities"] == {} and policy["capacities"]
+    for row, other in zip(policy["sweep"], plain["sweep"], strict=True):
+        assert row["activation_bytes"] < other["activation_bytes"]
+    largest = {row["name"]: row["maximum"] for row in network["densities"]["layers"]}
+    for piece, capacity in policy["capacities"].items():
+        assert capacity >= min(1.0, largest[piece])  # the same batches, and a margin
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_densities_are_of_the_stated_batches(profiled, name):
+    _, profile, _ = profiled
+    found = profile["networks"][name]["densities"]
+    assert (found["num_batches"], found["steps_per_epoch"]) == (2, 3)
+    for row in (*found["layers"], *found["kinds"]):
+        assert 0.0 <= row["minimum"] <= row["mean"] <= row["maximum"] <= 1.0
+        assert row["num_batches"] == 2
+    assert any(row["minimum"] < row["maximum"] < 1.0 for row in found["layers"])
+    kinds = {row["name"]: row for row in found["kinds"]}
+    assert set(kinds) == {"block", "unit"} == {row["kind"] for row in found["layers"]}
+    for kind, pooled in kinds.items():
+        means = [row["mean"] for row in found["layers"] if row["kind"] == kind]
+        assert pooled["mean"] == pytest.approx(np.mean(means))
+
+
+def test_storage_curves_and_crossovers(profiled):
+    _, profile, _ = profiled
+    storage = profile["storage"]
+    size = storage["num_elements"]
+    assert size == 8 * 8 * 8 * 8 and storage["value_bits"] == 32  # [batch, 8, 8, channels]
+    for name, curve in storage["curves"].items():
+        assert curve[-1] == storage_bytes(name, size, size)
+    crossovers = {(row["storage"], row["other"]): row["density"] for row in storage["crossovers"]}
+    assert crossovers["dense", "bitmap"] == 31 / 32
+    assert crossovers["dense", "coo_int32"] == 1 / 2
+    assert len(crossovers) == 10
+
+
+def test_markdown_and_the_printed_table_tell_the_same(profiled):
+    work_dir, profile, printed = profiled
+    text = (work_dir / "profile/profile.md").read_text()
+    table = printed.split("\nprofile ")[0]
+    assert table in text and len(printed.splitlines()) < 10
+    assert str(work_dir / "profile") in printed
+    for name in NETWORKS:
+        for label in ("none", POLICY):
+            report = profile["networks"][name]["policies"][label]["report"]
+            row = next(r for r in table.splitlines() if f"| {name} |" in r and f" {label} " in r)
+            assert f" {report['activation_bytes'] / 2**20:.2f} |" in row
+            assert f"## Residuals: {name}, {label}" in text
+    assert "over the first 2 of the 3 batches" in text
+    assert text.count("|---") >= 8 and "| dense " in text
+
+
+def cheap(monkeypatch):
+    """Looks at no memory: what is left are variables and sources."""
+    seen = {}
+
+    def measured(networks, remat, mesh):
+        seen.update(networks)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlg_jax.experiment._run.profile_networks", measured)
+    return seen
+
+
+def networks_seen(monkeypatch, config, directory):
+    seen = cheap(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(config, directory, mode="profile")
+    return seen
+
+
+def test_a_training_is_used_and_left_as_it_was(tmp_path, monkeypatch):
+    plain = small(remat={"policy": "none"}, projection={"num_steps": 2})
+    config = parse_config(plain)
+    run = _Experiment(config, tmp_path)
+    run.train_teacher()
+    run.project()
+    seen = networks_seen(monkeypatch, config, tmp_path)
+    assert seen["teacher"].source == "the best checkpoint of the teacher"
+    assert seen["student"].source == "the projection of the teacher"
+    run.train_student()
+    before = contents(tmp_path)
+    other = parse_config(small())  # another policy: a training would refuse the directory
+    seen = networks_seen(monkeypatch, other, tmp_path)
+    assert seen["student"].source == "the best checkpoint of the student"
+    for name, network in seen.items():
+        stored = run._loaded(run._checkpoints(name), network.model)
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, stored, network.variables)))
+    assert contents(tmp_path) == before
+    given = small(projection={"num_steps": 2})
+    given["teacher"]["checkpoint"] = str(tmp_path / "teacher/checkpoints")
+    seen = networks_seen(monkeypatch, parse_config(given), tmp_path / "other")
+    assert seen["teacher"].source == "the best checkpoint of `teacher.checkpoint`"
+    assert seen["student"].source == "fresh"
+    shutil.rmtree(tmp_path / "teacher/checkpoints")
+    (tmp_path / "teacher/checkpoints/3.damaged").mkdir(parents=True)
+    assert networks_seen(monkeypatch, config, tmp_path)["teacher"].source == "fresh"
+
+
+def test_a_micro_batch_is_measured_by_the_parameters_that_train(tmp_path, monkeypatch):
+    raw = small()
+    raw["student"]["trainable"] = "classifier"
+    raw["student"]["train"]["accumulation_steps"] = 2
+    experiment = _Experiment(parse_config(raw), tmp_path)
+    seen = networks_seen(monkeypatch, parse_config(raw), tmp_path)
+    trained, frozen, _, _, batch = _profile._arguments(seen["student"], experiment._mesh)
+    assert batch["image"].shape == (4, 8, 8, 3) and batch["teacher_logits"].shape == (4, 4)
+    names = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(trained)]
+    assert names and all("classifier" in name for name in names)
+    assert len(jax.tree.leaves(frozen)) > len(names)
+
+
+def test_batch_sizes_split_over_the_devices():
+    assert _profile._batch_sizes(128, 1) == [1, 8, 32, 128]
+    assert _profile._batch_sizes(32, 1) == [1, 8, 32]
+    assert _profile._batch_sizes(24, 4) == [4, 8, 24, 32]
+
+
+@pytest.mark.bad_input
+def test_bad_input(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(WorkDirError, match="Cannot make .*file/profile: "):
+        run_experiment(parse_config(small()), file, mode="profile")
+    raw = small()
+    raw["teacher"]["checkpoint"] = str(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="there is no such directory"):
+        run_experiment(parse_config(raw), tmp_path / "run", mode="profile")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="--mode=profile must run in one process; got 2"):
+        _profile.profile_networks({}, parse_config(small()).remat, None)
+
+
+@pytest.mark.bad_input
+def test_a_budget_that_nothing_meets(tmp_path):
+    raw = small(remat={"policy": "auto", "budget_mib": 1e-3})
+    run = _Experiment(parse_config(raw), tmp_path)
+    network = run._network("teacher", *run._teacher_so_far())
+    with pytest.raises(ConfigError, match="`budget_mib` must be at least"):
+        _profile.profile_networks({"teacher": network}, run._config.remat, run._mesh)

@@ -1,6 +1,6 @@
 """What the stages train: batches prepared on the device, and losses of the two networks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
@@ -34,7 +34,7 @@ class Batches:
         self._augmented = jax.jit(augmented)
         self._normalized = jax.jit(preprocessing.normalize)
 
-    def train(self, epoch: int, start_step: int) -> Iterator[Batch]:
+    def train(self, epoch: int, start_step: int) -> Generator[Batch, None, None]:
         """The rest of an epoch."""
         batches = self._dataset.train_batches(epoch, start_step)
         for step, batch in enumerate(batches, start_step):

@@ -1,0 +1,114 @@
+"""Trains under a policy and compares its gradients with those of plain JAX at the same parameters.
+
+    python benchmarks/agreement.py [--steps 300] [--every 30] [--policy bitmap_blocks]
+    python benchmarks/agreement.py --width 0.25 --steps 150 --seeds 0 1 2 --curves
+
+Real CIFAR-10 through tensorflow-datasets, batch 32, AdamW. At every `--every`th step the gradients
+of `none` and of the policy are taken of the same batch at the same parameters; the difference is
+relative to the largest entry of all. With `--curves` both policies are trained, for their losses.
+"""
+
+import argparse
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _measure import save
+
+from mlg_jax import create_model
+from mlg_jax.data import DataSpec, load_dataset
+from mlg_jax.remat import Policy, choose_capacities, measure_densities
+
+
+def loss_function(model):
+    """Mean cross-entropy with new statistics."""
+
+    def loss(params, state, batch):
+        logits, updated = model.apply(
+            {"params": params, **state}, batch["image"], train=True, mutable=list(state)
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return losses.mean(), updated
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def difference(got, wanted):
+    """Largest difference of two trees, relative to the largest entry."""
+    scale = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(wanted))
+    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
+    return max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs) / scale
+
+
+def batches(dataset):
+    """Endless normalised batches."""
+    preprocessing = dataset.preprocessing
+    for epoch in itertools.count():
+        for index, batch in enumerate(dataset.train_batches(epoch, 0)):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), epoch), index)
+            image = preprocessing.normalize(preprocessing.augment(key, batch["image"]))
+            yield {**batch, "image": image}
+
+
+def run(args, seed, policy):
+    """Losses of the steps, and the differences found."""
+    dataset = load_dataset(DataSpec(name="cifar10", batch_size=32, num_validation=0, seed=seed))
+    model = create_model("resnet18", num_classes=10, width=args.width, remat="bitmap_units")
+    variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)))
+    params, state = variables["params"], {"batch_stats": variables["batch_stats"]}
+    stream = batches(dataset)
+    densities = jax.jit(functools.partial(measure_densities, model))(
+        variables, next(stream)["image"]
+    )
+    capacities = choose_capacities(densities, margin=0.5)
+    kept = model.clone(remat=Policy(policy).with_capacities(capacities))
+    gradient, plain = (loss_function(m) for m in (kept, model.clone(remat=Policy("none"))))
+    optimizer = optax.adamw(1e-3)
+    opt_state = jax.jit(optimizer.init)(params)
+    update = jax.jit(optimizer.update)
+    losses, found, num_overflows = [], [], 0
+    for step, batch in enumerate(itertools.islice(stream, args.steps), 1):
+        (value, new_state), grads = gradient(params, state, batch)
+        is_exact = not bool(jnp.all(jnp.isfinite(jax.tree.leaves(grads)[0])))
+        if is_exact or (not args.curves and step % args.every == 0):
+            (_, new_state), wanted = plain(params, state, batch)
+            if is_exact:
+                num_overflows, grads = num_overflows + 1, wanted
+            else:
+                found.append({"step": step, "difference": difference(grads, wanted)})
+                print(f"seed {seed} step {step} loss {float(value):.4f} {found[-1]}", flush=True)
+        updates, opt_state = update(grads, opt_state, params)
+        params, state = optax.apply_updates(params, updates), new_state
+        losses.append(round(float(value), 5))
+    print(f"{policy}, seed {seed}: last 20 losses {np.mean(losses[-20:]):.4f}", flush=True)
+    return {
+        "policy": policy,
+        "seed": seed,
+        "losses": losses,
+        "differences": found,
+        "num_overflows": num_overflows,
+        "densities": {name: float(value) for name, value in densities.items()},
+    }
+
+
+def main():
+    """Runs every seed and policy and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--every", type=int, default=30)
+    parser.add_argument("--policy", default="bitmap_blocks")
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--curves", action="store_true")
+    args = parser.parse_args()
+    policies = ("none", args.policy) if args.curves else (args.policy,)
+    results = [run(args, seed, policy) for seed in args.seeds for policy in policies]
+    path = save("agreement_curves" if args.curves else "agreement", results)
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

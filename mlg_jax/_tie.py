@@ -1,4 +1,4 @@
-"""Ordering without barriers: a data dependency that no compiler pass can remove."""
+"""Ordering: barriers where the compiler keeps them, elsewhere dependencies it cannot remove."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 
@@ -37,10 +37,20 @@ def tie_if(tree: Any, never: Array) -> Any:
     """Returns `tree`, its numbers available only after `never`, false."""
 
     def wait(x: Any) -> Any:
-        is_tied = any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer))
-        return jnp.where(never, jnp.zeros((), x.dtype), x) if is_tied else x
+        if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+            return x
+        return lax.platform_dependent(x, never, cpu=_wait_by_choice, default=_wait_by_barrier)
 
     return jax.tree.map(wait, tree)
+
+
+def _wait_by_choice(x: Array, never: Array) -> Array:
+    return jnp.where(never, jnp.zeros((), x.dtype), x)
+
+
+def _wait_by_barrier(x: Array, never: Array) -> Array:
+    """Without the copy of x that a choice is where the next operation takes no fused input."""
+    return lax.optimization_barrier((x, never))[0]
 
 
 def compute_once(x: Array) -> Array:
@@ -48,15 +58,19 @@ def compute_once(x: Array) -> Array:
 
     XLA fuses cheap operations into every user of their result. An activation that is kept for the
     backward pass is then not kept: what it was made of is, and that may be several arrays. A
-    division counts as costly, so each entry is divided by a one that is not known to be one.
+    division counts as costly, so on a CPU each entry is divided by a one not known to be one.
     """
 
     @jax.custom_jvp
-    def divide(x: Array) -> Array:
-        return x / jnp.where(x < -jnp.inf, 2, 1).astype(x.dtype)
+    def once(x: Array) -> Array:
+        return lax.platform_dependent(x, cpu=_divide_by_one, default=lax.optimization_barrier)
 
-    divide.defjvp(lambda primals, tangents: (divide(*primals), *tangents))
-    return divide(x)
+    once.defjvp(lambda primals, tangents: (once(*primals), *tangents))
+    return once(x)
+
+
+def _divide_by_one(x: Array) -> Array:
+    return x / jnp.where(x < -jnp.inf, 2, 1).astype(x.dtype)
 
 
 @jax.custom_vjp

@@ -94,7 +94,7 @@ def profile_table(profile: Mapping[str, Any]) -> str:
                     _mib(report["total_residual_bytes"]),
                     _mib(report["activation_bytes"]),
                     _mib(compiled.get("temporary_bytes")),
-                    _UNKNOWN if flops is None else f"{flops / 1e9:,.2f}",
+                    _UNKNOWN if flops is None else f"{flops / 1e9:,.3f}",
                 )
             )
     return _table(rows, num_words=2)
@@ -173,11 +173,12 @@ def _operations(network: NetworkProfile) -> dict[str, dict[str, int]]:
     for by_operation in sizes.values():
         total.update(by_operation)
     shown = [name for name, _ in total.most_common(_NUM_OPERATIONS)]
-    return {
-        label: {name: by_operation.get(name, 0) for name in shown}
-        | {"other": sum(size for name, size in by_operation.items() if name not in shown)}
-        for label, by_operation in sizes.items()
-    }
+    folded: dict[str, dict[str, int]] = {}
+    for label, by_operation in sizes.items():
+        folded[label] = {name: by_operation.get(name, 0) for name in shown}
+        if len(total) > len(shown):
+            folded[label]["other"] = sum(by_operation.values()) - sum(folded[label].values())
+    return folded
 
 
 def _markdown(
@@ -268,4 +269,4 @@ def _table(rows: Sequence[tuple[str, ...]], num_words: int = 1) -> str:
 
 
 def _mib(num_bytes: int | None) -> str:
-    return _UNKNOWN if num_bytes is None else f"{num_bytes / _MIB:,.2f}"
+    return _UNKNOWN if num_bytes is None else f"{num_bytes / _MIB:,.3f}"

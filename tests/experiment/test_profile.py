@@ -2,16 +2,17 @@
 
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from mlg_jax.config import ConfigError, parse_config
-from mlg_jax.experiment import _profile, main, run_experiment
+from mlg_jax.experiment import _profile, _profile_report, main, run_experiment
 from mlg_jax.experiment._run import _Experiment
 from mlg_jax.memory import memory_report, storage_bytes
-from mlg_jax.train import CheckpointError, WorkDirError
+from mlg_jax.train import CheckpointError, WorkDirError, make_mesh
 from tests._models import tiny_resnet
 from tests.experiment.test_run import settings
 
@@ -62,7 +63,7 @@ def profiled(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         lines = []
         patch.setattr("sys.stdout.write", lines.append)
-        patch.setattr(_profile, "BATCH_SIZES", (3,))
+        patch.setattr(_profile, "BATCH_SIZES", ())
         patch.setattr(_profile, "MAX_DENSITY_BATCHES", 2)
         status = main([f"--config={config}", f"--workdir={work_dir}", "--mode=profile"])
     assert status == 0
@@ -98,7 +99,7 @@ def test_json_has_the_promised_keys(profiled):
             assert measured["preset"] == label
             assert measured["batch_size"] == 8
             assert measured["report"]["allocator"] is None or jax.default_backend() != "cpu"
-            assert [row["batch_size"] for row in measured["sweep"]] == [3, 8]
+            assert [row["batch_size"] for row in measured["sweep"]] == [8]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -185,7 +186,7 @@ def test_markdown_and_the_printed_table_tell_the_same(profiled):
         for label in ("none", POLICY):
             report = profile["networks"][name]["policies"][label]["report"]
             row = next(r for r in table.splitlines() if f"| {name} |" in r and f" {label} " in r)
-            assert f" {report['activation_bytes'] / 2**20:.2f} |" in row
+            assert f" {report['activation_bytes'] / 2**20:.3f} |" in row
             assert f"## Residuals: {name}, {label}" in text
     assert "over the first 2 of the 3 batches" in text
     assert text.count("|---") >= 8 and "| dense " in text
@@ -242,13 +243,34 @@ def test_a_micro_batch_is_measured_by_the_parameters_that_train(tmp_path, monkey
     raw = small()
     raw["student"]["trainable"] = "classifier"
     raw["student"]["train"]["accumulation_steps"] = 2
-    experiment = _Experiment(parse_config(raw), tmp_path)
     seen = networks_seen(monkeypatch, parse_config(raw), tmp_path)
-    trained, frozen, _, _, batch = _profile._arguments(seen["student"], experiment._mesh)
+    args = _profile._arguments(seen["student"], make_mesh())
+    trained, frozen, _, _, batch = args
     assert batch["image"].shape == (4, 8, 8, 3) and batch["teacher_logits"].shape == (4, 4)
     names = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(trained)]
     assert names and all("classifier" in name for name in names)
     assert len(jax.tree.leaves(frozen)) > len(names)
+    *fixed, other = _profile._shapes(args, 2)
+    assert other["image"].shape == (2, 8, 8, 3) and other["label"].shape == (2,)
+    same = jax.tree.map(lambda shape, leaf: shape.shape == leaf.shape, fixed, list(args[:-1]))
+    assert all(jax.tree.leaves(same))
+
+
+def test_small_operations_are_drawn_together():
+    sizes = {f"op{i}": 2**i for i in range(10)}
+    report = types.SimpleNamespace(bytes_by_operation=sizes)
+    network = types.SimpleNamespace(policies={"none": types.SimpleNamespace(report=report)})
+    drawn = _profile_report._operations(network)["none"]
+    assert list(drawn) == [f"op{i}" for i in range(9, 1, -1)] + ["other"]
+    assert drawn["other"] == 3 and sum(drawn.values()) == sum(sizes.values())
+
+
+def test_the_table_names_what_a_budget_chose():
+    report = {"total_residual_bytes": 2**20, "activation_bytes": 2**19, "compiled": None}
+    policies = {"auto": {"preset": "convs", "batch_size": 8, "report": report}}
+    table = _profile_report.profile_table({"networks": {"teacher": {"policies": policies}}})
+    row = [cell.strip() for cell in table.splitlines()[-1].split("|")[1:-1]]
+    assert row == ["teacher", "auto: convs", "8", "1.000", "0.500", "not known", "not known"]
 
 
 def test_batch_sizes_split_over_the_devices():
@@ -270,12 +292,3 @@ def test_bad_input(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ConfigError, match="--mode=profile must run in one process; got 2"):
         _profile.profile_networks({}, parse_config(small()).remat, None)
-
-
-@pytest.mark.bad_input
-def test_a_budget_that_nothing_meets(tmp_path):
-    raw = small(remat={"policy": "auto", "budget_mib": 1e-3})
-    run = _Experiment(parse_config(raw), tmp_path)
-    network = run._network("teacher", *run._teacher_so_far())
-    with pytest.raises(ConfigError, match="`budget_mib` must be at least"):
-        _profile.profile_networks({"teacher": network}, run._config.remat, run._mesh)

@@ -1,0 +1,69 @@
+"""Ordering changes no bit, and is there in the compiled program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlg_jax._tie import after, compute_once, cotangent_once, factors_first, tie
+
+SPECIAL = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-30, -3.5], np.float32)
+
+
+def bits(x):
+    return np.asarray(x).view(np.uint32)
+
+
+@pytest.mark.parametrize("to", [SPECIAL, np.arange(3, dtype=np.uint32)], ids=["float", "uint"])
+def test_values_keep_their_bits(to):
+    for start in range(len(to)):  # whatever the entry that is looked at
+        tied = jax.jit(tie)({"a": SPECIAL, "n": np.arange(4)}, to[start:])
+        np.testing.assert_array_equal(bits(tied["a"]), bits(SPECIAL))
+        np.testing.assert_array_equal(tied["n"], np.arange(4))
+    np.testing.assert_array_equal(bits(jax.jit(compute_once)(SPECIAL)), bits(SPECIAL))
+    np.testing.assert_array_equal(bits(jax.jit(after)(SPECIAL, SPECIAL)), bits(SPECIAL))
+
+
+def test_gradients_are_those_of_the_identity():
+    x, y = jnp.arange(3.0), jnp.arange(4.0)
+    got = jax.grad(lambda x, y: jnp.sum(jnp.sin(after(x, y))) + jnp.sum(y**2), (0, 1))(x, y)
+    np.testing.assert_allclose(got[0], np.cos(x), rtol=1e-6)
+    np.testing.assert_allclose(got[1], 2 * y, rtol=1e-6)
+    for identity in (compute_once, cotangent_once):
+        grad = jax.grad(lambda x, f=identity: jnp.sum(jnp.sin(f(x))))(x)
+        np.testing.assert_allclose(grad, np.cos(x), rtol=1e-6)
+
+
+def test_the_dependency_is_compiled():
+    """The tied array is not the argument: the program cannot give it out before `to` is there."""
+
+    def program(fn):
+        return jax.jit(fn).lower(SPECIAL, SPECIAL).compile().as_text()
+
+    assert "select" in program(lambda x, to: tie(x, to=to * 2))
+    assert "divide" in program(lambda x, to: compute_once(x + to))
+    assert "select" not in program(lambda x, to: x)
+
+
+def test_gpus_get_barriers_and_no_copies():
+    traced = jax.jit(lambda x, to: tie(compute_once(x), to=to)).trace(SPECIAL, SPECIAL)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "optimization_barrier" in text and "select" not in text and "divide" not in text
+
+
+def test_frozen_factors_keep_no_input():
+    def fn(factors, x):
+        return x @ factors
+
+    factors, x = jnp.ones((5, 3)), jnp.arange(35.0).reshape(7, 5)
+    run = factors_first(fn)
+    leaves = jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(lambda x: run(factors, x), x)[1], x))
+    assert all(leaf.shape != x.shape for leaf in leaves)
+    both = jax.eval_shape(lambda w, x: jax.vjp(run, w, x)[1], factors, x)
+    assert any(leaf.shape == x.shape for leaf in jax.tree.leaves(both))
+    for argnums in (0, 1, (0, 1)):
+        got, wanted = (
+            jax.grad(lambda w, x, f=f: jnp.sum(jnp.sin(f(w, x))), argnums)(factors, x)
+            for f in (run, fn)
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, wanted)

@@ -117,7 +117,7 @@ def _with_backward(run: Callable[..., Any], storage: Storage) -> Callable[..., l
         keys = iter(_split(key, len(active) + len(named)))
         kept_active = [_encode(storage.activation, x, next(keys)) for x in active]
         kept_named = [_encode(storage.named, x, next(keys)) for x in named]
-        if type(storage.activation) is not Dense:
+        if storage.activation.is_packing:
             # Packed before the outputs may be used: else the scheduler keeps the array meanwhile.
             outs = tie(outs, to=kept_active)
         return outs, (other, plain, is_wanted, kept_active, kept_named)
@@ -151,7 +151,7 @@ def _with_backward(run: Callable[..., Any], storage: Storage) -> Callable[..., l
 
 
 def _encode(codec: Codec, x: Array, key: Key | None) -> Any:
-    return codec.encode(x if type(codec) is Dense else _once_differentiable(x), key)
+    return codec.encode(_once_differentiable(x) if codec.is_packing else x, key)
 
 
 @jax.custom_jvp
@@ -213,11 +213,7 @@ def _activation_leaves(args: Sequence[Any], activations: Sequence[int]) -> set[i
 
 def _check_floating(inputs: list[Any], is_active: list[bool], storage: Storage) -> None:
     for x, active in zip(inputs, is_active, strict=True):
-        if (
-            active
-            and type(storage.activation) is not Dense
-            and not jnp.issubdtype(x.dtype, jnp.floating)
-        ):
+        if active and storage.activation.is_packing and not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(
                 f"`activations` must point to floating arrays, to be packed; got {x.dtype}"
                 f"{list(x.shape)}."

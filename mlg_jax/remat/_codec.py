@@ -31,6 +31,7 @@ class Codec:
 
     is_exact = True
     is_random = False
+    is_packing = False  # into bits: floating arrays only, and without a second derivative
 
     def encode(self, x: Array, key: Key | None) -> Any:
         """What is kept of `x`, floating, any shape; `key` for random codecs."""
@@ -60,6 +61,7 @@ class BitmapCodec(Codec):
 
     capacity: float = 0.75
     mesh: Mesh | None = None
+    is_packing = True
 
     def __post_init__(self) -> None:
         check_real("capacity", self.capacity, 0.0, 1.0, exclusive_minimum=True)
@@ -107,6 +109,7 @@ class GroupCodec(Codec):
     group_size: int = 256
     is_exact = False
     is_random = True
+    is_packing = True
 
     def __post_init__(self) -> None:
         if self.bits not in GROUP_BITS:
@@ -139,6 +142,7 @@ class BitmapGroupCodec(Codec):
     group_size: int = 256
     is_exact = False
     is_random = True
+    is_packing = True
 
     def __post_init__(self) -> None:
         BitmapCodec(self.capacity)

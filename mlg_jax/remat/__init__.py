@@ -9,6 +9,7 @@ from mlg_jax.remat._codec import Codec as Codec
 from mlg_jax.remat._codec import Dense as Dense
 from mlg_jax.remat._codec import GroupCodec as GroupCodec
 from mlg_jax.remat._codec import HostCodec as HostCodec
+from mlg_jax.remat._codec import TopKCodec as TopKCodec
 from mlg_jax.remat._policy import NO_REMAT as NO_REMAT
 from mlg_jax.remat._policy import PRESETS as PRESETS
 from mlg_jax.remat._policy import Policy as Policy

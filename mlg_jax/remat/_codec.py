@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 
@@ -89,6 +90,23 @@ class BitmapCodec(Codec):
             return fn(argument)
         parts = PartitionSpec(self.mesh.axis_names)
         return jax.shard_map(fn, mesh=self.mesh, in_specs=parts, out_specs=parts)(argument)
+
+
+@dataclasses.dataclass(frozen=True)
+class TopKCodec(BitmapCodec):
+    """A bitmap of the largest entries; the others are taken for zeros.
+
+    Lossy, and biased: the share that is lost is never made up for. It cannot overflow.
+
+    Attributes:
+        capacity: share of the entries that are kept, by magnitude; of equal ones all or none.
+    """
+
+    is_exact = False
+
+    def encode(self, x: Array, key: Key | None) -> Any:
+        """The bitmap of the largest entries of `x`."""
+        return super().encode(_largest(x, int(self.capacity * x.size)), key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +195,25 @@ class HostCodec(Codec):
     def decode(self, encoded: Array, never: Array) -> Array:
         """`x` back on the device."""
         return tie_if(jax.device_put(encoded, jax.memory.Space.Device), never)
+
+
+def _largest(x: Array, count: int) -> Array:
+    """`x` with zeros for all but its `count` largest magnitudes.
+
+    The threshold is found bit by bit: magnitudes of floats are in the order of their bits. A sort
+    would need indices as large as x.
+    """
+    magnitude = lax.bitcast_convert_type(jnp.abs(x.astype(jnp.float32)), jnp.uint32)
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        fits = jnp.sum(magnitude >= middle, dtype=jnp.int32) <= count
+        return jnp.where(fits, low, middle + 1), jnp.where(fits, middle, high)
+
+    bounds = (jnp.uint32(1), jnp.uint32(2**32 - 1))
+    threshold = lax.fori_loop(0, 32, halve, bounds)[1]
+    return jnp.where(magnitude >= threshold, x, 0)
 
 
 def bitmap_or_dense(capacity: float, mesh: Mesh | None = None) -> Codec:

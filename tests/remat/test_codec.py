@@ -1,0 +1,92 @@
+"""Each codec alone: what comes back, how many bytes wait, and what is allowed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mlg_jax.remat import (
+    BitmapCodec,
+    BitmapGroupCodec,
+    Codec,
+    Dense,
+    GroupCodec,
+    HostCodec,
+    TopKCodec,
+)
+
+NEVER = jnp.array(False)
+
+
+def activation(shape=(6, 50, 7), seed=0, dtype=jnp.float32):
+    x = np.random.default_rng(seed).normal(size=shape)
+    return jnp.asarray(np.maximum(x, 0), dtype)
+
+
+def round_trip(codec, x, seed=0):
+    return jax.jit(lambda x, key: codec.decode(codec.encode(x, key), NEVER))(
+        x, jax.random.key(seed)
+    )
+
+
+@pytest.mark.parametrize("codec", [Codec(), Dense(), BitmapCodec(0.6), HostCodec()], ids=repr)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["fp32", "bf16"])
+def test_exact_codecs_return_every_bit(codec, dtype):
+    x = activation(dtype=dtype).at[0, 0, :3].set(jnp.array([-0.0, jnp.nan, jnp.inf], dtype))
+    got = round_trip(codec, x)
+    assert got.dtype == dtype
+    kind = jnp.uint32 if dtype == jnp.float32 else jnp.uint16
+    np.testing.assert_array_equal(got.view(kind), x.view(kind))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("make", [GroupCodec, BitmapGroupCodec], ids=["groups", "bitmap"])
+def test_rounding_is_unbiased_and_within_a_step(make, bits):
+    """Mean over 4,000 keys: within 5 standard errors of the stored array."""
+    x = activation((3, 40))
+    codec = make(bits=bits, group_size=32)
+    decode = jax.jit(jax.vmap(lambda key: codec.decode(codec.encode(x, key), NEVER)))
+    samples = np.asarray(decode(jax.random.split(jax.random.key(0), 4000)), np.float64)
+    exact = np.asarray(x, np.float64)
+    step = exact.max() / (2**bits - 1)
+    assert np.max(np.abs(samples - exact)) <= step * 1.001
+    error, spread = samples.mean(0) - exact, samples.std(0) / 4000**0.5
+    assert np.all(np.abs(error) <= 5 * spread + 1e-6 * exact.max())
+    assert np.median(spread[exact > 0]) > 0
+    np.testing.assert_array_equal(samples[:, exact == 0], 0.0)
+
+
+def test_rounding_noise_differs_from_entry_to_entry():
+    """The hash has no rows or columns in common: correlations of neighbours stay small."""
+    x = jnp.full((64, 256), 0.5).at[:, 0].set(0.0).at[:, 1].set(1.0)
+    noise = np.asarray(round_trip(GroupCodec(2), x))[:, 2:] - 0.5
+    assert abs(noise.mean()) < 0.02
+    for a, b in ((noise[1:], noise[:-1]), (noise[:, 1:], noise[:, :-1])):
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.9])
+def test_top_k_keeps_the_largest(share):
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(30, 41)), jnp.float32)
+    got = np.asarray(round_trip(TopKCodec(share), x))
+    count = int(share * x.size)
+    order = np.argsort(-np.abs(np.asarray(x)).ravel())
+    expected = np.zeros(x.size, np.float32)
+    expected[order[:count]] = np.asarray(x).ravel()[order[:count]]
+    np.testing.assert_array_equal(got.ravel(), expected)
+    equal = jnp.ones((8, 8))  # of equal entries all or none, and no overflow
+    encoded = TopKCodec(0.5).encode(equal, None)
+    assert not bool(TopKCodec(0.5).is_lost(encoded))
+
+
+@pytest.mark.bad_input
+def test_bad_input():
+    for make in (BitmapCodec, TopKCodec, BitmapGroupCodec):
+        with pytest.raises(ValueError, match="`capacity` must be"):
+            make(0.0)
+    with pytest.raises(ValueError, match=r"`bits` must be one of \[2, 4, 8\]; got 3"):
+        GroupCodec(3)
+    with pytest.raises(ValueError, match="`group_size` must be a multiple of 16; got 20"):
+        GroupCodec(4, group_size=20)
+    with pytest.raises(TypeError, match="`group_size` must be an integer"):
+        BitmapGroupCodec(0.5, group_size=2.0)

@@ -255,10 +255,13 @@ class Recorder:
 
     pieces: list
 
-    def block(self, fn, name=""):
+    def stem(self, fn, name="stem"):
+        return self._noting("stem", fn, name)
+
+    def block(self, fn, name="", *, is_sparse=True):
         return self._noting("block", fn, name)
 
-    def unit(self, fn, name=""):
+    def unit(self, fn, name="", *, is_sparse=True):
         return self._noting("unit", fn, name)
 
     def _noting(self, kind, fn, name):
@@ -279,7 +282,8 @@ def test_every_convolution_is_a_unit_within_a_block(name, num_blocks, num_units)
     variable_shapes(model)
     assert len(set(pieces)) == len(pieces)
     kinds = [kind for kind, _ in pieces]
-    assert (kinds.count("block"), kinds.count("unit")) == (num_blocks, num_units)
+    assert kinds[0] == "stem" and kinds.count("stem") == 1  # what is given the image
+    assert (1 + kinds.count("block"), kinds.count("unit")) == (num_blocks, num_units)
 
 
 @pytest.mark.bad_input

@@ -124,7 +124,7 @@ def test_float64_parameters_in_x64_mode(x64):
             "`generation.*` must be None or GenerationSpec; got 3",
         ),
         ("resnet18", {"execution": "quick"}, ValueError, "`execution` must be one of .*'quick'"),
-        ("resnet18", {"remat": "blocks"}, TypeError, "`remat` must be None; got 'blocks'"),
+        ("resnet18", {"remat": "block"}, ValueError, "`remat` must be one of .*; got 'block'"),
         ("resnet18", {"dtype": jnp.int8}, TypeError, "`dtype` must be a floating-point dtype"),
     ],
 )

@@ -19,7 +19,7 @@ def false_that_depends_on(tree: Any) -> Array:
     (measured with jax 0.10.2). Of each array the first entry is looked at.
     """
     never = jnp.array(False)
-    for leaf in jax.tree.leaves(tree):
+    for leaf in map(jnp.asarray, jax.tree.leaves(tree)):
         if leaf.size and jnp.issubdtype(leaf.dtype, jnp.floating):
             # Once: else each user looks again, and the array lives until the last one has.
             never |= compute_once(leaf.reshape(-1)[0]) < -jnp.inf

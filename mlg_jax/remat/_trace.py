@@ -8,9 +8,6 @@ from jax.extend import core
 
 from mlg_jax._types import Array
 
-# A function of flat arrays, and its named values in the order in which they appear.
-Inlined = Callable[..., tuple[list[Array], list[Array]]]
-
 
 def run_named(
     closed: core.ClosedJaxpr,

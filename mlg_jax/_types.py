@@ -57,6 +57,7 @@ class FactorRecord:
     name: str  # its key in the layer's parameter mapping
     shape: tuple[int, ...]
     bits: int | None = None  # width of one stored entry; None: not quantised, 32 bits
+    scheme: str | None = None  # of the quantiser; None: there is none
 
     @property
     def num_params(self) -> int:
@@ -83,6 +84,8 @@ class LayerRecord:
     strides: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     padding: tuple[tuple[int, int], ...] = ()
+    input_shape: tuple[int, ...] = ()  # of the call that the record is of
+    execution: str | None = None  # how a generated kernel is applied; None: it is not generated
 
     @property
     def name(self) -> str:

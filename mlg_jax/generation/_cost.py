@@ -8,7 +8,7 @@ def factor_records(spec: GenerationSpec, shapes: FactorShapes) -> tuple[FactorRe
     """The stored arrays of a generated kernel: `|B| qb + |U| qu + |V| qv` bits in all."""
     levels = zip(FactorShapes._fields, shapes, strict=True)
     return tuple(
-        FactorRecord(name, shape, getattr(spec, name).bits)
+        FactorRecord(name, shape, getattr(spec, name).bits, getattr(spec, name).scheme)
         for name, shape in levels
         if shape is not None
     )

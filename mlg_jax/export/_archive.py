@@ -1,0 +1,183 @@
+"""Packed models as files: a safetensors container, written atomically, read with suspicion."""
+
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from typing import IO
+
+import numpy as np
+
+from mlg_jax.export._atomic import write_atomically
+from mlg_jax.export._errors import PackedFileError
+from mlg_jax.export._index import (
+    Layout,
+    from_json,
+    index_of,
+    layout_bytes,
+    read_index,
+    to_json,
+)
+from mlg_jax.export._packed import PackedModel
+from mlg_jax.export._tensor import PackedTensor, num_constants
+
+FORMAT = "mlg_jax packed model"
+FORMAT_VERSION = "1"
+BLOB = "packed"  # the one tensor of the container
+MAX_HEADER_BYTES = 4096
+MAX_INDEX_BYTES = 2**22
+_ALIGNMENT = 8  # safetensors' data begins at a multiple
+
+
+def write_packed(path: str | os.PathLike[str], packed: PackedModel) -> int:
+    """Writes a packed model; equal models give equal bytes.
+
+    The file appears whole or not at all: what was at `path` stays until then.
+
+    Args:
+        path: the file; its directory must exist.
+        packed: from `pack_variables`.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        OSError: the file cannot be written.
+        PackedFileError: the format cannot hold the model (names, ranks, sizes).
+    """
+    data = to_bytes(packed)
+    write_atomically(path, data)
+    return len(data)
+
+
+def read_packed(path: str | os.PathLike[str]) -> PackedModel:
+    """Reads a packed model.
+
+    Sizes are compared with the file's real length before anything is allocated, nothing in it is
+    executed, and its checksum must match.
+
+    Raises:
+        OSError: the file cannot be opened.
+        PackedFileError: it is no packed model, is damaged, or of another version.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise PackedFileError(f"`path` must be a packed model; got {path}: no regular file.")
+    with open(path, "rb") as file:
+        try:
+            return _read(file, os.fstat(file.fileno()).st_size)
+        except PackedFileError as error:
+            raise PackedFileError(f"`path` must be a packed model; got {path}: {error}.") from None
+
+
+def to_bytes(packed: PackedModel) -> bytes:
+    """The content of a file, as docs/file_format.md has it."""
+    tensors = sorted(packed.tensors, key=lambda tensor: tensor.path)
+    index = index_of(tensors, packed.manifest)
+    parts = [len(index).to_bytes(4, "little"), index]
+    for tensor in tensors:
+        parts += [np.asarray(tensor.constants, "<f4").tobytes(), np.asarray(tensor.data).tobytes()]
+    blob = b"".join(parts)
+    content = _header_of(blob) + blob
+    try:
+        _read(io.BytesIO(content), len(content))
+    except PackedFileError as error:
+        raise PackedFileError(f"`packed` must be what a file can hold; {error}.") from None
+    return content
+
+
+def _header_of(blob: bytes) -> bytes:
+    """Length and header of the container.
+
+    By hand, because the order in which safetensors writes metadata changes from run to run.
+    """
+    header = to_json(
+        {
+            "__metadata__": {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "sha256": hashlib.sha256(blob).hexdigest(),
+            },
+            BLOB: {"dtype": "U8", "shape": [len(blob)], "data_offsets": [0, len(blob)]},
+        }
+    )
+    header += b" " * (-len(header) % _ALIGNMENT)
+    return len(header).to_bytes(8, "little") + header
+
+
+def _read(file: IO[bytes], num_bytes: int) -> PackedModel:
+    """The model in a file of so many bytes, front to back."""
+    header_bytes = int.from_bytes(_take(file, 8, num_bytes, "length"), "little")
+    if header_bytes > MAX_HEADER_BYTES:
+        raise PackedFileError(
+            f"its header has {header_bytes} bytes; {MAX_HEADER_BYTES} are allowed"
+        )
+    header = _take(file, header_bytes, num_bytes - 8, "header")
+    blob_bytes = num_bytes - 8 - header_bytes
+    checksum = _read_header(header, blob_bytes)
+    prefix = _take(file, 4, blob_bytes, "index length")
+    index_bytes = int.from_bytes(prefix, "little")
+    if index_bytes > MAX_INDEX_BYTES:
+        raise PackedFileError(f"its index has {index_bytes} bytes; {MAX_INDEX_BYTES} are allowed")
+    index = _take(file, index_bytes, blob_bytes - 4, "index")
+    layouts, manifest = read_index(index)
+    data_bytes = sum(layout_bytes(layout) for layout in layouts)
+    if data_bytes != blob_bytes - 4 - index_bytes:
+        raise PackedFileError(
+            f"its index describes {data_bytes} bytes of data; it has {blob_bytes - 4 - index_bytes}"
+        )
+    data = _take(file, data_bytes, data_bytes, "data")
+    digest = hashlib.sha256(prefix + index)
+    digest.update(data)
+    if digest.hexdigest() != checksum:
+        raise PackedFileError("its content does not have its checksum")
+    return PackedModel(tuple(_split(np.frombuffer(data, np.uint8), layouts)), manifest)
+
+
+def _take(file: IO[bytes], count: int, available: int, what: str) -> bytes:
+    """The next `count` bytes, which must be there."""
+    data = file.read(count) if count <= available else b""
+    if len(data) != count:
+        raise PackedFileError(f"it ends within its {what} of {count} bytes")
+    return data
+
+
+def _read_header(header: bytes, blob_bytes: int) -> str:
+    """The checksum in a container's header that fits a blob of so many bytes."""
+    fields = from_json(header, "header")
+    metadata = fields.get("__metadata__")
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise PackedFileError(f"its header does not name the format {FORMAT!r}")
+    if (version := metadata.get("format_version")) != FORMAT_VERSION:
+        raise PackedFileError(
+            f"its format version is {version!r:.20}; this library reads {FORMAT_VERSION!r}"
+        )
+    expected = {"dtype": "U8", "shape": [blob_bytes], "data_offsets": [0, blob_bytes]}
+    if set(fields) != {"__metadata__", BLOB} or fields[BLOB] != expected:
+        raise PackedFileError(f"its header does not describe its {blob_bytes} bytes of data")
+    return str(metadata.get("sha256"))
+
+
+def _split(data: np.ndarray, layouts: Sequence[Layout]) -> list[PackedTensor]:
+    """The tensors, in the order of the index."""
+    tensors, start = [], 0
+    for layout in layouts:
+        path, shape, scheme, bits = layout
+        stop, middle = start + layout_bytes(layout), start + 4 * num_constants(scheme)
+        constants = data[start:middle].view("<f4").astype(np.float32)
+        tensor = PackedTensor(data[middle:stop], constants, path, shape, scheme, bits)
+        _check_content(tensor)
+        tensors.append(tensor)
+        start = stop
+    return tensors
+
+
+def _check_content(tensor: PackedTensor) -> None:
+    """Raises where bytes have no meaning: then two files would stand for the same model."""
+    num_spare = 8 * tensor.data.size - tensor.size * (tensor.bits or 0)
+    is_damaged = (
+        int(tensor.data[-1]) >> (8 - num_spare) > 0
+        if tensor.bits is not None
+        else tensor.scheme == "bool" and bool(np.any(tensor.data > 1))
+    )
+    if is_damaged or not np.all(np.isfinite(tensor.constants)):
+        raise PackedFileError(f"it has meaningless bytes in {'/'.join(tensor.path)}")

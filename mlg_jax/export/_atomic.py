@@ -1,0 +1,36 @@
+"""Files that are replaced as a whole or not at all."""
+
+import os
+import pathlib
+import secrets
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file; what was at `path` stays until all of it is on disk.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    target = pathlib.Path(os.path.realpath(path))
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(partial, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync_directory(target.parent)
+
+
+def _sync_directory(directory: pathlib.Path) -> None:
+    """Makes a rename durable, where directories can be synced."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,131 @@
+"""The index of a packed file: what arrays there are, as a tree of names in compact JSON."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from flax import traverse_util
+
+from mlg_jax.export._errors import PackedFileError
+from mlg_jax.export._tensor import PLAIN_BYTES, PackedTensor, num_constants, num_data_bytes
+from mlg_jax.quant import QuantSpec
+
+KEYS = {"encodings", "manifest", "tensors"}
+ENCODING = re.compile(r"([a-z_]{1,32}):([1-9][0-9]?)")  # scheme and bits
+NAME = re.compile(r"[A-Za-z0-9_]{1,255}")
+MAX_ENCODINGS = 256
+MAX_DEPTH = 32  # names in a path
+MAX_RANK = 8
+MAX_SIZE = 2**40  # entries of one array; what keeps sums of sizes far from any overflow
+
+Path = tuple[str, ...]
+Layout = tuple[Path, tuple[int, ...], str, int | None]  # path, shape, scheme, bits
+
+
+def to_json(value: Any) -> bytes:
+    """Compact JSON in ASCII with sorted keys: equal values give equal bytes."""
+    return json.dumps(value, allow_nan=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def from_json(data: bytes, what: str) -> dict[str, Any]:
+    """A JSON object in UTF-8 without repeated keys.
+
+    Raises:
+        PackedFileError: `data` is none.
+    """
+    try:
+        value = json.loads(
+            data.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
+        )
+    except (ValueError, RecursionError) as error:
+        raise PackedFileError(f"its {what} is no JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise PackedFileError(f"its {what} is no JSON object")
+    return value
+
+
+def _unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    if len(keys := dict(pairs)) != len(pairs):
+        raise ValueError("a repeated key")
+    return keys
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def index_of(tensors: Sequence[PackedTensor], manifest: Mapping[str, Any]) -> bytes:
+    """The index of these tensors, which must be sorted by path."""
+    encodings = sorted({_encoding_of(t.scheme, t.bits) for t in tensors})
+    leaves = {t.path: [encodings.index(_encoding_of(t.scheme, t.bits)), *t.shape] for t in tensors}
+    tree = traverse_util.unflatten_dict(leaves)
+    return to_json({"encodings": encodings, "manifest": manifest, "tensors": tree})
+
+
+def read_index(data: bytes) -> tuple[list[Layout], dict[str, Any]]:
+    """The arrays in the order of their data, and the manifest.
+
+    Raises:
+        PackedFileError: `data` is no index.
+    """
+    index = from_json(data, "index")
+    if set(index) != KEYS:
+        raise PackedFileError(f"its index has other keys than {sorted(KEYS)}")
+    encodings, manifest, tree = (index[key] for key in sorted(KEYS))
+    if not (isinstance(encodings, list) and isinstance(manifest, dict) and isinstance(tree, dict)):
+        raise PackedFileError("its index has other than a list of encodings and two objects")
+    if len(encodings) > MAX_ENCODINGS:
+        raise PackedFileError(f"its index has {len(encodings)} encodings")
+    kinds = [_read_encoding(encoding) for encoding in encodings]
+    return list(_read_tree((), tree, kinds)), manifest
+
+
+def layout_bytes(layout: Layout) -> int:
+    """Bytes of an array's constants and data."""
+    _, shape, scheme, bits = layout
+    return 4 * num_constants(scheme) + num_data_bytes(math.prod(shape), scheme, bits)
+
+
+def _encoding_of(scheme: str, bits: int | None) -> str:
+    return scheme if bits is None else f"{scheme}:{bits}"
+
+
+def _read_encoding(text: Any) -> tuple[str, int | None]:
+    if isinstance(text, str) and text in PLAIN_BYTES:
+        return text, None
+    match = ENCODING.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise PackedFileError(f"its index has an encoding {text!r:.60}")
+    try:
+        return match[1], QuantSpec(int(match[2]), match[1]).bits
+    except ValueError:
+        raise PackedFileError(f"its index has an encoding {text!r}, which there is not") from None
+
+
+def _read_tree(path: Path, node: Any, kinds: Sequence[tuple[str, int | None]]) -> Iterator[Layout]:
+    """The arrays below a node, names in ascending order."""
+    if isinstance(node, list):
+        yield (path, *_read_leaf(path, node, kinds))
+        return
+    if not isinstance(node, dict) or len(path) == MAX_DEPTH:
+        raise PackedFileError(f"its index has no arrays at {'/'.join(path)!r:.60}")
+    for name in sorted(node):
+        if not NAME.fullmatch(name):
+            raise PackedFileError(f"its index has a name {name!r:.60}")
+        yield from _read_tree((*path, name), node[name], kinds)
+
+
+def _read_leaf(
+    path: Path, leaf: list[Any], kinds: Sequence[tuple[str, int | None]]
+) -> tuple[tuple[int, ...], str, int | None]:
+    where = f"its index describes {'/'.join(path)!r:.60}"
+    if not leaf or len(leaf) > 1 + MAX_RANK or any(type(n) is not int for n in leaf):
+        raise PackedFileError(f"{where} by other than 1 to {1 + MAX_RANK} integers")
+    kind, *shape = leaf
+    if not 0 <= kind < len(kinds):
+        raise PackedFileError(f"{where} with encoding {kind} of {len(kinds)}")
+    if any(n < 1 for n in shape) or math.prod(shape) > MAX_SIZE:
+        raise PackedFileError(f"{where} with shape {shape}"[:200])
+    return (tuple(shape), *kinds[kind])

@@ -1,0 +1,278 @@
+"""Packed files: deterministic, readable by safetensors, whole or absent, and never believed."""
+
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from mlg_jax.export import PackedFileError, PackedModel, read_packed, write_packed
+from mlg_jax.export._archive import to_bytes
+from tests.export._examples import blob_of, coded, container_of, example, same
+
+CONTENT = to_bytes(example())
+BLOB = blob_of(CONTENT)
+INDEX_BYTES = int.from_bytes(BLOB[:4], "little")
+INDEX, DATA = json.loads(BLOB[4 : 4 + INDEX_BYTES]), BLOB[4 + INDEX_BYTES :]
+
+
+def test_a_file_is_read_back(tmp_path):
+    num_bytes = write_packed(tmp_path / "model", example())
+    assert num_bytes == (tmp_path / "model").stat().st_size
+    read = read_packed(str(tmp_path / "model"))
+    assert same(read, example()) and read.manifest == example().manifest
+    for one, other in zip(read.tensors, example().tensors, strict=True):
+        assert (one.path, one.shape, one.scheme, one.bits) == (
+            (other.path, other.shape, other.scheme, other.bits)
+        )
+        assert np.array_equal(one.data, other.data)
+        assert np.array_equal(one.constants, other.constants)
+
+
+def test_equal_models_give_equal_bytes():
+    manifest = dict(reversed(example().manifest.items()))
+    assert to_bytes(PackedModel(example().tensors[::-1], manifest)) == CONTENT
+
+
+def test_the_format_does_not_drift():
+    """Files that exist must stay readable: change the version with the bytes."""
+    path = pathlib.Path(__file__).parent / "version_1.safetensors"
+    assert to_bytes(read_packed(path)) == path.read_bytes()
+
+
+def test_the_safetensors_library_reads_it(tmp_path):
+    write_packed(tmp_path / "model", example())
+    arrays = safetensors.numpy.load_file(tmp_path / "model")
+    assert list(arrays) == ["packed"] and arrays["packed"].tobytes() == BLOB
+    with safetensors.safe_open(tmp_path / "model", "numpy") as file:
+        assert file.metadata() == {
+            "format": "mlg_jax packed model",
+            "format_version": "1",
+            "sha256": hashlib.sha256(BLOB).hexdigest(),
+        }
+
+
+def test_other_readers_may_order_and_space_json_differently(tmp_path):
+    tree = dict(reversed(INDEX["tensors"].items()))
+    index = json.dumps({"tensors": tree, **INDEX} | {"tensors": tree}, indent=1).encode()
+    blob = len(index).to_bytes(4, "little") + index + DATA
+    (tmp_path / "model").write_bytes(container_of(blob))
+    assert same(read_packed(tmp_path / "model"), example())
+
+
+def with_index(change):
+    """A file with a true checksum around an index that was changed."""
+    index = json.loads(json.dumps(INDEX))
+    change(index)
+    return with_index_bytes(json.dumps(index).encode())
+
+
+def with_index_bytes(index):
+    return container_of(len(index).to_bytes(4, "little") + index + DATA)
+
+
+def with_leaf(leaf):
+    """A file that describes its first array so."""
+    return with_index(lambda index: index["tensors"]["batch_stats"]["norm"].update(mean=leaf))
+
+
+def with_encoding(encoding):
+    return with_index(lambda index: index["encodings"].append(encoding))
+
+
+def with_data(position, value):
+    data = bytearray(DATA)
+    data[position] = value
+    return container_of(BLOB[: 4 + INDEX_BYTES] + bytes(data))
+
+
+def with_tensor_data(value):
+    """The spare bits of the last array, or what a flag holds."""
+    return container_of(BLOB[:-1] + bytes([value]))
+
+
+def replaced(old, new):
+    assert CONTENT.count(old) == 1
+    return CONTENT.replace(old, new)
+
+
+BAD_FILES = {
+    "empty": (b"", "it ends within its length of 8 bytes"),
+    "short": (CONTENT[:5], "it ends within its length"),
+    "pickle": (b"\x80\x04\x95\x00\x00\x00\x00\x00\x00\x00\x8c\x02os", "its header has"),
+    "zip": (b"PK\x03\x04" + bytes(50), "its header has"),
+    "no header": (bytes(40), "its header is no JSON"),
+    "header of 2^63 bytes": (b"\xff" * 7 + b"\x7f" + CONTENT[8:], "4096 are allowed"),
+    "header beyond the file": (CONTENT[:100], "it ends within its header"),
+    "header is a list": (b"\x02" + bytes(7) + b"[]", "its header is no JSON object"),
+    "other format": (replaced(b"mlg_jax packed", b"mlg_jix packed"), "does not name the format"),
+    "next version": (
+        replaced(b'version":"1"', b'version":"2"'),
+        "its format version is '2'; this library reads '1'",
+    ),
+    "numeric version": (replaced(b'version":"1"', b'version":1  '), "its format version is 1;"),
+    "ordinary safetensors": (safetensors.numpy.save({"a": np.ones(2)}), "not name the format"),
+    "cut data": (CONTENT[:-1], "its header does not describe its"),
+    "added data": (CONTENT + b"\0", "its header does not describe its"),
+    "other checksum": (
+        replaced(hashlib.sha256(BLOB).hexdigest().encode(), b"0" * 64),
+        "its content does not have its checksum",
+    ),
+    "flipped data": (CONTENT[:-9] + bytes([CONTENT[-9] ^ 1]) + CONTENT[-8:], "its checksum"),
+    "flipped manifest": (replaced(b'"accuracy":0.1', b'"accuracy":0.9'), "its checksum"),
+    "index of 4 GiB": (container_of(b"\xff" * 4 + BLOB[4:]), "4194304 are allowed"),
+    "index beyond the file": (container_of(b"\0\0\x40\0" + BLOB[4:]), "it ends within its index"),
+    "no blob": (container_of(b""), "it ends within its index length"),
+    "index is no UTF-8": (with_index_bytes(b'{"\xff":1}'), "its index is no JSON"),
+    "index with NaN": (with_index_bytes(b'{"a":NaN}'), "its index is no JSON"),
+    "index with a repeated key": (with_index_bytes(b'{"a":1,"a":1}'), "repeated key"),
+    "deep index": (with_index_bytes(b"[" * 100_000), "its index is no JSON"),
+    "huge integer": (with_index_bytes(b'{"a":' + b"9" * 9999 + b"}"), "its index is no JSON"),
+    "missing key": (with_index(lambda i: i.pop("manifest")), "its index has other keys"),
+    "manifest is a list": (with_index(lambda i: i.update(manifest=[])), "two objects"),
+    "many encodings": (with_index(lambda i: i.update(encodings=["bool"] * 257)), "257 encodings"),
+    "unknown encoding": (with_encoding("dorefa_sim:3"), "encoding 'dorefa_sim:3'"),
+    "17 bits": (with_encoding("qnn:17"), "encoding 'qnn:17'"),
+    "1 bit of a scheme without": (with_encoding("qnn:1"), "encoding 'qnn:1'"),
+    "unrounded scheme": (with_encoding("tanh_norm:3"), "encoding 'tanh_norm:3'"),
+    "encoding is a list": (with_encoding([]), r"encoding \[\]"),
+    "array is a number": (with_leaf(3), "no arrays at 'batch_stats/norm/mean'"),
+    "array without encoding": (with_leaf([]), "other than 1 to 9 integers"),
+    "array of 9 dimensions": (with_leaf([2] + [1] * 9), "other than 1 to 9 integers"),
+    "size is a float": (with_leaf([2, 5.0]), "other than 1 to 9 integers"),
+    "size is a bool": (with_leaf([2, True]), "other than 1 to 9 integers"),
+    "negative encoding": (with_leaf([-1, 5]), "encoding -1 of"),
+    "encoding there is not": (with_leaf([99, 5]), "encoding 99 of"),
+    "negative size": (with_leaf([5, -5]), r"shape \[-5\]"),
+    "two negative sizes": (with_leaf([5, -5, -1]), r"shape \[-5, -1\]"),
+    "size zero": (with_leaf([5, 0]), r"shape \[0\]"),
+    "huge shape": (with_leaf([5, 2**62, 2**62]), "with shape"),
+    "large shape": (with_leaf([5, 2**40]), "its index describes 4398046"),
+    "one entry more": (with_leaf([5, 6]), "its index describes"),
+    "name that is a path": (with_index(lambda i: i["tensors"].update({"../a": [0]})), "'../a'"),
+    "empty name": (with_index(lambda i: i["tensors"].update({"": [0]})), "name ''"),
+    "spare bits": (with_tensor_data(0xFF), "meaningless bytes in params/head/kernel"),
+    "flag of 2": (with_data(20, 2), "meaningless bytes in batch_stats/norm/range/is_set"),
+    "infinite constant": (
+        container_of(BLOB.replace(example().tensors[3].constants.tobytes(), b"\0\0\x80\x7f")),
+        "meaningless bytes in params/conv/basis",
+    ),
+}
+
+
+def deep_tree():
+    tree = [0, 5]
+    for _ in range(40):
+        tree = {"a": tree}
+    return with_index(lambda index: index.update(tensors=tree))
+
+
+BAD_FILES["deep tree"] = (deep_tree(), "no arrays at 'a/a/a")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_are_named_and_cost_nothing(tmp_path, name):
+    content, message = BAD_FILES[name]
+    (tmp_path / "bad").write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(PackedFileError, match=message) as error:
+            read_packed(tmp_path / "bad")
+        assert tracemalloc.get_traced_memory()[1] < 2**20 + 20 * len(content)
+    finally:
+        tracemalloc.stop()
+    assert str(error.value).startswith(f"`path` must be a packed model; got {tmp_path / 'bad'}: ")
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.bad_input
+def test_every_truncation_is_found(tmp_path):
+    for length in range(len(CONTENT)):
+        (tmp_path / "cut").write_bytes(CONTENT[:length])
+        with pytest.raises(PackedFileError):
+            read_packed(tmp_path / "cut")
+
+
+@pytest.mark.bad_input
+def test_a_sparse_file_of_a_terabyte_is_not_read(tmp_path):
+    path, length = tmp_path / "sparse", 2**40
+    header = container_of(BLOB)[: -len(BLOB)].replace(b"%d" % len(BLOB), b"%d" % length)
+    header = (len(header) - 8).to_bytes(8, "little") + header[8:]
+    path.write_bytes(header + BLOB)
+    os.truncate(path, len(header) + length)
+    with pytest.raises(PackedFileError, match="its index describes"):
+        read_packed(path)
+
+
+@pytest.mark.bad_input
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", pathlib.Path(os.devnull)):
+        with pytest.raises(PackedFileError, match="no regular file"):
+            read_packed(path)
+    with pytest.raises(FileNotFoundError):
+        read_packed(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_failing_disk_leaves_the_old_file(tmp_path, monkeypatch, function):
+    path = tmp_path / "model"
+    write_packed(path, example())
+    other = PackedModel((coded(("params", "a"), (99,), "qnn", 5),), {})
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, function, fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_packed(path, other)
+    assert path.read_bytes() == CONTENT and list(tmp_path.iterdir()) == [path]
+
+
+def test_links_and_permissions_are_those_of_an_ordinary_file(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    write_packed(tmp_path / "link", example())
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "model").read_bytes() == CONTENT
+    assert (tmp_path / "model").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+# Writers are forked after the imports, and killed when a file that is not whole yet is there.
+KILL = """
+import os, signal, sys, time
+from mlg_jax.export import PackedModel, read_packed, write_packed
+from tests.export._examples import coded
+directory, kills = sys.argv[1], int(sys.argv[2])
+path = os.path.join(directory, "model")
+models = [PackedModel((coded(("params", "a"), (n,), "qnn", 8),), {}) for n in (2**20, 2**19)]
+write_packed(path, models[0])
+while (found := len(os.listdir(directory))) <= kills:
+    if (child := os.fork()) == 0:
+        while True:
+            for model in models:
+                write_packed(path, model)
+    while len(os.listdir(directory)) == found:
+        pass
+    time.sleep(0.0001 * (found % 10))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    read_packed(path)
+"""
+
+
+@pytest.mark.parametrize("kills", [10, pytest.param(300, marks=pytest.mark.slow)])
+def test_a_killed_writer_leaves_a_whole_file(tmp_path, kills):
+    root = pathlib.Path(__file__).parent.parent.parent
+    command = [sys.executable, "-c", KILL, str(tmp_path), str(kills)]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert len(list(tmp_path.glob(".model.*.tmp"))) == kills
+    assert len(read_packed(tmp_path / "model").tensors) == 1

@@ -59,15 +59,15 @@ class PlainDense(nn.Module):
 class CheckpointedBlocks:
     """`flax.linen.remat` of every block: takes a policy's place in a model."""
 
-    def stem(self, fn, name="stem"):
+    def stem(self, fn, name="stem", **_):
         """The first block."""
         return nn.remat(fn)
 
-    def block(self, fn, name="", *, is_sparse=True):
+    def block(self, fn, name="", **_):
         """A block."""
         return nn.remat(fn)
 
-    def unit(self, fn, name="", *, is_sparse=True):
+    def unit(self, fn, name="", **_):
         """Units are computed with their block."""
         return fn
 

@@ -1,34 +1,45 @@
 """Trains under a policy and compares its gradients with those of plain JAX at the same parameters.
 
     python benchmarks/agreement.py [--steps 300] [--every 30] [--policy bitmap_blocks]
-    python benchmarks/agreement.py --width 0.25 --steps 150 --seeds 0 1 2 --curves
+    python benchmarks/agreement.py --width 0.25 --seeds 0 1 2 --curves none bitmap_blocks
+    python benchmarks/agreement.py --draw
 
 Real CIFAR-10 through tensorflow-datasets, batch 32, AdamW. At every `--every`th step the gradients
 of `none` and of the policy are taken of the same batch at the same parameters; the difference is
-relative to the largest entry of all. With `--curves` both policies are trained, for their losses.
+relative to the largest entry of all. With `--curves` each policy is trained alone, for its losses
+and its accuracy on the test images. `--draw` makes the pictures of the curves and of memory, time
+and accuracy from what this and `memory.py` have written.
 """
 
 import argparse
+import collections
 import functools
 import itertools
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _measure import save
+from _measure import RESULTS, save
 
 from mlg_jax import create_model
 from mlg_jax.data import DataSpec, load_dataset
+from mlg_jax.plots import plot_curves, plot_tradeoff
 from mlg_jax.remat import Policy, choose_capacities, measure_densities
 
 
 def loss_function(model):
     """Mean cross-entropy with new statistics."""
 
-    def loss(params, state, batch):
+    def loss(params, state, batch, key):
         logits, updated = model.apply(
-            {"params": params, **state}, batch["image"], train=True, mutable=list(state)
+            {"params": params, **state},
+            batch["image"],
+            train=True,
+            mutable=list(state),
+            rngs={"quantize": key},
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return losses.mean(), updated
@@ -53,6 +64,22 @@ def batches(dataset):
             yield {**batch, "image": image}
 
 
+def test_accuracy(dataset, model, params, state):
+    """Share of all test images that are classified right."""
+
+    @jax.jit
+    def is_right(image, label):
+        return jnp.argmax(model.apply({"params": params, **state}, image), axis=-1) == label
+
+    right = [
+        is_right(dataset.preprocessing.normalize(batch["image"]), batch["label"])[
+            np.asarray(batch["mask"], bool)
+        ]
+        for batch in dataset.test_batches()
+    ]
+    return float(jnp.mean(jnp.concatenate(right)))
+
+
 def run(args, seed, policy):
     """Losses of the steps, and the differences found."""
     dataset = load_dataset(DataSpec(name="cifar10", batch_size=32, num_validation=0, seed=seed))
@@ -71,10 +98,11 @@ def run(args, seed, policy):
     update = jax.jit(optimizer.update)
     losses, found, num_overflows = [], [], 0
     for step, batch in enumerate(itertools.islice(stream, args.steps), 1):
-        (value, new_state), grads = gradient(params, state, batch)
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        (value, new_state), grads = gradient(params, state, batch, key)
         is_exact = not bool(jnp.all(jnp.isfinite(jax.tree.leaves(grads)[0])))
         if is_exact or (not args.curves and step % args.every == 0):
-            (_, new_state), wanted = plain(params, state, batch)
+            (_, new_state), wanted = plain(params, state, batch, key)
             if is_exact:
                 num_overflows, grads = num_overflows + 1, wanted
             else:
@@ -84,14 +112,44 @@ def run(args, seed, policy):
         params, state = optax.apply_updates(params, updates), new_state
         losses.append(round(float(value), 5))
     print(f"{policy}, seed {seed}: last 20 losses {np.mean(losses[-20:]):.4f}", flush=True)
+    accuracy = test_accuracy(dataset, model, params, state) if args.curves else None
+    print(f"{policy}, seed {seed}: test accuracy {accuracy}", flush=True)
     return {
         "policy": policy,
         "seed": seed,
+        "test_accuracy": accuracy,
         "losses": losses,
         "differences": found,
         "num_overflows": num_overflows,
         "densities": {name: float(value) for name, value in densities.items()},
     }
+
+
+def draw():
+    """`loss_curves.png` and `memory_time_accuracy.png` into docs/images."""
+    images = pathlib.Path(__file__).parent.parent / "docs" / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    runs = json.loads((RESULTS / "agreement_curves_cpu.json").read_text())["results"]
+    curves = {f"{run['policy']}, seed {run['seed']}": smooth(run["losses"]) for run in runs}
+    plot_curves(images / "loss_curves.png", curves)
+    accuracies = collections.defaultdict(list)
+    for run in runs:
+        accuracies[run["policy"]].append(100 * run["test_accuracy"])
+    rows = json.loads((RESULTS / "memory_resnet18_cpu.json").read_text())["results"]
+    points = {}
+    for row in rows:
+        found = accuracies.get(row["policy"])
+        label = f", {np.mean(found):.1f} ± {np.std(found):.1f} %" if found else ""
+        points[row["policy"] + label] = (row["seconds"]["median"], row["bytes"]["temporary"])
+    plot_tradeoff(images / "memory_time_accuracy.png", points)
+
+
+def smooth(losses, width=10):
+    """Means of `width` steps, as lines of metrics."""
+    means = np.reshape(losses[: len(losses) // width * width], (-1, width)).mean(axis=1)
+    return [
+        {"kind": "train", "step": width * (i + 1), "loss": loss} for i, loss in enumerate(means)
+    ]
 
 
 def main():
@@ -102,9 +160,12 @@ def main():
     parser.add_argument("--policy", default="bitmap_blocks")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--curves", action="store_true")
+    parser.add_argument("--curves", nargs="+", metavar="POLICY")
+    parser.add_argument("--draw", action="store_true")
     args = parser.parse_args()
-    policies = ("none", args.policy) if args.curves else (args.policy,)
+    if args.draw:
+        return draw()
+    policies = args.curves or (args.policy,)
     results = [run(args, seed, policy) for seed in args.seeds for policy in policies]
     path = save("agreement_curves" if args.curves else "agreement", results)
     print(f"written to {path}")

@@ -102,6 +102,23 @@ def plot_batch_memory(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     _save(figure, path)
 
 
+def plot_densities(path: Path, histograms: Mapping[str, Sequence[int]]) -> None:
+    """How many batches have which density, one row of colours a layer, as PNG.
+
+    Args:
+        path: of the file.
+        histograms: `{layer: batches by density, in equal bins of [0, 1]}`.
+    """
+    figure = Figure(figsize=(6, 1.0 + 0.16 * len(histograms)), layout="constrained")
+    axis = figure.subplots()
+    rows = list(histograms.values())
+    image = axis.imshow(rows, aspect="auto", extent=(0, 1, len(rows), 0), cmap="Blues")
+    axis.set_yticks([index + 0.5 for index in range(len(rows))], list(histograms), fontsize=6)
+    axis.set(xlabel="share of entries that are not zero")
+    figure.colorbar(image, label="batches")
+    _save(figure, path)
+
+
 def plot_tradeoff(path: Path, points: Mapping[str, tuple[float, float]]) -> None:
     """Memory against time, one named point a policy, as PNG.
 

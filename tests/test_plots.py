@@ -26,8 +26,7 @@ def drawn(monkeypatch, tmp_path):
         plot(path, *args)
         picture = matplotlib.image.imread(path)
         assert picture.shape[0] > 100 and np.ptp(picture[..., :3]) > 0.5
-        [axis] = figures[-1].axes
-        return axis
+        return figures[-1].axes[0]
 
     return draw
 
@@ -76,3 +75,9 @@ def test_memory_against_time(drawn):
     axis = drawn(plots.plot_tradeoff, {"none": (0.5, 8 * MIB), "bitmap": (0.75, 2 * MIB)})
     assert [text.get_text() for text in axis.texts] == ["none", "bitmap"]
     assert [tuple(points.get_offsets()[0]) for points in axis.collections] == [(0.5, 8), (0.75, 2)]
+
+
+def test_densities_are_a_row_each(drawn):
+    axis = drawn(plots.plot_densities, {"stem": [0, 3], "block": [2, 1]})
+    np.testing.assert_array_equal(axis.images[0].get_array(), [[0, 3], [2, 1]])
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["stem", "block"]

@@ -21,7 +21,7 @@ from mlg_jax.experiment._profile import (
     largest_activation,
 )
 from mlg_jax.memory import STORAGES, crossover_density, densities_to_markdown, storage_curve
-from mlg_jax.plots import plot_batch_memory, plot_residuals, plot_storage
+from mlg_jax.plots import plot_batch_memory, plot_densities, plot_residuals, plot_storage
 from mlg_jax.train import WorkDirError
 
 PROFILE_DIR = "profile"
@@ -163,6 +163,10 @@ def _draw(
             pictures[name].append(f"sweep_{name}_{label}.png")
             rows = [dataclasses.asdict(row) for row in measured.sweep]
             plot_batch_memory(directory / pictures[name][-1], rows)
+        if network.densities.by_layer:
+            pictures[name].append(f"densities_{name}.png")
+            histograms = {row.name: row.histogram for row in network.densities.by_layer}
+            plot_densities(directory / pictures[name][-1], histograms)
     return pictures
 
 

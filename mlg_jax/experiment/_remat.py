@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 
 MakeLoss = Callable[[nn.Module], LossFn]
 CALIBRATION_BATCHES = 4
+DRIFT = 1.25  # a capacity stays as long as it is at most this much too large
 _MEASURING = Policy("bitmap_units")  # reports the densities of blocks and of units
 
 
@@ -92,6 +93,28 @@ class RematTraining:
         if before == self._capacities:
             return None
         _log.info("remat: new capacities, the step is compiled again")
+        return self.loss_fn
+
+    def follow(self, state: TrainState, batch: Any) -> LossFn | None:
+        """The loss with less room where activations have become much emptier, or with more.
+
+        A batch that then does not fit is repeated exactly, as ever.
+        """
+        if not self.policy.needs_capacity or self._config.capacity is not None:
+            return None
+        densities = self._densities(
+            {"params": state.params, **state.model_state}, batch["image"], rngs=self._rngs
+        )
+        chosen = choose_capacities(densities, margin=self._config.margin)
+        drifted = {
+            name: new
+            for name, new in chosen.items()
+            if not new <= self._capacities[name] <= DRIFT * new
+        }
+        if not drifted:
+            return None
+        _log.info("remat: %d of %d densities have drifted", len(drifted), len(chosen))
+        self._capacities |= drifted
         return self.loss_fn
 
     def _raise_capacities(self, variables: Mapping[str, Any], batch: Any) -> None:

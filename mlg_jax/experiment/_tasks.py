@@ -67,7 +67,7 @@ def make_task(
 ) -> Task:
     """A stage's task; without a validation set nothing is evaluated.
 
-    `overflow`: `exact_loss_fn` and `recalibrate`, for a loss under a policy that may overflow.
+    `overflow`: `exact_loss_fn`, `recalibrate`, `follow`, for a loss under a policy that may do so.
     """
     return Task(
         loss_fn=loss_fn,

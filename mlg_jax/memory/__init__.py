@@ -7,6 +7,7 @@ from mlg_jax.memory._curves import STORAGES as STORAGES
 from mlg_jax.memory._curves import crossover_density as crossover_density
 from mlg_jax.memory._curves import storage_bytes as storage_bytes
 from mlg_jax.memory._curves import storage_curve as storage_curve
+from mlg_jax.memory._density import NUM_BINS as NUM_BINS
 from mlg_jax.memory._density import DensityRow as DensityRow
 from mlg_jax.memory._density import DensityStats as DensityStats
 from mlg_jax.memory._density import densities_to_markdown as densities_to_markdown

@@ -1,4 +1,4 @@
-"""Densities over an epoch: mean, spread and extremes per layer and per kind."""
+"""Densities over an epoch: mean, spread, extremes and histogram per layer and per kind."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+NUM_BINS = 20  # of a histogram over [0, 1]
 
 
 @jax.tree_util.register_dataclass
@@ -23,6 +25,7 @@ class DensityStats:
     squared_deviation: Array  # [names], float32: sum over batches of (density - mean)^2
     minimum: Array  # [names], float32
     maximum: Array  # [names], float32
+    histogram: Array  # [names, NUM_BINS], int32: batches by density, a bin 1 / NUM_BINS wide
     names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
 
 
@@ -36,6 +39,7 @@ class DensityRow:
     minimum: float
     maximum: float
     num_batches: int
+    histogram: tuple[int, ...]  # batches (of a kind: of all its names) by density, equal bins
 
 
 def init_densities(names: Iterable[str]) -> DensityStats:
@@ -57,6 +61,7 @@ def init_densities(names: Iterable[str]) -> DensityStats:
         squared_deviation=zeros,
         minimum=zeros + jnp.inf,
         maximum=zeros - jnp.inf,
+        histogram=jnp.zeros((len(names), NUM_BINS), jnp.int32),
         names=names,
     )
 
@@ -88,12 +93,14 @@ def update_densities(stats: DensityStats, densities: Mapping[str, Array]) -> Den
     count = stats.count + 1
     difference = new - stats.mean
     mean = stats.mean + difference / count
+    bins = jnp.minimum(jnp.floor(new * NUM_BINS), NUM_BINS - 1)  # a density that is NaN is in none
     return DensityStats(
         count=count,
         mean=mean,
         squared_deviation=stats.squared_deviation + difference * (new - mean),
         minimum=jnp.minimum(stats.minimum, new),
         maximum=jnp.maximum(stats.maximum, new),
+        histogram=stats.histogram + (bins[:, None] == jnp.arange(NUM_BINS)),
         names=stats.names,
     )
 
@@ -149,4 +156,5 @@ def _row(name: str, stats: DensityStats, count: int, members: Sequence[int]) -> 
         minimum=float(np.asarray(stats.minimum)[members].min()),
         maximum=float(np.asarray(stats.maximum)[members].max()),
         num_batches=count,
+        histogram=tuple(np.asarray(stats.histogram)[members].sum(axis=0).tolist()),
     )

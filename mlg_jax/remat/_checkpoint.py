@@ -13,6 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from mlg_jax._tie import compute_once, false_that_depends_on, tie, tie_if
 from mlg_jax._types import Array, Key
 from mlg_jax.remat._codec import Codec, Dense
+from mlg_jax.remat._slices import in_slices, pull_back, slice_of
 from mlg_jax.remat._trace import run_named
 
 
@@ -25,11 +26,16 @@ class Storage:
             parameters, stay as they are.
         names: the values under these `jax.ad_checkpoint.checkpoint_name`s are kept too.
         named: how those are stored.
+        num_slices: the batch, the first axis of every activation and output, is taken in as many
+            slices one after the other, forward and backward, so that what is computed again never
+            stands there for all of it. For functions that treat every example alone (no batch
+            statistics); not with `names`.
     """
 
     activation: Codec = Dense()
     names: tuple[str, ...] = ()
     named: Codec = Dense()
+    num_slices: int = 1
 
     @property
     def is_random(self) -> bool:
@@ -58,9 +64,13 @@ def store_residuals(
             return out
 
         arrays = [leaves[i] for i in positions]
-        closed = jax.make_jaxpr(flat)(*arrays)
-        _check_pure(fn, closed)
         may_pack = _activation_leaves(args, activations)
+        traced = [
+            slice_of(x, storage.num_slices) if i in may_pack else x
+            for i, x in zip(positions, arrays, strict=True)
+        ]
+        closed = jax.make_jaxpr(flat)(*traced)
+        _check_pure(fn, closed)
         is_active = [False] * len(closed.consts) + [
             positions[i] in may_pack for i in range(len(arrays))
         ]
@@ -106,14 +116,20 @@ def _with_backward(run: Callable[..., Any], storage: Storage) -> Callable[..., l
 
     @jax.custom_vjp
     def call(key: Any, other: Any, plain: Any, active: Any) -> list[Any]:
-        return run({"other": other, "plain": plain, "active": active})[0]
+        return forward(other, plain, active)[0]
+
+    def forward(other: Any, plain: Any, active: Any) -> tuple[list[Any], list[Any]]:
+        def run_slice(active: Any) -> tuple[list[Any], list[Any]]:
+            return run({"other": other, "plain": plain, "active": active})
+
+        return in_slices(run_slice, active, storage.num_slices)
 
     def call_fwd(*primals: Any) -> tuple[Any, Any]:
         is_wanted = _Flags(tuple(p.perturbed for p in primals[2]))
         key, other, plain, active = jax.tree.map(lambda p: p.value, primals)
         if not storage.names:  # else the compiler may make `active` from the named values again
             active = [compute_once(x) for x in active]
-        outs, named = run({"other": other, "plain": plain, "active": active})
+        outs, named = forward(other, plain, active)
         keys = iter(_split(key, len(active) + len(named)))
         kept_active = [_encode(storage.activation, x, next(keys)) for x in active]
         kept_named = [_encode(storage.named, x, next(keys)) for x in named]
@@ -138,7 +154,7 @@ def _with_backward(run: Callable[..., Any], storage: Storage) -> Callable[..., l
             return run(parts, named if storage.names else None)[0]
 
         wanted = [x for w, x in zip(is_wanted.values, plain, strict=True) if w]
-        d_wanted, d_active = jax.vjp(again, wanted, active)[1](cotangents)
+        d_wanted, d_active = pull_back(again, wanted, active, cotangents, storage.num_slices)
         lost = [storage.activation.is_lost(e) for e in kept_active]
         lost += [storage.named.is_lost(e) for e in kept_named]
         d_wanted, d_active = _poison((d_wanted, d_active), [x for x in lost if x is not None])

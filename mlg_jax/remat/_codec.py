@@ -74,22 +74,16 @@ class BitmapCodec(Codec):
             bitmap = pack(x, capacity=self.capacity)
             return bitmap, bitmap.is_overflown[None]
 
-        bitmap, is_lost = self._by_device(run, x)
+        bitmap, is_lost = _by_device(self.mesh, run, x)
         return _named(bitmap), is_lost
 
     def decode(self, encoded: Any, never: Array) -> Array:
         """`x`, where it fitted."""
-        return self._by_device(unpack, _tie_bits(encoded[0], never))
+        return _by_device(self.mesh, unpack, _tie_bits(encoded[0], never))
 
     def is_lost(self, encoded: Any) -> Array:
         """True if there were more non-zeros than room."""
         return jnp.any(encoded[1])
-
-    def _by_device(self, fn: Any, argument: Any) -> Any:
-        if self.mesh is None or self.mesh.size == 1:
-            return fn(argument)
-        parts = PartitionSpec(self.mesh.axis_names)
-        return jax.shard_map(fn, mesh=self.mesh, in_specs=parts, out_specs=parts)(argument)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +113,14 @@ class GroupCodec(Codec):
     Attributes:
         bits: 2, 4 or 8 an entry.
         group_size: entries that share a minimum and a step (8 bytes together).
+        mesh: as of `BitmapCodec`.
 
     Reference: https://arxiv.org/abs/2104.14129.
     """
 
     bits: int = 8
     group_size: int = 256
+    mesh: Mesh | None = None
     is_exact = False
     is_random = True
     is_packing = True
@@ -138,12 +134,16 @@ class GroupCodec(Codec):
 
     def encode(self, x: Array, key: Key | None) -> GroupCodes:
         """The codes of `x`."""
-        assert key is not None
-        return _named(quantize(x, self.bits, self.group_size, key))
+
+        def run(x: Array, key: Key) -> GroupCodes:
+            return quantize(x, self.bits, self.group_size, key)
+
+        return _named(_by_device(self.mesh, run, x, key))
 
     def decode(self, encoded: GroupCodes, never: Array) -> Array:
         """`x` up to one step of its group."""
-        return dequantize(encoded.replace(step=tie_if(encoded.step, never)))
+        codes = encoded.replace(step=tie_if(encoded.step, never))
+        return _by_device(self.mesh, dequantize, codes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,11 +153,13 @@ class BitmapGroupCodec(Codec):
     Attributes:
         capacity: share of the entries that may be non-zero, in (0, 1].
         bits, group_size: of the non-zeros.
+        mesh: as of `BitmapCodec`.
     """
 
     capacity: float = 0.75
     bits: int = 8
     group_size: int = 256
+    mesh: Mesh | None = None
     is_exact = False
     is_random = True
     is_packing = True
@@ -167,21 +169,31 @@ class BitmapGroupCodec(Codec):
         GroupCodec(self.bits, self.group_size)
 
     def encode(self, x: Array, key: Key | None) -> Any:
-        """Bitmap without values, and the codes of the values."""
-        assert key is not None
-        bitmap = pack(x, capacity=self.capacity)
-        codes = quantize(bitmap.values, self.bits, self.group_size, key)
-        return _named((dataclasses.replace(bitmap, values=jnp.zeros(0, x.dtype)), codes))
+        """Bitmap without values, the codes of the values, and whether it overflowed."""
+
+        def run(x: Array, key: Key) -> Any:
+            bitmap = pack(x, capacity=self.capacity)
+            codes = quantize(bitmap.values, self.bits, self.group_size, key)
+            empty = dataclasses.replace(bitmap, values=jnp.zeros(0, x.dtype))
+            return empty, codes, bitmap.is_overflown[None]
+
+        bitmap, codes, is_lost = _by_device(self.mesh, run, x, key)
+        return _named((bitmap, codes)), is_lost
 
     def decode(self, encoded: Any, never: Array) -> Array:
         """`x`, every non-zero up to one step of its group."""
-        bitmap, codes = encoded
-        values = dequantize(codes.replace(step=tie_if(codes.step, never)))
-        return unpack(_tie_bits(dataclasses.replace(bitmap, values=values), never))
+
+        def run(encoded: Any) -> Array:
+            bitmap, codes = encoded
+            return unpack(dataclasses.replace(bitmap, values=dequantize(codes)))
+
+        bitmap, codes = encoded[0]
+        codes = codes.replace(step=tie_if(codes.step, never))
+        return _by_device(self.mesh, run, (_tie_bits(bitmap, never), codes))
 
     def is_lost(self, encoded: Any) -> Array:
         """True if there were more non-zeros than room."""
-        return encoded[0].is_overflown
+        return jnp.any(encoded[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +207,22 @@ class HostCodec(Codec):
     def decode(self, encoded: Array, never: Array) -> Array:
         """`x` back on the device."""
         return tie_if(jax.device_put(encoded, jax.memory.Space.Device), never)
+
+
+def _by_device(mesh: Mesh | None, fn: Any, argument: Any, key: Key | None = None) -> Any:
+    """`fn(argument)`, or `fn(argument, key)`, of every device's own part of the leading axis."""
+    if mesh is None or mesh.size == 1:
+        return fn(argument) if key is None else fn(argument, key)
+    names = mesh.axis_names
+    parts = PartitionSpec(names)
+    if key is None:
+        return jax.shard_map(fn, mesh=mesh, in_specs=parts, out_specs=parts)(argument)
+
+    def run(argument: Any, key: Key) -> Any:
+        return fn(argument, jax.random.fold_in(key, lax.axis_index(names)))
+
+    specs = (parts, PartitionSpec())
+    return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=parts)(argument, key)
 
 
 def _largest(x: Array, count: int) -> Array:

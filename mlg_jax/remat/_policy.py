@@ -1,6 +1,7 @@
 """Named presets: which parts of a model are checkpointed, and how their residuals are stored."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from mlg_jax.remat._linen import lift_storage
 
 DENSITIES = "densities"  # the collection in which a model's activations report their density
 INPUT = "input"  # the name there of a piece that is a module of its own
+MAX_SLICES = 4  # of the batch, where a block's examples do not depend on each other
 STREAM = "quantize"  # the random stream of stochastic codecs
 
 MakeStorage = Callable[[float, Mesh | None], Storage]
@@ -55,7 +57,7 @@ def _bitmap_convs(capacity: float, mesh: Mesh | None) -> Storage:
 
 
 def _quantized(capacity: float, mesh: Mesh | None) -> Storage:
-    return Storage(GroupCodec(8))
+    return Storage(GroupCodec(8, mesh=mesh))
 
 
 PRESETS: dict[str, Piecewise] = {
@@ -106,23 +108,43 @@ class Policy:
         """Whether a batch can have more non-zeros than there is room for."""
         return PRESETS[self.preset].needs_capacity
 
-    def stem(self, fn: Piece, name: str = "stem") -> Piece:
-        """`fn(module, image)`, the first block: images are there anyway and stay as they are."""
+    def stem(self, fn: Piece, name: str = "stem", *, is_per_example: bool = False) -> Piece:
+        """`fn(module, image)`, the first block: images are there anyway and are not copied."""
         block = PRESETS[self.preset].block
-        return self._wrap(fn, name, None if block is None else _dense, is_sparse=False)
+        storage = None if block is None else _dense
+        return self._wrap(
+            fn, name, storage, is_sparse=False, is_per_example=is_per_example, is_given=True
+        )
 
-    def block(self, fn: Piece, name: str = "", *, is_sparse: bool = True) -> Piece:
+    def block(
+        self,
+        fn: Piece,
+        name: str = "",
+        *,
+        is_sparse: bool = True,
+        is_per_example: bool = False,
+    ) -> Piece:
         """`fn(module, x)`, a block of a model: a few units with their shortcut.
 
-        What is not `is_sparse` (the result of no ReLU) gets room for all entries.
+        What is not `is_sparse` (the result of no ReLU) gets room for all entries. What is
+        `is_per_example` (no norms) is computed again in slices of the batch.
         """
-        return self._wrap(fn, name, PRESETS[self.preset].block, is_sparse)
+        storage = PRESETS[self.preset].block
+        return self._wrap(fn, name, storage, is_sparse, is_per_example)
 
     def unit(self, fn: Piece, name: str = "", *, is_sparse: bool = True) -> Piece:
         """`fn(module, x)`, a unit of a model: convolution, norm and activation."""
         return self._wrap(fn, name, PRESETS[self.preset].unit, is_sparse)
 
-    def _wrap(self, fn: Piece, name: str, storage: MakeStorage | None, is_sparse: bool) -> Piece:
+    def _wrap(
+        self,
+        fn: Piece,
+        name: str,
+        storage: MakeStorage | None,
+        is_sparse: bool,
+        is_per_example: bool = False,
+        is_given: bool = False,
+    ) -> Piece:
         if storage is None:
             return fn
         capacities = dict(self.capacities)
@@ -136,7 +158,12 @@ class Policy:
                     _report_density(module, name, x)
                 return fn(module, x)
             capacity = capacities.get(piece, self.capacity) if is_sparse else 1.0
-            return lift_storage(fn, storage(capacity, self.mesh), stream=STREAM)(module, x)
+            stored = storage(capacity, self.mesh)
+            has_statistics = bool(module.variables.get("batch_stats"))
+            if is_per_example and not (has_statistics or stored.names or self.mesh):
+                stored = dataclasses.replace(stored, num_slices=math.gcd(len(x), MAX_SLICES))
+            activations = () if is_given and stored.num_slices == 1 else (-1,)
+            return lift_storage(fn, stored, activations=activations, stream=STREAM)(module, x)
 
         return run
 

@@ -48,6 +48,7 @@ class Task:
         recalibrate: called with the state and the batch after every exact step; returns the
             `loss_fn` to go on with, or None to keep the present one. It must not keep the state's
             arrays, whose memory the next step reuses.
+        follow: the same, called at the end of every epoch but the last, with its last batch.
         is_trainable: from a parameter's name ("block/kernel") to whether it is trained; None: all
             are. The others stay as they are, and nothing is differentiated with respect to them.
 
@@ -62,6 +63,7 @@ class Task:
     eval_loss_fn: LossFn | None = None
     exact_loss_fn: LossFn | None = None
     recalibrate: Callable[[TrainState, Any], LossFn | None] | None = None
+    follow: Callable[[TrainState, Any], LossFn | None] | None = None
     is_trainable: TrainableRule | None = None
 
     def __post_init__(self) -> None:
@@ -220,6 +222,8 @@ class _Run:
                 self._account(self._settle(report, batch), batch)
                 if not is_last:
                     self._between_steps(epoch, stop, writer)
+                elif epoch + 1 < self._spec.num_epochs:
+                    self._change_loss(self._task.follow, batch)
                 batch = following
 
     def _next_batch(self, batches: Iterator[Any], epoch: int, index: int) -> Any:
@@ -239,11 +243,15 @@ class _Run:
         if bool(report.is_overflow):
             self._state, report = self._exact_step(self._state, batch)
         self._raise_if_broken()
-        if self._task.recalibrate is not None:
-            loss_fn = self._task.recalibrate(self._state, batch)
-            if loss_fn is not None:
-                self._train_step, self._is_compiled = self._compile_fast(loss_fn), False
+        self._change_loss(self._task.recalibrate, batch)
         return report
+
+    def _change_loss(
+        self, choose: Callable[[TrainState, Any], LossFn | None] | None, batch: Any
+    ) -> None:
+        loss_fn = None if choose is None else choose(self._state, batch)
+        if loss_fn is not None:
+            self._train_step, self._is_compiled = self._compile_fast(loss_fn), False
 
     def _account(self, report: StepReport, batch: Any) -> None:
         num_examples = jax.tree.leaves(batch)[0].shape[0]

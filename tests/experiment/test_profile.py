@@ -79,6 +79,7 @@ def test_only_the_profile_is_written(profiled):
     pictures = {
         "storage.png",
         *(f"residuals_{name}.png" for name in NETWORKS),
+        *(f"densities_{name}.png" for name in NETWORKS),
         *(f"sweep_{name}_{label}.png" for name in NETWORKS for label in ("none", POLICY)),
     }
     files = {path.name for path in (work_dir / "profile").iterdir()}

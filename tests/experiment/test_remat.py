@@ -1,5 +1,7 @@
 """`config.remat` through the training of a stage."""
 
+import typing
+
 import jax
 import numpy as np
 import pytest
@@ -39,6 +41,11 @@ def gradient(loss_fn, variables):
     return step(variables["params"], next(batches()))
 
 
+class _State(typing.NamedTuple):
+    params: dict
+    model_state: dict
+
+
 def is_finite(tree):
     return all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree))
 
@@ -53,6 +60,23 @@ def test_fixed_capacity_overflows_and_the_exact_loss_does_not():
     training, variables = prepared(policy="bitmap_blocks", capacity=0.2)
     assert not is_finite(gradient(training.loss_fn, variables))
     assert is_finite(gradient(training.exact_loss_fn, variables))
+
+
+def test_capacities_follow_densities_both_ways():
+    training, variables = prepared(policy="bitmap_blocks")
+    model_state = {"batch_stats": variables["batch_stats"]}
+    measured = training.policy.capacities
+    assert training.follow(_State(variables["params"], model_state), next(batches())) is None
+    # A norm whose bias is far below zero leaves almost nothing after its ReLU.
+    params = jax.tree.map(lambda p: p, variables["params"])
+    params["stage1_block1"]["norm2"]["bias"] -= 3.0
+    assert training.follow(_State(params, model_state), next(batches())) is not None
+    pairs = zip(measured, training.policy.capacities, strict=True)
+    fell = {name for (name, old), (_, new) in pairs if new < old}
+    assert fell
+    assert training.follow(_State(variables["params"], model_state), next(batches())) is not None
+    rose = dict(training.policy.capacities)
+    assert all(rose[name] >= 0.9 * dict(measured)[name] for name in fell)
 
 
 @pytest.mark.parametrize("policy", ["none", "blocks", "quantized_blocks"])

@@ -14,6 +14,8 @@ from mlg_jax.config import parse_config
 from mlg_jax.experiment._run import _Experiment
 from mlg_jax.experiment._tasks import classification_loss
 from mlg_jax.experiment._transfer import model_to_train, trainable_rule, transferred
+from mlg_jax.export import to_torch, write_torch
+from mlg_jax.layers import layer_records
 from mlg_jax.memory import list_residuals
 from mlg_jax.models import MODELS, create_model
 from mlg_jax.models._blocks import BasicBlock
@@ -77,6 +79,37 @@ def test_the_same_number_of_classes_takes_all(tmp_path):
         np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
+def tiny_model(num_classes):
+    return create_model("tiny", num_classes=num_classes, width=0.125, stem="imagenet")
+
+
+def test_files_of_pytorch_are_checkpoints_too(tmp_path):
+    path, source = tmp_path / "source.safetensors", fresh(5, seed=1)
+    write_torch(path, to_torch(layer_records(tiny_model(5)), source))
+    save(tmp_path / "checkpoints", source)
+    for num_classes in (3, 5):
+        start, model = fresh(num_classes), tiny_model(num_classes)
+        expected = flat(transferred(tmp_path / "checkpoints", start))
+        got = flat(transferred(path, start, model, (1, 8, 8, 3)))
+        assert got.keys() == expected.keys()
+        for name, value in got.items():
+            np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+@pytest.mark.bad_input
+def test_files_that_do_not_fit(tmp_path):
+    path, model = tmp_path / "source.safetensors", tiny_model(3)
+    with pytest.raises(
+        train.CheckpointError, match="`init_checkpoint` must hold this network, .*No"
+    ):
+        transferred(path, fresh(3), model)
+    write_torch(path, {"fc.weight": np.zeros((2, 8))})
+    with pytest.raises(
+        train.CheckpointError, match=r"got .*source.safetensors: .* missing: fc.bias"
+    ):
+        transferred(path, fresh(3), model)
+
+
 @pytest.mark.bad_input
 def test_another_network_is_refused_by_name(tmp_path):
     save(tmp_path, fresh(3, width=0.25))
@@ -110,9 +143,10 @@ def test_rules_choose_by_name():
     assert chosen("biases") == classifier | {f"{name}/bias" for name in norms}
 
 
-def loss_of_parts(trainable):
+def loss_of_parts(trainable, remat=None):
     """The loss as a function of the two parts, state, image and label; and its arguments."""
-    model = model_to_train(create_model("resnet10", num_classes=10, width=0.25), trainable)
+    model = create_model("resnet10", num_classes=10, width=0.25, remat=remat)
+    model = model_to_train(model, trainable)
     image = jax.ShapeDtypeStruct((32, 32, 32, 3), jnp.float32)
     label = jax.ShapeDtypeStruct((32,), jnp.int32)
     state = dict(jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), image))
@@ -125,9 +159,9 @@ def loss_of_parts(trainable):
     return loss, (trained, frozen, state, image, label)
 
 
-def kept_activations(trainable):
+def kept_activations(trainable, remat=None):
     """What is kept for the part that trains, `{dtype: bytes}`, traced only."""
-    loss, args = loss_of_parts(trainable)
+    loss, args = loss_of_parts(trainable, remat)
     kept = collections.Counter()
     for row in list_residuals(loss, *args, argnums=0):
         if row.kind == "activation":
@@ -143,6 +177,12 @@ def test_frozen_parts_keep_no_residuals_they_do_not_need():
     # Words of 32 channels: the stages of 16 channels fill half of theirs.
     assert biases["bool"] == 0 and biases["uint32"] < 2 * whole["bool"] // 8
     assert classifier.total() < biases.total() < 0.03 * whole.total()
+
+
+@pytest.mark.parametrize("remat", ["convs", "blocks", "bitmap_units", "quantized_blocks"])
+def test_frozen_blocks_under_a_policy_keep_nothing(remat):
+    """Nothing in them is differentiated, so that no policy has anything to store."""
+    assert kept_activations("classifier", remat).total() < 2 * 32 * 128 * 4
 
 
 def test_the_compiled_gradient_takes_less_memory_too():

@@ -49,13 +49,13 @@ def batches(epoch, start):
         yield {"x": x, "y": rng.normal(size=(16, 12)).astype(np.float32)}
 
 
-def run(loss_fn, **options):
+def run(loss_fn, num_epochs=1, **options):
     rng = np.random.default_rng(0)
     params = {k: rng.normal(size=(12, 12)).astype(np.float32) / 3 for k in ("in", "out")}
     options = {"exact_loss_fn": make_loss(1.0), **options}
     task = Task(loss_fn=loss_fn, batches=batches, steps_per_epoch=NUM_STEPS, **options)
     spec = TrainSpec(
-        num_epochs=1,
+        num_epochs=num_epochs,
         optimizer=OptimizerSpec(name="adamw"),
         schedule=ScheduleSpec(name="constant", learning_rate=0.01),
     )
@@ -87,6 +87,19 @@ def test_recalibration_makes_room():
 
     state = run(make_loss(0.7), recalibrate=recalibrate)
     assert calls == [1.0] and state.num_overflows == 1
+
+
+def test_the_loss_may_change_after_every_epoch_but_the_last():
+    calls = []
+
+    def follow(state, batch):
+        calls.append((int(state.step), float(jnp.mean(batch["x"] != 0))))
+        return make_loss(1.0)
+
+    state = run(make_loss(0.7), follow=follow, num_epochs=3)
+    last = next(batches(0, NUM_STEPS - 1))["x"]
+    assert calls == [(NUM_STEPS * i, np.mean(last != 0, dtype=np.float32)) for i in (1, 2)]
+    assert state.num_overflows == len(DENSE_STEPS)  # of the first epoch only
 
 
 def test_without_an_exact_loss_it_stops():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mlg_jax.memory import (
+    NUM_BINS,
     densities_to_markdown,
     init_densities,
     summarize_densities,
@@ -38,6 +39,8 @@ def assert_rows(rows, names, columns, num_batches, rtol=1e2 * ELEMENTWISE):
         expected = (column.mean(), column.std(), column.min(), column.max())
         np.testing.assert_allclose(actual, expected, rtol=rtol)
         assert row.num_batches == num_batches
+        counts, _ = np.histogram(column, bins=NUM_BINS, range=(0, 1))
+        assert row.histogram == tuple(counts)
 
 
 @pytest.mark.parametrize("num_batches", [1, 2, 400])
@@ -72,6 +75,13 @@ def test_nan_is_seen():
     stats = update_densities(init_densities(["a", "b"]), {"a": jnp.nan, "b": 0.5})
     first, second = summarize_densities(stats)
     assert np.isnan(first.mean) and np.isnan(first.minimum) and second.mean == 0.5
+    assert sum(first.histogram) == 0 and sum(second.histogram) == 1
+
+
+def test_full_and_empty_are_in_the_outer_bins():
+    stats = update_densities(init_densities(["a", "b"]), {"a": 1.0, "b": 0.0})
+    first, second = summarize_densities(stats)
+    assert first.histogram[-1] == second.histogram[0] == 1
 
 
 def test_table():

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from mlg_jax._tie import after, cotangent_once
 from mlg_jax._types import Array
+from mlg_jax.models._units import run_unit
 from mlg_jax.remat import NO_REMAT, Policy
 
 ModuleFactory = Callable[..., Any]  # makes a module, called as module(x, train=train)
@@ -38,7 +39,7 @@ class BasicBlock(nn.Module):
     channels: int
     strides: tuple[int, int]
     conv: ModuleFactory
-    norm: ModuleFactory
+    norm: ModuleFactory | None
     act: Callable[[Array], Array]
     remat: Policy = NO_REMAT
     expansion = 1
@@ -46,8 +47,8 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """`[N, H, W, C]` to `[N, H', W', channels]`."""
-        y = conv_norm(self, 1, x, train, self.channels, act=self.act, strides=self.strides)
-        y = conv_norm(self, 2, y, train, self.channels)
+        y = _unit(self, 1, x, train, self.channels, act=self.act, strides=self.strides)
+        y = _unit(self, 2, y, train, self.channels)
         return self.act(cotangent_once(y + _shortcut(self, x, y, train)))
 
 
@@ -60,7 +61,7 @@ class BottleneckBlock(nn.Module):
     channels: int
     strides: tuple[int, int]
     conv: ModuleFactory
-    norm: ModuleFactory
+    norm: ModuleFactory | None
     act: Callable[[Array], Array]
     remat: Policy = NO_REMAT
     expansion = 4
@@ -68,39 +69,32 @@ class BottleneckBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """`[N, H, W, C]` to `[N, H', W', 4 channels]`."""
-        y = conv_norm(self, 1, x, train, self.channels, act=self.act, window=(1, 1))
-        y = conv_norm(self, 2, y, train, self.channels, act=self.act, strides=self.strides)
-        y = conv_norm(self, 3, y, train, 4 * self.channels, window=(1, 1))
+        y = _unit(self, 1, x, train, self.channels, act=self.act, window=(1, 1))
+        y = _unit(self, 2, y, train, self.channels, act=self.act, strides=self.strides)
+        y = _unit(self, 3, y, train, 4 * self.channels, window=(1, 1))
         return self.act(cotangent_once(y + _shortcut(self, x, y, train)))
 
 
-def conv_norm(
-    block: nn.Module,
-    label: int | str,
-    x: Array,
-    train: bool,
-    channels: int,
-    act: Callable[[Array], Array] | None = None,
-    **options: Any,
-) -> Array:
+def _unit(block: Any, label: int, x: Array, train: bool, channels: int, **options: Any) -> Array:
     """One unit in the block's scope, layers `conv<label>` and `norm<label>`."""
-
-    def unit(block: nn.Module, x: Array) -> Array:
-        y = block.conv(channels, name=f"conv{label}", **options)(x, train=train)
-        y = block.norm(name=f"norm{label}")(y, train=train)
-        return y if act is None else act(y)
-
-    return block.remat.unit(unit, f"unit{label}")(block, x)
+    names = (f"conv{label}", f"norm{label}")
+    return run_unit(
+        block, x, f"unit{label}", features=channels, names=names, train=train, **options
+    )
 
 
 def _shortcut(block: BasicBlock | BottleneckBlock, x: Array, y: Array, train: bool) -> Array:
     """`x`, or where the shape changes its 1 x 1 convolution and norm."""
     if x.shape == y.shape:
         return x
-
-    def unit(block: nn.Module, x: Array) -> Array:
-        conv = block.conv(y.shape[-1], window=(1, 1), strides=block.strides, name="shortcut_conv")
-        return block.norm(name="shortcut_norm")(conv(x, train=train), train=train)
-
     # One branch after the other, in the backward pass too: each has its own working memory.
-    return block.remat.unit(unit, "shortcut")(block, after(x, y))
+    return run_unit(
+        block,
+        after(x, y),
+        "shortcut",
+        features=y.shape[-1],
+        names=("shortcut_conv", "shortcut_norm"),
+        train=train,
+        window=(1, 1),
+        strides=block.strides,
+    )

@@ -13,8 +13,8 @@ def conv_norm_act(
     *,
     features: int,
     names: tuple[str, str],
-    act: Callable[[Array], Array] | None,
     train: bool,
+    act: Callable[[Array], Array] | None = None,
     **options: Any,
 ) -> Array:
     """`act(norm(conv(x)))`, made of the module's factories in its own scope.

@@ -37,6 +37,7 @@ class AlexNet(nn.Module):
             features of 3 x 3; the rest is the same).
         width: factor on every channel count, the hidden layers' too.
         remat: what is kept for the backward pass; what lies between two poolings is a block.
+        spec: the `ModelSpec` that it was made from; None: made by hand.
 
     Random streams: `dropout`, in training (0.5 before each hidden layer).
 
@@ -51,6 +52,7 @@ class AlexNet(nn.Module):
     stem: str = "cifar"
     width: float = 1.0
     remat: Policy = NO_REMAT
+    spec: Any = None
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -75,7 +77,9 @@ class AlexNet(nn.Module):
                 **options,
             )
             wrap = self.remat.stem if index == 1 else self.remat.block
-            x = wrap(lambda stage, x: stage(x, train=train), "")(stage, x)
+            alone = self.norm is None
+            run = wrap(lambda stage, x: stage(x, train=train), "", is_per_example=alone)
+            x = run(stage, x)
         x = flatten_channels_first(adaptive_mean_pool(x, GRID_SIZES[self.stem]))
         for index in (1, 2):
             x = dropout(self, x, DROPOUT_RATE, name=f"dropout{index}", train=train)

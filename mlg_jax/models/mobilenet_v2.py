@@ -92,6 +92,7 @@ class MobileNetV2(nn.Module):
         width: factor on every channel count, rounded to a multiple of 8, at least 8, and up where
             that would take more than a tenth; the last 1280 channels never become fewer.
         remat: what is kept for the backward pass; an inverted residual is a block.
+        spec: the `ModelSpec` that it was made from; None: made by hand.
 
     Random streams: `dropout`, in training (0.2 before the classifier).
 
@@ -106,6 +107,7 @@ class MobileNetV2(nn.Module):
     stem: str = "cifar"
     width: float = 1.0
     remat: Policy = NO_REMAT
+    spec: Any = None
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:

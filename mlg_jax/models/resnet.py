@@ -1,6 +1,7 @@
 """Residual networks for CIFAR and ImageNet."""
 
 from collections.abc import Callable
+from typing import Any
 
 from flax import linen as nn
 
@@ -8,6 +9,7 @@ from mlg_jax._checks import check_choice, check_floating
 from mlg_jax._types import Array
 from mlg_jax.layers import global_mean_pool, max_pool
 from mlg_jax.models._blocks import BasicBlock, BottleneckBlock, ModuleFactory
+from mlg_jax.models._units import conv_norm_act
 from mlg_jax.remat import NO_REMAT, Policy
 
 STEMS = ("cifar", "imagenet")
@@ -24,8 +26,10 @@ class ResNet(nn.Module):
         stem: `cifar` (3 x 3, stride 1, classifier without bias) or `imagenet` (7 x 7, stride 2,
             3 x 3 max-pooling with stride 2, classifier with bias).
         base_channels: channels of the stem and the first stage; doubled by every later stage.
-        conv, dense, norm, act: factories of the layers, and the activation function.
+        conv, dense, norm, act: factories of the layers, and the activation function; norm None
+            gives the convolutions biases instead.
         remat: what the blocks keep for the backward pass.
+        spec: the `ModelSpec` that it was made from; None: made by hand.
 
     Reference: https://arxiv.org/abs/1512.03385.
     """
@@ -35,11 +39,12 @@ class ResNet(nn.Module):
     num_classes: int
     conv: ModuleFactory
     dense: ModuleFactory
-    norm: ModuleFactory
+    norm: ModuleFactory | None
     act: Callable[[Array], Array] = nn.relu
     remat: Policy = NO_REMAT
     stem: str = "cifar"
     base_channels: int = 64
+    spec: Any = None
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -75,9 +80,14 @@ class ResNet(nn.Module):
         return classifier(features, train=train)
 
     def _stem(self, x: Array, train: bool) -> Array:
-        if self.stem == "cifar":
-            x = self.conv(self.base_channels, name="stem_conv")(x, train=train)
-            return self.act(self.norm(name="stem_norm")(x, train=train))
-        conv = self.conv(self.base_channels, window=(7, 7), strides=(2, 2), name="stem_conv")
-        x = self.act(self.norm(name="stem_norm")(conv(x, train=train), train=train))
-        return max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        options = {} if self.stem == "cifar" else {"window": (7, 7), "strides": (2, 2)}
+        x = conv_norm_act(
+            self,
+            x,
+            features=self.base_channels,
+            names=("stem_conv", "stem_norm"),
+            act=self.act,
+            train=train,
+            **options,
+        )
+        return x if self.stem == "cifar" else max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))

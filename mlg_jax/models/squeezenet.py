@@ -94,6 +94,7 @@ class SqueezeNet(nn.Module):
             stride 1, padded, no pooling; the rest is the same, its last features are 8 x 8).
         width: factor on every channel count.
         remat: what is kept for the backward pass; a fire module is a block.
+        spec: the `ModelSpec` that it was made from; None: made by hand.
 
     Random streams: `dropout`, in training (0.5 before the classifier).
 
@@ -108,6 +109,7 @@ class SqueezeNet(nn.Module):
     stem: str = "cifar"
     width: float = 1.0
     remat: Policy = NO_REMAT
+    spec: Any = None
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -118,7 +120,9 @@ class SqueezeNet(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Logits of `x`, `[N, H, W, C]`, floating, normalised, at least 17 x 17 (cifar: 4)."""
         check_images(x, self.stem, MIN_SIZES.get(self.stem, 1))
-        x = self.remat.stem(functools.partial(_stem, train=train))(self, x)
+        alone = self.norm is None
+        stem = functools.partial(_stem, train=train)
+        x = self.remat.stem(stem, is_per_example=alone)(self, x)
         for name, (squeeze, expand) in FIRES.items():
             fire = Fire(
                 squeeze=scaled(squeeze, self.width),
@@ -129,7 +133,8 @@ class SqueezeNet(nn.Module):
                 remat=self.remat,
                 name=name,
             )
-            x = self.remat.block(lambda fire, x: fire(x, train=train))(fire, x)
+            run = self.remat.block(lambda fire, x: fire(x, train=train), is_per_example=alone)
+            x = run(fire, x)
             if name in POOLED:
                 x = _max_pool(x)
         x = dropout(self, x, DROPOUT_RATE, name="dropout", train=train)

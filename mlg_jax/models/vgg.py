@@ -1,6 +1,7 @@
 """VGG networks for CIFAR and ImageNet."""
 
 from collections.abc import Callable
+from typing import Any
 
 from flax import linen as nn
 
@@ -32,6 +33,7 @@ class VGG(nn.Module):
             over positions, one dense layer, no dropout.
         width: factor on every channel count, the hidden layers' too.
         remat: what is kept for the backward pass; a stage is a block.
+        spec: the `ModelSpec` that it was made from; None: made by hand.
 
     Random streams: `dropout`, in training with stem `imagenet`.
 
@@ -42,11 +44,12 @@ class VGG(nn.Module):
     num_classes: int
     conv: ModuleFactory
     dense: ModuleFactory
-    norm: ModuleFactory
+    norm: ModuleFactory | None
     act: Callable[[Array], Array] = nn.relu
     stem: str = "cifar"
     width: float = 1.0
     remat: Policy = NO_REMAT
+    spec: Any = None
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -59,17 +62,20 @@ class VGG(nn.Module):
         check_images(x, self.stem, MIN_SIZE)
         sizes = zip(self.stage_sizes, STAGE_CHANNELS, strict=True)
         for index, (num_convs, channels) in enumerate(sizes, 1):
+            norm = self.norm if self.stem == "cifar" else None
             stage = PlainStage(
                 features=(scaled(channels, self.width),) * num_convs,
                 conv=self.conv,
-                norm=self.norm if self.stem == "cifar" else None,
+                norm=norm,
                 act=self.act,
                 takes_image=index == 1,
                 remat=self.remat,
                 name=f"stage{index}",
             )
             wrap = self.remat.stem if index == 1 else self.remat.block
-            x = wrap(lambda stage, x: stage(x, train=train), "")(stage, x)
+            alone = norm is None
+            run = wrap(lambda stage, x: stage(x, train=train), "", is_per_example=alone)
+            x = run(stage, x)
         features = global_mean_pool(x) if self.stem == "cifar" else self._hidden(x, train)
         return self.dense(self.num_classes, name="classifier")(features, train=train)
 

@@ -255,13 +255,13 @@ class Recorder:
 
     pieces: list
 
-    def stem(self, fn, name="stem"):
+    def stem(self, fn, name="stem", **_):
         return self._noting("stem", fn, name)
 
-    def block(self, fn, name="", *, is_sparse=True):
+    def block(self, fn, name="", **_):
         return self._noting("block", fn, name)
 
-    def unit(self, fn, name="", *, is_sparse=True):
+    def unit(self, fn, name="", **_):
         return self._noting("unit", fn, name)
 
     def _noting(self, kind, fn, name):

@@ -1,67 +1,43 @@
 """The whole network against the original's float64 numbers, its shapes, dtypes and stems."""
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
 from mlg_jax import GenerationSpec, create_model
+from mlg_jax.export import from_torch
 from mlg_jax.layers import layer_records, total_penalty
 from mlg_jax.models import BasicBlock, BottleneckBlock
-from tests._models import tiny_resnet
+from tests._models import tiny_resnet, variable_shapes
 from tests._tolerances import X64, relative_error
 
 PAPER = GenerationSpec.from_bits(2, 44, 3, 6, 3)
 
 
-def ours(name):
-    """Our path of a PyTorch module's name."""
-    parts = name.split(".")
-    if parts[0] in ("conv1", "bn1"):
-        return ({"conv1": "stem_conv", "bn1": "stem_norm"}[parts[0]],)
-    if parts[0] == "linear":
-        return ("classifier",)
-    stage, block = parts[0].removeprefix("layer"), int(parts[1]) + 1
-    layer = {
-        "conv1": "conv1",
-        "conv2": "conv2",
-        "bn1": "norm1",
-        "bn2": "norm2",
-        "shortcut": "shortcut_norm" if parts[-1] == "1" else "shortcut_conv",
-    }[parts[2]]
-    return (f"stage{stage}_block{block}", layer)
+NUMBERS = ("x", "labels", "logits_eval", "logits_train", "loss_ce", "loss_ortho")
 
 
-def convert(name, array, *, is_norm):
-    """One PyTorch array as (collection, path, value)."""
-    module, _, leaf = name.rpartition(".")
-    path = ours(module)
-    if leaf.startswith("running_"):
-        return "batch_stats", (*path, leaf.removeprefix("running_")), array
-    if leaf == "basis":
-        return "params", (*path, "basis"), array.reshape(*array.shape[:2], -1)
-    if leaf == "weight":
-        new = (*path, "scale" if is_norm else "kernel")
-        return "params", new, array if is_norm else array.T
-    return "params", (*path, leaf), array
+def flat(variables):
+    return traverse_util.flatten_dict(variables, sep="/")
+
+
+def imported(state):
+    """The original's state dict as our variables, in float64."""
+    model = create_model("resnet18", num_classes=10, generation=PAPER)
+    shapes = variable_shapes(model)
+    template = jax.tree.map(lambda s: np.empty(s.shape, np.float64), shapes)
+    return from_torch(state, layer_records(model), template)
 
 
 @pytest.fixture
 def original(reference):
     """The reference file, its parameters as our variables, in float64."""
     numbers = reference("resnet18_2_44_3_6_3")
-    extra = ("x", "labels", "logits_eval", "logits_train", "loss_ce", "loss_ortho")
-    flat = {"params": {}, "batch_stats": {}}
-    for name, array in numbers.items():
-        if name in extra or name.startswith(("after/", "grad/")):
-            continue
-        is_norm = array.ndim == 1
-        collection, path, value = convert(name, array, is_norm=is_norm)
-        flat[collection][path] = value.astype(np.float64)
-    variables = {c: flax.traverse_util.unflatten_dict(tree) for c, tree in flat.items()}
-    return numbers, variables
+    state = {k: v for k, v in numbers.items() if k not in NUMBERS and "/" not in k}
+    return numbers, state
 
 
 def make_model(dtype):
@@ -69,7 +45,8 @@ def make_model(dtype):
 
 
 def test_resnet18_matches_the_original_in_float64(x64, original):
-    numbers, variables = original
+    numbers, state = original
+    variables = imported(state)
     model = make_model(jnp.float64)
     x = jnp.asarray(numbers["x"].transpose(0, 2, 3, 1), jnp.float64)
     logits = jax.jit(model.apply)(variables, x)
@@ -91,25 +68,22 @@ def test_resnet18_matches_the_original_in_float64(x64, original):
     assert relative_error(logits, numbers["logits_train"]) <= X64
     assert relative_error(ce, numbers["loss_ce"]) <= X64
     assert relative_error(ortho, numbers["loss_ortho"]) <= X64
-    num_stats = num_gradients = 0
-    stats = flax.traverse_util.flatten_dict(stats)
-    gradients = flax.traverse_util.flatten_dict(gradients)
-    for name, array in numbers.items():
-        kind, _, rest = name.partition("/")
-        if kind == "after":
-            _, path, value = convert(rest, array, is_norm=True)
-            assert relative_error(stats[path], value) <= X64, rest
-            num_stats += 1
-        elif kind == "grad":
-            _, path, value = convert(rest, array, is_norm=False)
-            assert relative_error(gradients[path], value) <= X64, rest
-            num_gradients += 1
-    assert (num_stats, num_gradients) == (40, 11)
+    for kind, actual, count in [
+        ("after", {"batch_stats": stats}, 40),
+        ("grad", {"params": gradients}, 11),
+    ]:
+        given = {k.split("/")[1]: v for k, v in numbers.items() if k.startswith(f"{kind}/")}
+        assert len(given) == count
+        before, after = (flat(imported({**state, **new})) for new in ({}, given))
+        changed = [path for path in after if not np.array_equal(before[path], after[path])]
+        assert len(changed) == count
+        for path in changed:
+            assert relative_error(flat(actual)[path], after[path]) <= X64, path
 
 
 def test_resnet18_in_float32_is_near_the_float64_logits(original):
-    numbers, variables = original
-    variables = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), variables)
+    numbers, state = original
+    variables = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), imported(state))
     x = jnp.asarray(numbers["x"].transpose(0, 2, 3, 1), jnp.float32)
     logits = jax.jit(make_model(None).apply)(variables, x)
     low = jax.jit(make_model(jnp.bfloat16).apply)(variables, x)

@@ -131,9 +131,42 @@ def factors_first(
     Reverse mode only, to any order.
     """
 
+    def run(factors: Any, x: Array) -> Array:
+        return fn(tie(factors, to=x) if is_waiting else factors, x)
+
+    def backward(factors: Any, x: Array, cotangent: Array) -> tuple[Any, Array]:
+        factors = tie(factors, to=cotangent) if is_waiting else factors
+        x = tie(x, to=cotangent)
+        d_factors = jax.vjp(lambda factors: fn(factors, x), factors)[1](cotangent)[0]
+        factors = tie(factors, to=d_factors)
+        return d_factors, *jax.vjp(lambda x: fn(factors, x), x)[1](cotangent)
+
+    def backward_to_input(factors: Any, shape: "_Shape", cotangent: Array) -> Array:
+        factors = tie(factors, to=cotangent) if is_waiting else factors
+        zeros = jnp.zeros(shape.shape, shape.dtype)
+        return jax.vjp(lambda x: fn(factors, x), zeros)[1](cotangent)[0]
+
+    return keep_inputs(run, backward, backward_to_input)
+
+
+def keep_inputs(
+    fn: Callable[[Any, Array], Array],
+    backward: Callable[[Any, Array, Array], tuple[Any, Array]],
+    backward_to_input: Callable[[Any, Any, Array], Array],
+) -> Callable[[Any, Array], Array]:
+    """`fn(factors, x)`, linear in x, with a backward pass that starts from what `fn` was given.
+
+    Forward: `fn(factors, x)`.
+    Backward: `backward(factors, x, cotangent)` -> cotangents of both; where no factor is
+    differentiated `backward_to_input(factors, shape, cotangent)` -> that of x alone, `shape` being
+    what has the shape and dtype of x.
+    Residuals: `factors`, and `x` if a factor is differentiated; else only its shape.
+    Reverse mode only, to any order that the backward passes allow.
+    """
+
     @jax.custom_vjp
     def call(factors: Any, x: Array) -> Array:
-        return fn(tie(factors, to=x) if is_waiting else factors, x)
+        return fn(factors, x)
 
     def call_fwd(factors: Any, x: Any) -> tuple[Array, tuple[Any, ...]]:
         is_frozen = not any(leaf.perturbed for leaf in jax.tree.leaves(factors, is_leaf=_is_primal))
@@ -145,15 +178,10 @@ def factors_first(
         factors, x = residuals
         if isinstance(cotangent, SymbolicZero):
             cotangent = jnp.zeros(cotangent.shape, cotangent.dtype)
-        factors = tie(factors, to=cotangent) if is_waiting else factors
         if isinstance(x, _Shape):
             d_factors = jax.tree.map(jnp.zeros_like, factors)
-            x = jnp.zeros(x.shape, x.dtype)
-        else:
-            x = tie(x, to=cotangent)
-            d_factors = jax.vjp(lambda factors: fn(factors, x), factors)[1](cotangent)[0]
-            factors = tie(factors, to=d_factors)
-        return d_factors, *jax.vjp(lambda x: fn(factors, x), x)[1](cotangent)
+            return d_factors, backward_to_input(factors, x, cotangent)
+        return backward(factors, x, cotangent)
 
     call.defvjp(call_fwd, call_bwd, symbolic_zeros=True)
     return call

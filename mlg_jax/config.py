@@ -11,7 +11,7 @@ import ml_collections
 
 from mlg_jax._checks import check_choice, check_instance, check_integer, check_real
 from mlg_jax.data import DataSpec
-from mlg_jax.generation import GenerationSpec, ProjectionSpec
+from mlg_jax.generation import EXECUTIONS, GenerationSpec, ProjectionSpec
 from mlg_jax.models import MODELS
 from mlg_jax.quant import QuantSpec, recommended_ratio
 from mlg_jax.remat import PRESETS
@@ -60,6 +60,8 @@ class GenerationConfig:
         scheme: the factors' quantiser.
         ratio: share of entries rounded in training: a number in (0, 1] or `recommended`.
         init: `fan_out` or `variance`; where the student starts without a projection.
+        execution: how generated kernels are applied: `auto`, `generate`, `factored_out` or
+            `factored`; the same function in every case.
     """
 
     base_in: int
@@ -72,9 +74,11 @@ class GenerationConfig:
     scheme: str = "dorefa_sym"
     ratio: float | str = 1.0
     init: str = "fan_out"
+    execution: str = "auto"
 
     def __post_init__(self) -> None:
         assert self.spec  # its own checks
+        check_choice("execution", self.execution, EXECUTIONS)
 
     @property
     def spec(self) -> GenerationSpec:
@@ -100,8 +104,9 @@ class TeacherConfig:
         train: the loop.
         checkpoint: directory of checkpoints to take the teacher from; None trains it.
         label_smoothing: in [0, 1).
-        init_checkpoint: directory of checkpoints to start training from, those of a network that
-            may have another number of classes; None starts from random values.
+        init_checkpoint: directory of checkpoints to start training from, or a file with a PyTorch
+            state dict, of a network that may have another number of classes; None starts from
+            random values.
         trainable: `all`; `biases` (those of layers and norms, and the classifier); `classifier`.
             With either of the latter, norms use their running statistics, which stay as they are.
     """

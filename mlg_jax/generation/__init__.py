@@ -2,10 +2,17 @@
 
 from mlg_jax.generation._apply import apply_built as apply_built
 from mlg_jax.generation._apply import convolve as convolve
+from mlg_jax.generation._apply import convolve_as as convolve_as
 from mlg_jax.generation._apply import from_layout as from_layout
 from mlg_jax.generation._apply import to_layout as to_layout
+from mlg_jax.generation._choose import EXECUTIONS as EXECUTIONS
+from mlg_jax.generation._choose import choose_execution as choose_execution
+from mlg_jax.generation._choose import cost_features as cost_features
+from mlg_jax.generation._choose import distinct_executions as distinct_executions
+from mlg_jax.generation._choose import multiply_adds as multiply_adds
 from mlg_jax.generation._cost import factor_records as factor_records
 from mlg_jax.generation._cost import generation_multiply_adds as generation_multiply_adds
+from mlg_jax.generation._execute import apply_generated as apply_generated
 from mlg_jax.generation._generate import check_factors as check_factors
 from mlg_jax.generation._generate import generate_kernel as generate_kernel
 from mlg_jax.generation._orthogonality import orthogonality_penalty as orthogonality_penalty

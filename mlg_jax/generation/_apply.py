@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mlg_jax._tie import rebuild_in_backward
-from mlg_jax._types import Array, Float, KernelShape
+from mlg_jax._types import Array, Float, KernelShape, LayerRecord
 
 
 def convolve(
@@ -19,7 +19,14 @@ def convolve(
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
 ) -> Float[Array, "n p q o"]:
-    """An ordinary two-dimensional convolution (a cross-correlation, as everywhere)."""
+    """An ordinary two-dimensional convolution (a cross-correlation, as everywhere).
+
+    One tap without padding is a matrix product: on a CPU up to five times faster forward and
+    backward than XLA's convolution, whose weight gradient copies x and the cotangent first.
+    """
+    if kernel.shape[:2] == (1, 1) and groups == 1 and not any(map(any, padding)):
+        x = x[:, :: strides[0], :: strides[1]]
+        return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -28,6 +35,29 @@ def convolve(
         rhs_dilation=dilation,
         feature_group_count=groups,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def convolve_as(
+    record: LayerRecord, x: Array, kernel: Array, *, groups: int | None = None
+) -> Array:
+    """The product of a layer: its convolution, for a dense layer `x @ kernel`.
+
+    Args:
+        record: the layer's window, strides, padding, dilation and groups.
+        x: `[N, H, W, C]`, or `[..., C]` for a dense layer.
+        kernel: in Flax's layout, with any number of outputs.
+        groups: in the place of the layer's.
+    """
+    if kernel.ndim == 2:
+        return x @ kernel
+    return convolve(
+        x,
+        kernel,
+        strides=record.strides,
+        padding=record.padding,
+        dilation=record.dilation,
+        groups=record.groups if groups is None else groups,
     )
 
 

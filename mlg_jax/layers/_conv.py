@@ -1,6 +1,5 @@
 """Convolution whose kernel comes from an injected provider."""
 
-import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,7 +8,6 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mlg_jax._checks import check_integer, check_pair
 from mlg_jax._types import CONV_OUTPUT, Array, KernelShape, LayerRecord
-from mlg_jax.generation import convolve
 from mlg_jax.layers._kernel import DenseKernel, KernelChoice
 from mlg_jax.layers._product import check_layer, kernel_product, quantized_input
 from mlg_jax.quant import ActivationSpec
@@ -27,7 +25,10 @@ class Conv(nn.Module):
         use_bias: adds a bias, one entry a feature.
         kernel: what the kernel is made of.
         input_quant: quantiser of the input.
-        execution: `generate` builds the kernel, then convolves; `auto` chooses (so far `generate`).
+        execution: how a generated kernel is applied, the same function in every case: `generate`
+            builds it, then convolves; `factored_out` convolves with U B, then multiplies with V;
+            `factored` multiplies with U, B and V in turn; `auto` takes what should be fastest for
+            these shapes. Or `(path pattern, one of these)` pairs, the first match decides.
         dtype: of the computation; None follows the input and the parameters.
         param_dtype: of the parameters.
 
@@ -44,7 +45,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     kernel: KernelChoice = DenseKernel()
     input_quant: ActivationSpec = ActivationSpec()
-    execution: str = "auto"
+    execution: str | tuple[tuple[str, str], ...] = "auto"
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -62,15 +63,9 @@ class Conv(nn.Module):
             strides=self.strides,
             dilation=self.dilation,
             padding=self._padding,
+            input_shape=x.shape,
         )
-        product = functools.partial(
-            convolve,
-            strides=self.strides,
-            padding=self._padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
-        return checkpoint_name(kernel_product(self, product, record, x, train), CONV_OUTPUT)
+        return checkpoint_name(kernel_product(self, record, x, train), CONV_OUTPUT)
 
     def _check(self, x: Array) -> None:
         check_layer(self, x)

@@ -21,7 +21,7 @@ class Dense(nn.Module):
     use_bias: bool = True
     kernel: KernelChoice = DenseKernel()
     input_quant: ActivationSpec = ActivationSpec()
-    execution: str = "auto"
+    execution: str | tuple[tuple[str, str], ...] = "auto"
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -37,5 +37,6 @@ class Dense(nn.Module):
             kind="dense",
             factors=(),
             kernel=KernelShape(self.features, x.shape[-1]),
+            input_shape=x.shape,
         )
-        return kernel_product(self, jnp.matmul, record, x, train)
+        return kernel_product(self, record, x, train)

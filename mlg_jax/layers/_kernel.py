@@ -4,18 +4,21 @@ import abc
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from flax import linen as nn
 
 from mlg_jax._checks import check_choice, check_instance
 from mlg_jax._tie import factors_first
-from mlg_jax._types import Array, FactorRecord, Initializer, KernelShape, Key
+from mlg_jax._types import Array, FactorRecord, Initializer, KernelShape, Key, LayerRecord
 from mlg_jax.generation import (
     FactorShapes,
     GenerationSpec,
-    apply_built,
+    apply_generated,
+    choose_execution,
+    convolve_as,
     factor_records,
     generate_kernel,
     to_layout,
@@ -23,7 +26,6 @@ from mlg_jax.generation import (
 from mlg_jax.quant import QuantSpec, fake_quantize
 
 Arrays = Mapping[str, Array]
-Product = Callable[[Array, Array], Array]  # (x, kernel in Flax's layout) -> y
 
 
 class KernelChoice(abc.ABC):
@@ -54,8 +56,14 @@ class KernelProvider(KernelChoice):
         """The kernel in Flax's layout, from quantised parameters."""
 
     @abc.abstractmethod
-    def apply(self, product: Product, factors: Arrays, shape: KernelShape, x: Array) -> Array:
-        """`product(x, kernel)`, keeping for the backward pass no more than it must."""
+    def execution(
+        self, wanted: str, record: LayerRecord, dtype: Any, *, is_training: bool
+    ) -> str | None:
+        """How the kernel will be applied, `auto` resolved; None: there is but one way."""
+
+    @abc.abstractmethod
+    def apply(self, factors: Arrays, record: LayerRecord, x: Array) -> Array:
+        """The layer's product, keeping for the backward pass no more than it must."""
 
     @property
     @abc.abstractmethod
@@ -85,7 +93,7 @@ class DenseKernel(KernelProvider):
 
     def records(self, shape: KernelShape) -> tuple[FactorRecord, ...]:
         """One kernel."""
-        return (FactorRecord("kernel", shape.layout, self.quant.bits),)
+        return (FactorRecord("kernel", shape.layout, self.quant.bits, self.quant.scheme),)
 
     def initializer(self, name: str, shape: KernelShape) -> Initializer:
         """Normal, deviation `sqrt(2 / fan)`."""
@@ -100,11 +108,17 @@ class DenseKernel(KernelProvider):
         """The kernel itself."""
         return factors["kernel"]
 
-    def apply(self, product: Product, factors: Arrays, shape: KernelShape, x: Array) -> Array:
+    def execution(
+        self, wanted: str, record: LayerRecord, dtype: Any, *, is_training: bool
+    ) -> str | None:
+        """None."""
+        return None
+
+    def apply(self, factors: Arrays, record: LayerRecord, x: Array) -> Array:
         """The plain product: the kernel is a parameter and there all the time."""
 
         def run(kernel: Array, x: Array) -> Array:
-            return product(x, kernel.astype(x.dtype))
+            return convolve_as(record, x, kernel.astype(x.dtype))
 
         return factors_first(run)(factors["kernel"], x)
 
@@ -175,9 +189,20 @@ class GeneratedKernel(KernelProvider):
         )
         return to_layout(kernel, shape)
 
-    def apply(self, product: Product, factors: Arrays, shape: KernelShape, x: Array) -> Array:
-        """Builds the kernel on the spot, forward and backward; keeps the factors."""
-        return apply_built(product, lambda f: self.build(f, shape), factors, x)
+    def execution(
+        self, wanted: str, record: LayerRecord, dtype: Any, *, is_training: bool
+    ) -> str | None:
+        """As wanted; `auto` by shapes, dtype, backend, and whether gradients will be taken."""
+        if wanted != "auto":
+            return wanted
+        assert record.kernel is not None
+        shapes = self.shapes(record.kernel)
+        return choose_execution(shapes, record, dtype, is_training=is_training)
+
+    def apply(self, factors: Arrays, record: LayerRecord, x: Array) -> Array:
+        """By the record's execution; keeps the factors."""
+        assert record.execution is not None
+        return apply_generated(record.execution, factors, x, record)
 
     @property
     def quant_specs(self) -> tuple[QuantSpec, ...]:

@@ -1,6 +1,7 @@
 """What convolutions and dense layers share: checks, quantised input, product, bias, record."""
 
 import dataclasses
+import fnmatch
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,22 +9,31 @@ from flax import linen as nn
 
 from mlg_jax._checks import check_choice, check_floating, check_instance, check_integer
 from mlg_jax._types import Array, FactorRecord, Key, LayerRecord
+from mlg_jax.generation import EXECUTIONS
 from mlg_jax.layers._activation import ActivationQuantizer
-from mlg_jax.layers._kernel import KernelChoice, KernelProvider, Product
+from mlg_jax.layers._kernel import KernelChoice, KernelProvider
 from mlg_jax.layers._records import record_layer
 from mlg_jax.quant import ActivationSpec
 
-EXECUTIONS = ("auto", "generate")
 QUANTIZE_STREAM = "quantize"
 
 
 def check_layer(layer: Any, x: Array) -> None:
     """Raises unless the attributes that both kinds of layers have fit, and `x` is floating."""
-    check_choice("execution", layer.execution, EXECUTIONS)
+    check_execution(layer.execution)
     check_integer("features", layer.features, 1)
     check_instance("kernel", layer.kernel, KernelChoice)
     check_instance("input_quant", layer.input_quant, ActivationSpec)
     check_floating("x", x)
+
+
+def check_execution(execution: Any) -> None:
+    """Raises unless it is one of `EXECUTIONS`, or `(path pattern, one of them)` pairs."""
+    if not isinstance(execution, tuple):
+        check_choice("execution", execution, EXECUTIONS)
+        return
+    for pattern, name in execution:
+        check_choice(f"execution[{pattern!r}]", name, EXECUTIONS)
 
 
 def quantized_input(layer: Any, x: Array, train: bool) -> Array:
@@ -36,10 +46,8 @@ def quantized_input(layer: Any, x: Array, train: bool) -> Array:
     return quantizer(x, train=train)
 
 
-def kernel_product(
-    layer: nn.Module, product: Product, record: LayerRecord, x: Array, train: bool
-) -> Array:
-    """`product(x, kernel) + bias`, in the layer's dtype; to be called in its compact method."""
+def kernel_product(layer: nn.Module, record: LayerRecord, x: Array, train: bool) -> Array:
+    """The layer's product plus bias, in its dtype; to be called in its compact method."""
     assert record.kernel is not None
     provider = layer.kernel.resolve(record.name, record.kernel)
     entries = provider.records(record.kernel)
@@ -54,7 +62,10 @@ def kernel_product(
     }
     factors = provider.quantize(params, _quantize_key(layer, provider, train))
     dtype = layer.dtype or jnp.result_type(x, layer.param_dtype)
-    y = provider.apply(product, factors, record.kernel, x.astype(dtype))
+    wanted = _matching(layer.execution, record.name)
+    execution = provider.execution(wanted, record, dtype, is_training=train)
+    record = dataclasses.replace(record, execution=execution)
+    y = provider.apply(factors, record, x.astype(dtype))
     if layer.use_bias:
         bias = layer.param(
             "bias",
@@ -66,6 +77,14 @@ def kernel_product(
         entries += (FactorRecord("bias", bias.shape),)
     record_layer(layer, dataclasses.replace(record, factors=entries, provider=provider))
     return y
+
+
+def _matching(execution: str | tuple[tuple[str, str], ...], path: str) -> str:
+    """The execution for a path: the first pattern (`fnmatch`) that matches decides."""
+    if isinstance(execution, str):
+        return execution
+    matches = (name for pattern, name in execution if fnmatch.fnmatchcase(path, pattern))
+    return next(matches, "auto")
 
 
 def _quantize_key(layer: nn.Module, provider: KernelProvider, train: bool) -> Key | None:

@@ -1,5 +1,6 @@
 """How layers describe themselves: records, collected by an abstract call that computes nothing."""
 
+import collections
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -21,32 +22,44 @@ def record_layer(module: nn.Module, record: LayerRecord) -> None:
 
 
 def layer_records(
-    model: nn.Module, input_shape: Sequence[int] | None = None
+    model: nn.Module, input_shape: Sequence[int] | None = None, *, is_training: bool = False
 ) -> tuple[LayerRecord, ...]:
     """The records of a model's layers, sorted by path.
 
     Args:
         model: a Linen module called as `model(x, train=False)` whose layers are this package's.
         input_shape: `[N, H, W, C]`; None takes the model's own `input_shape`.
+        is_training: as in a training step; decides, with the shape, the `execution` of `auto`.
 
     Returns:
         One record a layer with parameters. Nothing is computed or compiled.
     """
     shape = model.input_shape if input_shape is None else input_shape
-    return _layer_records(model, tuple(shape))
+    return _layer_records(model, tuple(shape), is_training)
 
 
 @functools.lru_cache(maxsize=64)
-def _layer_records(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[LayerRecord, ...]:
+def _layer_records(
+    model: nn.Module, input_shape: tuple[int, ...], is_training: bool
+) -> tuple[LayerRecord, ...]:
     x = jax.ShapeDtypeStruct(input_shape, jnp.float32)
 
     def call(key: Array, x: Array) -> Any:
         variables = model.init(key, x)
-        return model.apply(variables, x, mutable=[COLLECTION])[1]
+        if not is_training:
+            return model.apply(variables, x, mutable=[COLLECTION])[1]
+        rngs = {"quantize": key, "dropout": key}
+        mutable = [COLLECTION, "batch_stats"]
+        return model.apply(variables, x, train=True, mutable=mutable, rngs=rngs)[1][COLLECTION]
 
     collected = jax.eval_shape(call, jax.eval_shape(lambda: jax.random.key(0)), x)
     leaves = jax.tree.leaves(collected, is_leaf=lambda r: isinstance(r, LayerRecord))
     return tuple(sorted(leaves, key=lambda r: r.path))
+
+
+def count_executions(records: Sequence[LayerRecord]) -> dict[str, int]:
+    """Number of generated layers by execution."""
+    return dict(collections.Counter(r.execution for r in records if r.execution is not None))
 
 
 def layer_params(params: Any, record: LayerRecord) -> dict[str, Array]:

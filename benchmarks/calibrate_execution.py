@@ -1,0 +1,166 @@
+"""Times every execution of every layer shape of our models and fits the cost model of `auto`.
+
+    python benchmarks/calibrate_execution.py [--measure] [--max-gflop 1] [--every 1] [--cache DIR]
+
+`--measure` times one layer at a time, forward and training, and writes
+`results/executions_BACKEND.json`; without it that file is read. Then the seconds of each feature
+are fitted by non-negative least squares on relative errors, `mlg_jax/generation/_costs.json` is
+updated, and what following the model costs against the fastest execution is printed.
+"""
+
+import argparse
+import collections
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+
+import jax
+import numpy as np
+from _measure import RESULTS, save
+from scipy.optimize import nnls
+
+from mlg_jax import GenerationSpec, create_model
+from mlg_jax._types import KernelShape, LayerRecord
+from mlg_jax.generation import FactorShapes
+from mlg_jax.generation._choose import cheapest, cost_features, cost_kind
+from mlg_jax.layers import layer_records, time_executions
+
+COSTS = pathlib.Path(__file__).parent.parent / "mlg_jax" / "generation" / "_costs.json"
+NAMES = ("resnet18", "resnet50", "mobilenet_v2", "squeezenet", "alexnet", "vgg16")
+SPECS = {"mobilenet_v2": GenerationSpec(5, 40)}
+
+
+def layers():
+    """A record of every distinct generated convolution of our models, by the path where it is."""
+    found = {}
+    for name, (stem, size) in itertools.product(NAMES, (("cifar", 32), ("imagenet", 224))):
+        spec = SPECS.get(name, GenerationSpec(2, 44))
+        model = create_model(name, num_classes=10, stem=stem, generation=spec)
+        for r in layer_records(model, (1, size, size, 3)):
+            factors = tuple(f for f in r.factors if f.name != "bias")
+            if r.kind == "conv" and factors[0].name == "basis":
+                bare = dataclasses.replace(
+                    r, path=(), factors=factors, provider=None, execution=None
+                )
+                found.setdefault(bare, (name, stem, *r.path))
+    return [dataclasses.replace(r, path=path) for r, path in found.items()]
+
+
+def batches(record, max_gflop):
+    """One sample, and as many as are worth timing."""
+    positions = math.prod(record.input_shape[1:3]) / math.prod(record.strides)
+    sample = 2e-9 * positions * record.kernel.size
+    fitting = [n for n in (8, 32, 128) if n * sample <= max_gflop]
+    return (1, *fitting[-1:])
+
+
+def measure(max_gflop, every):
+    """One row a layer, batch and pass; training with the larger batch only."""
+    todo = [
+        (dataclasses.replace(record, input_shape=(n, *record.input_shape[1:])), is_training)
+        for record in layers()[::every]
+        for is_training in (False, True)
+        for n in batches(record, max_gflop)[-1 if is_training else 0 :]
+    ]
+    for i, (record, is_training) in enumerate(todo):
+        if i % 50 == 0:
+            print(f"{i} of {len(todo)}: {record.name}", flush=True)
+        yield {
+            "layer": record.name,
+            "is_training": is_training,
+            "kernel": [record.kernel.out_channels, record.kernel.in_channels],
+            "window": record.kernel.window,
+            "groups": record.groups,
+            "strides": record.strides,
+            "padding": record.padding,
+            "input_shape": record.input_shape,
+            "factors": {f.name: f.shape for f in record.factors},
+            "seconds": time_executions(record, is_training=is_training),
+        }
+
+
+def read(row):
+    """The record and factor shapes of a row."""
+    record = LayerRecord(
+        (),
+        "conv",
+        (),
+        KernelShape(*row["kernel"], tuple(row["window"])),
+        groups=row["groups"],
+        strides=tuple(row["strides"]),
+        padding=tuple(map(tuple, row["padding"])),
+        input_shape=tuple(row["input_shape"]),
+    )
+    shapes = (row["factors"].get(name) for name in FactorShapes._fields)
+    return record, FactorShapes(*(shape and tuple(shape) for shape in shapes))
+
+
+def fit(rows):
+    """Seconds of each feature, by setting and kind."""
+    samples = collections.defaultdict(list)
+    for row in rows:
+        record, shapes = read(row)
+        setting = "training" if row["is_training"] else "forward"
+        for execution, seconds in row["seconds"].items():
+            features = cost_features(execution, shapes, record, is_training=row["is_training"])
+            samples[setting, cost_kind(execution, record)].append((features, seconds))
+    costs = collections.defaultdict(dict)
+    for (setting, kind), pairs in sorted(samples.items()):
+        names = list(pairs[0][0])
+        matrix = np.array([[f[n] / t for n in names] for f, t in pairs])
+        scale = matrix.max(axis=0) + 1e-30  # the solver wants columns of one size
+        solution = nnls(matrix / scale, np.ones(len(pairs)))[0] / scale
+        costs[setting][kind] = dict(zip(names, map(float, solution), strict=True))
+        off = np.abs(matrix @ solution - 1)
+        print(f"{setting}, {kind}: {len(pairs)} timings, off by {np.median(off):.0%} in the median")
+    return costs
+
+
+def regrets(rows, costs):
+    """What the chosen execution takes, relative to the fastest, and where."""
+    found = []
+    for row in rows:
+        record, shapes = read(row)
+        setting = "training" if row["is_training"] else "forward"
+        chosen = cheapest(shapes, record, costs[setting], is_training=row["is_training"])
+        seconds = row["seconds"]
+        fastest = min(seconds, key=seconds.__getitem__)
+        found.append((seconds[chosen] / seconds[fastest] - 1, row, chosen, fastest))
+    return sorted(found, key=lambda f: f[0], reverse=True)
+
+
+def main():
+    """Measures if asked to, fits, writes the costs, prints the regrets."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--max-gflop", type=float, default=1.0)
+    parser.add_argument("--every", type=int, default=1, help="time every n-th layer only")
+    parser.add_argument("--cache", default=None, help="directory of compiled programs")
+    args = parser.parse_args()
+    if args.cache:
+        jax.config.update("jax_compilation_cache_dir", args.cache)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    if args.measure:
+        save("executions", list(measure(args.max_gflop, args.every)))
+    path = RESULTS / f"executions_{jax.default_backend()}.json"
+    measured = json.loads(path.read_text())
+    costs = fit(measured["results"])
+    prefix = f"{jax.default_backend()}, float32"
+    table = json.loads(COSTS.read_text())
+    table["environment"][jax.default_backend()] = measured["environment"]
+    table["seconds"] |= {f"{prefix}, {setting}": kinds for setting, kinds in costs.items()}
+    COSTS.write_text(json.dumps(table, indent=1) + "\n")
+    found = regrets(measured["results"], costs)
+    num_near = sum(f[0] <= 0.1 for f in found)
+    print(f"{num_near} of {len(found)} choices within 10 % of the fastest")
+    for regret, row, chosen, fastest in found[: len(found) - num_near]:
+        shape = row["input_shape"]
+        kind = "training" if row["is_training"] else "forward"
+        times = {e: round(1e3 * s, 3) for e, s in row["seconds"].items()}
+        print(f"+{regret:.0%} {kind} {row['layer']} {shape}: {chosen}, not {fastest}; ms {times}")
+
+
+if __name__ == "__main__":
+    main()

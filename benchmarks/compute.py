@@ -1,0 +1,214 @@
+"""Time of forward passes and training steps: dense against every execution of generated layers.
+
+    python benchmarks/compute.py [--network resnet18 resnet50] [--forward 1 8 128]
+                                 [--train 32 128] [--dtype float32] [--rounds 5]
+
+ResNet-18 has CIFAR's stem and 32 x 32 images, ResNet-50 ImageNet's and 224 x 224. Dense is plain
+Flax (`_plain.py`), and PyTorch's own eager layers where torch is installed. All contestants of a
+row are compiled first and then timed in turns, so that what disturbs the machine disturbs all.
+A run replaces the rows it measures in the JSON file. Multiply-adds are those of one forward pass by
+formula; "compiled_flops" is XLA's own count, in which a loop's body counts once.
+"stored" has factors that are quantised already, as an inference engine keeps them; "quantised"
+puts them on their grids in every call, as training must.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import pathlib
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+from _measure import RESULTS, compiled_bytes, save
+from _plain import PlainConv, PlainDense, PlainNorm, without_our_gradients
+from train_step import training_step
+
+from mlg_jax import GenerationSpec, create_model
+from mlg_jax.generation import cost_features
+from mlg_jax.layers import layer_records
+from mlg_jax.models import BasicBlock, BottleneckBlock, ResNet
+
+NETWORKS = {
+    "resnet18": ((2, 2, 2, 2), BasicBlock, "cifar", 10, 32),
+    "resnet50": ((3, 4, 6, 3), BottleneckBlock, "imagenet", 1000, 224),
+}
+EXECUTIONS = ("generate", "factored_out", "factored", "auto")
+QUANTISED = GenerationSpec.from_bits(2, 44, 3, 6, 3)
+STORED = GenerationSpec.from_bits(2, 44)
+
+
+def contestants(network, dtype, *, is_training):
+    """Models by name, plain Flax first."""
+    stages, block, stem, num_classes, _ = NETWORKS[network]
+    layers = {"conv": PlainConv, "dense": PlainDense, "norm": PlainNorm}
+    plain = ResNet(
+        stages,
+        block,
+        num_classes=num_classes,
+        stem=stem,
+        **{name: functools.partial(layer, dtype=dtype) for name, layer in layers.items()},
+    )
+    create = functools.partial(
+        create_model, network, num_classes=num_classes, stem=stem, dtype=dtype
+    )
+    models = {"dense": plain}
+    for execution in EXECUTIONS:
+        quantised = create(generation=QUANTISED, weight_bits=8, execution=execution)
+        models[f"{execution}, quantised"] = quantised
+        if not is_training:
+            models[f"{execution}, stored"] = create(generation=STORED, execution=execution)
+    return models
+
+
+def compiled_call(model, is_training, batch, size):
+    """The compiled program and its arguments."""
+    key = jax.random.key(0)
+    images = jax.random.normal(key, (batch, size, size, 3))
+    variables = jax.jit(model.init)(key, images[:1])
+    is_plain = getattr(model.conv, "func", None) is PlainConv
+    with without_our_gradients() if is_plain else contextlib.nullcontext():
+        if is_training:
+            args = (variables, images, jax.random.randint(key, (batch,), 0, 10))
+            return jax.jit(training_step(model)).lower(*args).compile(), args
+        args = (variables, images)
+        return jax.jit(lambda v, x: model.apply(v, x)).lower(*args).compile(), args
+
+
+def multiply_adds_of(name, network, batch):
+    """Of the convolutions in one forward pass, by the formulas of the cost model."""
+    *_, stem, num_classes, size = NETWORKS[network]
+    execution = name.split(",")[0].replace("dense", "generate")
+    model = create_model(
+        network, num_classes=num_classes, stem=stem, generation=STORED, execution=execution
+    )
+    total = 0
+    for record in layer_records(model, (batch, size, size, 3)):
+        if record.kind == "conv":
+            features = cost_features(
+                record.execution, STORED.resolve(record.kernel), record, is_training=False
+            )
+            if name.startswith("dense"):
+                del features["building_multiply_adds"]
+            total += sum(n for key, n in features.items() if key.endswith("multiply_adds"))
+    return total
+
+
+def torch_calls(network, is_training, batch, size):
+    """PyTorch's dense network in eager mode, if torch and torchvision are installed."""
+    try:
+        import torch
+        import torchvision
+    except ImportError:
+        return {}
+    net = getattr(torchvision.models, network)(num_classes=NETWORKS[network][3])
+    if NETWORKS[network][2] == "cifar":
+        net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        net.maxpool = torch.nn.Identity()
+    net = net.to(memory_format=torch.channels_last).train(is_training)
+    images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (batch,))
+    optimizer = torch.optim.SGD(net.parameters(), 1e-3)
+
+    def forward():
+        with torch.inference_mode():
+            net(images)
+
+    def step():
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+
+    return {"dense, PyTorch": step if is_training else forward}
+
+
+def interleaved_seconds(calls, num_rounds, min_seconds):
+    """Median and quartiles of each call, one run of each in turns."""
+    for call in calls.values():
+        jax.block_until_ready(call())
+    times, start = {name: [] for name in calls}, time.perf_counter()
+    while len(times["dense"]) < num_rounds or time.perf_counter() - start < min_seconds:
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(call())
+            times[name].append(time.perf_counter() - begin)
+    quartiles = {name: statistics.quantiles(t, n=4) for name, t in times.items()}
+    return {
+        name: {"median": q[1], "q1": q[0], "q3": q[2], "n": len(times[name])}
+        for name, q in quartiles.items()
+    }
+
+
+def measure(network, is_training, batch, dtype, args):
+    """One row a contestant."""
+    size = NETWORKS[network][4]
+    rows, calls = {}, {}
+    for name, model in contestants(network, dtype, is_training=is_training).items():
+        if name != "dense" and args.only and name not in args.only:
+            continue
+        program, arguments = compiled_call(model, is_training, batch, size)
+        rows[name] = {
+            "compiled_flops": (program.cost_analysis() or {}).get("flops"),
+            "bytes": compiled_bytes(program),
+        }
+        calls[name] = functools.partial(program, *arguments)
+    calls |= torch_calls(network, is_training, batch, size)
+    seconds = interleaved_seconds(calls, args.rounds, args.min_seconds)
+    kind = "training step" if is_training else "forward"
+    head = {"network": network, "pass": kind, "batch": batch, "dtype": args.dtype}
+    for name, timing in seconds.items():
+        row = rows.get(name, {"compiled_flops": None, "bytes": None})
+        row["multiply_adds"] = multiply_adds_of(name, network, batch)
+        share = timing["median"] / seconds["dense"]["median"]
+        memory = "" if row["bytes"] is None else f"{row['bytes']['temporary'] / 2**20:.0f}"
+        print(
+            f"| {network} | {kind} | {batch} | {name} | {1e3 * timing['median']:.1f} "
+            f"| {share:.2f} | {row['multiply_adds'] / 1e9:.2f} | {memory} |",
+            flush=True,
+        )
+        yield {**head, "contestant": name, "seconds": timing, "of_dense": share, **row}
+
+
+def row_key(row):
+    """What a run replaces."""
+    return row["network"], row["pass"], row["batch"]
+
+
+def main():
+    """Measures, prints the table, writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--forward", type=int, nargs="*", default=[1, 8, 128])
+    parser.add_argument("--train", type=int, nargs="*", default=[32, 128])
+    parser.add_argument("--only", nargs="+", help='contestants beside dense, as "auto, stored"')
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--min-seconds", type=float, default=1.0)
+    parser.add_argument("--cache", default=None, help="directory of compiled programs")
+    parser.add_argument("--out", default=None, help="directory of the JSON file")
+    args = parser.parse_args()
+    if args.cache:
+        jax.config.update("jax_compilation_cache_dir", args.cache)
+    dtype = None if args.dtype == "float32" else jnp.dtype(args.dtype)
+    print(
+        "| network | pass | batch | contestant | ms | of dense | G multiply-adds | temporary MiB |"
+    )
+    print("|---|---|--:|---|--:|--:|--:|--:|")
+    results = []
+    for network in args.network:
+        for is_training, batches in ((False, args.forward), (True, args.train)):
+            for batch in batches:
+                results += measure(network, is_training, batch, dtype, args)
+    directory = pathlib.Path(args.out or RESULTS)
+    path = directory / f"compute_{args.dtype}_{jax.default_backend()}.json"
+    measured = {row_key(row) for row in results}
+    earlier = json.loads(path.read_text())["results"] if path.exists() else []
+    results = [row for row in earlier if row_key(row) not in measured] + results
+    save(f"compute_{args.dtype}", results, directory)
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Which execution should be fastest: a cost model over static shapes, calibrated by measurement."""
+
+import functools
+import importlib.resources
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mlg_jax._types import LayerRecord
+from mlg_jax.generation._cost import generation_multiply_adds
+from mlg_jax.generation._spec import FactorShapes
+
+EXECUTIONS = ("auto", "generate", "factored_out", "factored")
+# What was timed may not hold on another machine: far more arithmetic than needed is never chosen.
+MAX_MULTIPLY_ADDS = 1.5
+
+
+def choose_execution(
+    shapes: FactorShapes, record: LayerRecord, dtype: Any, *, is_training: bool
+) -> str:
+    """The execution with the least predicted time for this layer, batch, dtype and backend.
+
+    Args:
+        shapes: of the factors.
+        record: the layer, with `input_shape`.
+        dtype: of the computation.
+        is_training: a backward pass will follow.
+
+    Returns:
+        One of `distinct_executions(shapes)`. Where a backend was not calibrated, the one with the
+        fewest multiply-adds.
+    """
+    kind = "training" if is_training else "forward"
+    backend = jax.default_backend()
+    names = (f"{backend}, {name}, {kind}" for name in (jnp.dtype(dtype).name, "float32"))
+    costs = next((_costs()[name] for name in names if name in _costs()), {})
+    return cheapest(shapes, record, costs, is_training=is_training)
+
+
+def cheapest(
+    shapes: FactorShapes,
+    record: LayerRecord,
+    costs: Mapping[str, Mapping[str, float]],
+    *,
+    is_training: bool,
+) -> str:
+    """The execution with the least predicted time, of those with little arithmetic.
+
+    Where `costs` lack one of the kinds, the one with the fewest multiply-adds.
+    """
+    sizes = {e: multiply_adds(e, shapes, record) for e in distinct_executions(shapes)}
+    fewest = min(sizes, key=sizes.__getitem__)
+    if any(cost_kind(e, record) not in costs for e in sizes):
+        return fewest
+
+    def seconds(execution: str) -> float:
+        rates = costs[cost_kind(execution, record)]
+        features = cost_features(execution, shapes, record, is_training=is_training)
+        return sum(rates[name] * value for name, value in features.items())
+
+    return min((e for e in sizes if sizes[e] <= MAX_MULTIPLY_ADDS * sizes[fewest]), key=seconds)
+
+
+def distinct_executions(shapes: FactorShapes) -> tuple[str, ...]:
+    """The executions that differ: `factored` needs both levels to be none of the others."""
+    if shapes.coeff_in is None:
+        return ("generate", "factored_out")
+    return ("generate", "factored") if shapes.coeff_out is None else EXECUTIONS[1:]
+
+
+def multiply_adds(execution: str, shapes: FactorShapes, record: LayerRecord) -> int:
+    """Those of one forward pass, the building of kernels included."""
+    return sum(
+        count
+        for name, count in cost_features(execution, shapes, record, is_training=False).items()
+        if name.endswith("multiply_adds")
+    )
+
+
+def cost_kind(execution: str, record: LayerRecord) -> str:
+    """What is calibrated on its own: an execution with one of the compiler's products."""
+    assert record.kernel is not None
+    if record.groups > 1:
+        return f"{execution}, grouped"
+    return f"{execution}, {'1 x 1' if record.kernel.taps == 1 else 'k x k'}"
+
+
+def cost_features(
+    execution: str, shapes: FactorShapes, record: LayerRecord, *, is_training: bool
+) -> dict[str, int]:
+    """What a layer's time is a linear function of: counts of one forward pass."""
+    kernel = record.kernel
+    assert kernel is not None
+    if execution not in distinct_executions(shapes):
+        execution = "factored_out" if shapes.coeff_in is None else "generate"
+    num_in, num_out = _positions(record)
+    num_bases, base_in, taps = shapes.basis
+    groups = record.groups
+    moved = num_in * groups * kernel.in_channels + num_out * kernel.out_channels
+    across = num_out * kernel.out_channels * num_bases if shapes.coeff_out else 0
+    if execution == "generate":
+        return {
+            "calls": 1,
+            "kernel_entries": kernel.size,
+            "entries": moved,
+            "building_multiply_adds": generation_multiply_adds(shapes, kernel),
+            "multiply_adds": num_out * kernel.size,
+        }
+    if execution == "factored_out":
+        rows = num_bases * kernel.in_channels * taps
+        return {
+            "calls": 1,
+            "kernel_entries": rows,
+            "entries": moved + num_out * groups * num_bases,
+            "building_multiply_adds": rows * base_in if shapes.coeff_in else 0,
+            "multiply_adds": num_out * groups * rows,
+            "across_multiply_adds": across,
+        }
+    inner = (groups if shapes.coeff_out else 1) * num_bases * base_in
+    return {
+        "calls": 1,
+        "kernel_entries": sum(map(math.prod, filter(None, shapes))),
+        "entries": moved + num_out * inner // base_in,
+        "inner_entries": num_in * inner,
+        "multiply_adds": num_in * inner * kernel.in_channels + across,
+        "shifted_multiply_adds": (num_in if is_training else num_out) * inner * taps,
+    }
+
+
+def _positions(record: LayerRecord) -> tuple[int, int]:
+    """Pixels of all samples that go in and come out."""
+    if not record.padding:
+        num = math.prod(record.input_shape[:-1])
+        return num, num
+    assert record.kernel is not None and record.kernel.window is not None
+    batch, *size, _ = record.input_shape
+    axes = zip(
+        size, record.padding, record.kernel.window, record.dilation, record.strides, strict=True
+    )
+    outs = [(n + sum(p) - d * (k - 1) - 1) // s + 1 for n, p, k, d, s in axes]
+    return batch * math.prod(size), batch * math.prod(outs)
+
+
+@functools.cache
+def _costs() -> dict[str, dict[str, dict[str, float]]]:
+    """Seconds by setting, kind and feature, as `benchmarks/calibrate_execution.py` found them."""
+    file = importlib.resources.files("mlg_jax.generation") / "_costs.json"
+    return json.loads(file.read_text())["seconds"]

@@ -1,0 +1,50 @@
+"""A generated layer's product by the name of its execution."""
+
+from collections.abc import Mapping
+
+from mlg_jax._checks import check_choice
+from mlg_jax._types import Array, LayerRecord
+from mlg_jax.generation._apply import apply_built, convolve_as, to_layout
+from mlg_jax.generation._factored import apply_factored, apply_factored_out
+from mlg_jax.generation._generate import generate_kernel
+
+
+def apply_generated(
+    execution: str, factors: Mapping[str, Array], x: Array, record: LayerRecord
+) -> Array:
+    """The product of x with the generated kernel; every execution is the same function.
+
+    Args:
+        execution: `generate`, `factored_out` or `factored`.
+        factors: `basis`, and where they exist `coeff_in`, `coeff_out`, quantised.
+        x: `[N, H, W, C]`, or `[..., C]` for a dense layer.
+        record: the layer's kernel, strides, padding, dilation and groups.
+
+    Returns:
+        y, in the dtype of x. Residuals: x and the factors.
+
+    Raises:
+        ValueError: no such execution.
+    """
+    check_choice("execution", execution, _EXECUTIONS)
+    return _EXECUTIONS[execution](factors, x, record)
+
+
+def _apply_generate(factors: Mapping[str, Array], x: Array, record: LayerRecord) -> Array:
+    """`y = W * x`, `W = V (U B)`: `Ci Co k^2` multiply-adds a position, and building W once."""
+
+    def build(factors: Mapping[str, Array]) -> Array:
+        assert record.kernel is not None
+        kernel = generate_kernel(
+            factors["basis"], factors.get("coeff_in"), factors.get("coeff_out")
+        )
+        return to_layout(kernel, record.kernel)
+
+    return apply_built(lambda x, kernel: convolve_as(record, x, kernel), build, factors, x)
+
+
+_EXECUTIONS = {
+    "generate": _apply_generate,
+    "factored_out": apply_factored_out,
+    "factored": apply_factored,
+}

@@ -1,0 +1,245 @@
+"""Executions that multiply with the factors one after the other and never build the kernel."""
+
+import functools
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mlg_jax._tie import compute_once
+from mlg_jax._types import Array, Float, LayerRecord
+from mlg_jax.generation._apply import convolve_as
+from mlg_jax.generation._generate import generate_kernel
+from mlg_jax.generation._passes import Passes, run_by_platform
+from mlg_jax.generation._shifts import shifted_products, shifted_sum, shifted_sum_transposed
+
+Factors = Mapping[str, Array]
+Prepared = dict[str, Array]
+
+# Of the largest temporary of a part of a batch; a CPU's cache holds a few of them.
+PART_BYTES = 2**21
+
+
+def apply_factored(factors: Factors, x: Array, record: LayerRecord) -> Array:
+    """`y = V (B * (U x))`: 1 x 1 by U to Bo Bi channels, k x k within each, 1 x 1 by V.
+
+    Multiply-adds a position: `Ci Bo Bi + Bo Bi k^2 + Bo Co`; strides are those of the k x k part.
+    Without level 1 it is `apply_factored_out`; without level 2 the last product is left out.
+
+    Args:
+        factors: `basis`, and where they exist `coeff_in`, `coeff_out`, quantised.
+        x: `[N, H, W, C]`, or `[..., C]` for a dense layer.
+        record: the layer's kernel, strides, padding, dilation and groups.
+
+    Returns:
+        y, in the dtype of x. Residuals: x and the factors.
+    """
+    if "coeff_in" not in factors:
+        return apply_factored_out(factors, x, record)
+    num_bases, in_channels, base_in = factors["coeff_in"].shape
+    sample = math.prod(x.shape[1:]) // in_channels * num_bases * base_in
+    prepare = functools.partial(_prepare_levels, record=record)
+    backward = None if record.groups > 1 else functools.partial(_backward_by_shifts, record=record)
+    cpu = Passes(
+        prepare,
+        functools.partial(_forward_by_shifts, record=record),
+        backward,
+        _num_parts(len(x), sample),
+    )
+    default = Passes(prepare, functools.partial(_forward_by_groups, record=record))
+    return run_by_platform(factors, x, cpu=cpu, default=default)
+
+
+def apply_factored_out(factors: Factors, x: Array, record: LayerRecord) -> Array:
+    """`y = V (W1 * x)`, `W1 = U B`: the convolution with Bo outputs, then 1 x 1 by V.
+
+    Multiply-adds a position: `Ci Bo k^2 + Bo Co`. Without level 2 it is the convolution with W.
+
+    Args and returns as `apply_factored`.
+    """
+    assert record.kernel is not None
+    if record.kernel.taps == 1 and record.groups == 1 and "coeff_out" in factors:
+        forward = functools.partial(_pointwise, record=record)
+        backward = functools.partial(_pointwise_backward, record=record)
+        passes = Passes(_prepare_pointwise, forward, backward)
+        return run_by_platform(factors, x, cpu=passes, default=passes)
+    passes = Passes(
+        functools.partial(_prepare_rows, record=record),
+        functools.partial(_forward_by_rows, record=record),
+    )
+    return run_by_platform(factors, x, cpu=passes, default=passes)
+
+
+def _prepare_levels(factors: Factors, record: LayerRecord) -> Prepared:
+    """`within` [Bi Bo, Ci], `basis` [K, Bi, Bo], `across` [Bo, Co].
+
+    Without level 2 each of several groups has bases of its own: `within` [G, Bi Bo/G, Ci], `basis`
+    [K, Bi, G, Bo/G].
+    """
+    coeff_in, basis = factors["coeff_in"], factors["basis"]
+    num_bases, base_in, _ = basis.shape
+    within = jnp.transpose(coeff_in, (2, 0, 1))
+    basis = jnp.transpose(basis, (2, 1, 0))
+    if "coeff_out" in factors or record.groups == 1:
+        within = within.reshape(base_in * num_bases, -1)
+    else:
+        within = within.reshape(base_in, record.groups, num_bases // record.groups, -1)
+        within = jnp.moveaxis(within, 0, 1).reshape(record.groups, -1, within.shape[-1])
+        basis = basis.reshape(-1, base_in, record.groups, num_bases // record.groups)
+    across = {"across": factors["coeff_out"].T} if "coeff_out" in factors else {}
+    return {"within": within, "basis": basis} | across
+
+
+def _forward_by_shifts(prepared: Prepared, x: Array, record: LayerRecord) -> Array:
+    prepared, dtype = _in_float32(prepared), x.dtype
+    x = x.astype(prepared["basis"].dtype)
+    t = _bases_last(_down_by_group(x, prepared["within"], record), prepared)
+    z = shifted_sum(t, prepared["basis"], record)
+    return _across(z, prepared, record).astype(dtype)
+
+
+def _backward_by_shifts(
+    prepared: Prepared, x: Array, cotangent: Array, record: LayerRecord
+) -> tuple[Prepared, Array]:
+    """Written out: each intermediate once, in the layout that the next product takes."""
+    dtypes = {name: value.dtype for name, value in prepared.items()}
+    prepared, dtype = _in_float32(prepared), x.dtype
+    within, basis = prepared["within"], prepared["basis"]
+    x, cotangent = x.astype(basis.dtype), cotangent.astype(basis.dtype)
+    t = _bases_last(_down(x, within), prepared)
+    gradients, d_z = {}, cotangent
+    if "across" in prepared:
+        z = compute_once(shifted_sum(t, basis, record))
+        gradients["across"] = _outer(z, cotangent)
+        d_z = _down(cotangent, prepared["across"])
+    gradients["basis"] = shifted_products(t, d_z, record)
+    d_t = shifted_sum_transposed(d_z, basis, x.shape[1:3], record)
+    d_t = compute_once(d_t.reshape(*x.shape[:-1], -1))
+    gradients["within"] = _outer(d_t, x)
+    d_x = _up(d_t, within).astype(dtype)
+    return {name: value.astype(dtypes[name]) for name, value in gradients.items()}, d_x
+
+
+def _forward_by_groups(prepared: Prepared, x: Array, record: LayerRecord) -> Array:
+    """The k x k part as a grouped convolution, Bi channels a group."""
+    prepared = {name: value.astype(x.dtype) for name, value in prepared.items()}
+    base_in, num_bases = prepared["basis"].shape[1], math.prod(prepared["basis"].shape[2:])
+    within = prepared["within"]
+    inner = within.reshape(*within.shape[:-2], base_in, -1, within.shape[-1])
+    within = jnp.swapaxes(inner, -3, -2).reshape(within.shape)
+    t = _down_by_group(x, within, record).reshape(*x.shape[:3], -1)
+    num_groups = t.shape[-1] // base_in
+    kernel = prepared["basis"].reshape(*_window(record), base_in, num_bases)
+    kernel = jnp.tile(kernel, num_groups // num_bases)
+    z = convolve_as(record, t, kernel, groups=num_groups)
+    return _across(_by_group(z, record) if "across" in prepared else z, prepared, record)
+
+
+def _prepare_rows(factors: Factors, record: LayerRecord) -> Prepared:
+    """`rows`, W1 in Flax's layout, once for each group; `across` [Bo, Co]."""
+    assert record.kernel is not None
+    rows = generate_kernel(factors["basis"], factors.get("coeff_in"), None)
+    shape = record.kernel.layout[:-1]
+    rows = jnp.transpose(rows, (2, 1, 0)).reshape(*shape, -1)
+    if "coeff_out" not in factors:
+        return {"rows": rows}
+    return {"rows": jnp.tile(rows, record.groups), "across": factors["coeff_out"].T}
+
+
+def _forward_by_rows(prepared: Prepared, x: Array, record: LayerRecord) -> Array:
+    prepared = {name: value.astype(x.dtype) for name, value in prepared.items()}
+    z = convolve_as(record, x, prepared["rows"], groups=record.groups)
+    return _across(_by_group(z, record) if "across" in prepared else z, prepared, record)
+
+
+def _prepare_pointwise(factors: Factors) -> Prepared:
+    """`within` [Bo, Ci], `across` [Bo, Co]."""
+    return {"within": factors["basis"][..., 0], "across": factors["coeff_out"].T}
+
+
+def _pointwise(prepared: Prepared, x: Array, record: LayerRecord) -> Array:
+    prepared = {name: value.astype(x.dtype) for name, value in prepared.items()}
+    return _up(_down(_seen(x, record), prepared["within"]), prepared["across"])
+
+
+def _pointwise_backward(
+    prepared: Prepared, x: Array, cotangent: Array, record: LayerRecord
+) -> tuple[Prepared, Array]:
+    dtypes = {name: value.dtype for name, value in prepared.items()}
+    within, across = (prepared[name].astype(x.dtype) for name in ("within", "across"))
+    seen, pull = jax.vjp(functools.partial(_seen, record=record), x)
+    d_z = _down(cotangent, across)
+    gradients = {"across": _outer(_down(seen, within), cotangent), "within": _outer(d_z, seen)}
+    gradients = {name: value.astype(dtypes[name]) for name, value in gradients.items()}
+    return gradients, *pull(_up(d_z, within))
+
+
+def _seen(x: Array, record: LayerRecord) -> Array:
+    """What a 1 x 1 kernel sees of x."""
+    if record.padding:
+        config = [(0, 0, 0), *[(*pair, 0) for pair in record.padding], (0, 0, 0)]
+        x = lax.pad(x, jnp.zeros((), x.dtype), config)
+        x = x[:, :: record.strides[0], :: record.strides[1]]
+    return x
+
+
+def _across(z: Array, prepared: Prepared, record: LayerRecord) -> Array:
+    """1 x 1 by V, `[..., G, Bo]` to `[..., Co]`; without level 2 the groups' outputs, joined."""
+    if "across" in prepared and record.groups == 1:
+        return _up(z.reshape(*z.shape[:3], -1), prepared["across"])
+    if "across" in prepared:
+        across = prepared["across"].reshape(z.shape[-1], record.groups, -1)
+        z = jnp.einsum("nhwgb,bgo->nhwgo", z, across)
+    return z.reshape(*z.shape[:3], -1)
+
+
+def _down_by_group(x: Array, within: Array, record: LayerRecord) -> Array:
+    """1 x 1 by U: `[N, H, W, C]` to `[N, H, W, Bi Bo]`, or `[N, H, W, G, Bi Bo]` of groups."""
+    if record.groups == 1:
+        return _down(x, within)
+    x = _by_group(x, record)
+    return jnp.einsum("nhwgc,gmc->nhwgm", x, within) if within.ndim == 3 else _down(x, within)
+
+
+def _by_group(x: Array, record: LayerRecord) -> Array:
+    return x if record.groups == 1 else x.reshape(*x.shape[:-1], record.groups, -1)
+
+
+def _bases_last(t: Array, prepared: Prepared) -> Array:
+    return t.reshape(*t.shape[:-1], prepared["basis"].shape[1], -1)
+
+
+def _down(x: Float[Array, "*n c"], matrix: Float[Array, "m c"]) -> Float[Array, "*n m"]:
+    return lax.dot_general(x, matrix, (((x.ndim - 1,), (1,)), ((), ())))
+
+
+def _up(x: Float[Array, "*n m"], matrix: Float[Array, "m c"]) -> Float[Array, "*n c"]:
+    return lax.dot_general(x, matrix, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _outer(a: Float[Array, "*n m"], b: Float[Array, "*n c"]) -> Float[Array, "m c"]:
+    """Sum over positions; XLA:CPU is twice as fast with the narrower operand first."""
+    axes = tuple(range(a.ndim - 1))
+    return lax.dot_general(a, b, ((axes, axes), ((), ())))
+
+
+def _in_float32(prepared: Prepared) -> Prepared:
+    """On CPUs narrow types are computed in float32 anyway; their rounding in between is saved."""
+    return {n: v.astype(jnp.promote_types(v.dtype, jnp.float32)) for n, v in prepared.items()}
+
+
+def _num_parts(num_samples: int, sample_size: int) -> int:
+    """The fewest equal parts of a batch whose temporaries have at most `PART_BYTES`."""
+    fits = (
+        n
+        for n in range(1, num_samples + 1)
+        if num_samples % n == 0 and 4 * sample_size * num_samples <= n * PART_BYTES
+    )
+    return next(fits, max(num_samples, 1))
+
+
+def _window(record: LayerRecord) -> tuple[int, int]:
+    assert record.kernel is not None and record.kernel.window is not None
+    return record.kernel.window

@@ -1,0 +1,117 @@
+"""How one kind of device runs a layer forward and backward, a part of the batch at a time."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mlg_jax._tie import compute_once, false_that_depends_on, keep_inputs, tie
+from mlg_jax._types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """What runs on one kind of device.
+
+    Attributes:
+        prepare: factors -> the small arrays that the two passes multiply with.
+        forward: (prepared, x) -> y, linear in x and sample by sample.
+        backward: (prepared, x, cotangent) -> cotangents of both; None derives it from `forward`.
+        num_parts: equal parts of the batch, one after the other, so that temporaries stay small.
+    """
+
+    prepare: Callable[[Any], Any]
+    forward: Callable[[Any, Array], Array]
+    backward: Callable[[Any, Array, Array], tuple[Any, Array]] | None = None
+    num_parts: int = 1
+
+    def run(self, factors: Any, x: Array) -> Array:
+        """The layer's output."""
+        prepared = _written_down(self.prepare(factors))
+        return over_parts(lambda x: (None, self.forward(prepared, x)), self.num_parts, x)[1]
+
+    def run_backward(self, factors: Any, x: Array, cotangent: Array) -> tuple[Any, Array]:
+        """The cotangents of the factors and of x."""
+        # Else what is computed anew merges with the original, and x is kept besides what made it.
+        factors, x = tie((factors, x), to=cotangent)
+        prepared, pull = jax.vjp(self.prepare, factors)
+        prepared = _written_down(prepared)
+        d_prepared, d_x = over_parts(
+            lambda x, ct: self._backward(prepared, x, ct), self.num_parts, x, cotangent
+        )
+        if self.num_parts == 1:
+            d_x = tie(d_x, to=d_prepared)  # else x and the cotangent wait for a later d_prepared
+        return *pull(d_prepared), d_x
+
+    def run_backward_to_input(self, factors: Any, x: Any, cotangent: Array) -> Array:
+        """The cotangent of x alone; of `x` only the shape is known."""
+        prepared = _written_down(self.prepare(tie(factors, to=cotangent)))
+
+        def part(ct: Array) -> tuple[None, Array]:
+            zeros = jnp.zeros((len(ct), *x.shape[1:]), x.dtype)
+            return None, self._backward(prepared, zeros, ct)[1]
+
+        return over_parts(part, self.num_parts, cotangent)[1]
+
+    def _backward(self, prepared: Any, x: Array, cotangent: Array) -> tuple[Any, Array]:
+        if self.backward is not None:
+            return self.backward(prepared, x, cotangent)
+        return jax.vjp(self.forward, prepared, x)[1](cotangent)
+
+
+def run_by_platform(factors: Any, x: Array, *, cpu: Passes, default: Passes) -> Array:
+    """The layer's output by the passes for the device it is lowered for.
+
+    Residuals: `factors`, and `x` if a factor is differentiated; else only its shape.
+    """
+
+    def choose(name: str) -> Callable[..., Any]:
+        return lambda *args: lax.platform_dependent(
+            *args, cpu=getattr(cpu, name), default=getattr(default, name)
+        )
+
+    def to_input(factors: Any, shape: Any, cotangent: Array) -> Array:
+        return lax.platform_dependent(
+            factors,
+            cotangent,
+            cpu=lambda f, ct: cpu.run_backward_to_input(f, shape, ct),
+            default=lambda f, ct: default.run_backward_to_input(f, shape, ct),
+        )
+
+    return keep_inputs(choose("run"), choose("run_backward"), to_input)(factors, x)
+
+
+def over_parts(
+    fn: Callable[..., tuple[Any, Array]], num_parts: int, *arrays: Array
+) -> tuple[Any, Array]:
+    """`fn(*arrays) -> (sums, y)` part by part: the sums added up, the rows of y in place.
+
+    A part takes every `num_parts`-th row, so that a batch split over devices stays where it is.
+    """
+    if num_parts == 1:
+        return fn(*arrays)
+    split = [a.reshape(-1, num_parts, *a.shape[1:]) for a in arrays]
+
+    def part(i: Any) -> tuple[Any, Array]:
+        return fn(*(lax.dynamic_index_in_dim(a, i, 1, keepdims=False) for a in split))
+
+    def add(i: Any, carry: tuple[Any, Array]) -> tuple[Any, Array]:
+        sums, y = part(i)
+        rows = lax.dynamic_update_index_in_dim(carry[1], y, i, 1)
+        return jax.tree.map(jnp.add, carry[0], sums), rows
+
+    sums, y = jax.eval_shape(part, 0)
+    rows = jax.ShapeDtypeStruct((y.shape[0], num_parts, *y.shape[1:]), y.dtype)
+    # Zeros that wait for the arrays: else the memory is taken at the start of the program.
+    zero = jnp.where(false_that_depends_on(arrays), 1, 0)
+    start = jax.tree.map(lambda s: jnp.full(s.shape, zero, s.dtype), (sums, rows))
+    sums, filled = lax.fori_loop(0, num_parts, add, start)
+    return sums, filled.reshape(-1, *y.shape[1:])
+
+
+def _written_down(prepared: Any) -> Any:
+    """Else the compiler reads the factors in their own order within every loop that uses them."""
+    return jax.tree.map(compute_once, prepared)

@@ -1,0 +1,100 @@
+"""Measured instead of predicted: the fastest execution of each generated layer of a model."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mlg_jax._types import Array, LayerRecord
+from mlg_jax.generation import FactorShapes, apply_generated, distinct_executions
+from mlg_jax.layers._records import layer_records
+
+MIN_RUNS, MIN_SECONDS, MAX_RUNS = 4, 0.03, 40
+
+
+def tune_executions(
+    model: nn.Module,
+    input_shape: Sequence[int] | None = None,
+    *,
+    is_training: bool = False,
+    dtype: Any = jnp.float32,
+    cache: str | Path | None = None,
+) -> dict[str, str]:
+    """Times every execution of every generated layer on this machine; takes minutes.
+
+    Args:
+        model: as `create_model` makes them.
+        input_shape: `[N, H, W, C]` as the model will be called; None takes the model's own.
+        is_training: times forward and backward pass together, else the forward pass.
+        dtype: of the computation.
+        cache: a JSON file of timings, read if it is there and written; a layer that was timed
+            before on such a device with this version of JAX is not timed again.
+
+    Returns:
+        `{layer path: execution}`, to be given to `create_model` as `execution`.
+    """
+    known = json.loads(Path(cache).read_text()) if cache and Path(cache).exists() else {}
+    best = {}
+    for record in layer_records(model, input_shape, is_training=is_training):
+        if "basis" not in record.factor_names:
+            continue
+        key = _key(record, dtype, is_training)
+        if key not in known:
+            known[key] = time_executions(record, dtype=dtype, is_training=is_training)
+            if cache:
+                Path(cache).write_text(json.dumps(known, indent=1) + "\n")
+        best[record.name] = min(known[key], key=known[key].__getitem__)
+    return best
+
+
+def time_executions(
+    record: LayerRecord, *, dtype: Any = jnp.float32, is_training: bool
+) -> dict[str, float]:
+    """Seconds of one generated layer by execution: the least of runs that take turns."""
+    shapes = {f.name: f.shape for f in record.factors if f.name in FactorShapes._fields}
+    names = distinct_executions(
+        FactorShapes(**{n: shapes.get(n) for n in FactorShapes._fields})  # type: ignore[arg-type]
+    )
+    keys = iter(jax.random.split(jax.random.key(0), 5))
+    factors = {name: jax.random.normal(next(keys), shape) for name, shape in shapes.items()}
+    x = jax.random.normal(next(keys), record.input_shape, dtype)
+    programs = {name: _compiled(name, factors, x, record, is_training) for name in names}
+    seconds = dict.fromkeys(programs, math.inf)
+    start, num_runs = time.perf_counter(), 0
+    while num_runs < MIN_RUNS or (
+        time.perf_counter() - start < MIN_SECONDS and num_runs < MAX_RUNS
+    ):
+        for name, program in programs.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(program(factors, x))
+            if num_runs:  # the first run warms up
+                seconds[name] = min(seconds[name], time.perf_counter() - begin)
+        num_runs += 1
+    return seconds
+
+
+def _compiled(name: str, factors: Any, x: Array, record: LayerRecord, is_training: bool) -> Any:
+    def forward(factors: Any, x: Array) -> Array:
+        return apply_generated(name, factors, x, record)
+
+    def both(factors: Any, x: Array) -> Any:
+        y, pull = jax.vjp(forward, factors, x)
+        return y, pull(y)
+
+    return jax.jit(both if is_training else forward).lower(factors, x).compile()
+
+
+def _key(record: LayerRecord, dtype: Any, is_training: bool) -> str:
+    """All that the times depend on."""
+    device = jax.devices()[0].device_kind
+    shapes = [f.shape for f in record.factors if f.name in FactorShapes._fields]
+    geometry = (record.kernel, record.groups, record.strides, record.dilation, record.padding)
+    kind = "training" if is_training else "forward"
+    where = f"{device}, jax {jax.__version__}, {jnp.dtype(dtype).name}, {kind}"
+    return f"{where}, {record.input_shape}, {shapes}, {geometry}"

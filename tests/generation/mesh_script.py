@@ -1,0 +1,40 @@
+"""Four simulated devices against one; run by `test_execute.py` in a process of its own."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mlg_jax.generation import _factored, apply_generated
+from tests.generation.test_execute import RECORD, SPEC, factors_of, image
+
+
+def main():
+    assert jax.device_count() == 4
+    _factored.PART_BYTES = 2 * 7 * 6 * 20 * 4 * 4  # eight rows a part: two parts, two rows a device
+    mesh = Mesh(np.asarray(jax.devices()), ("data",))
+    split, same = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    factors, x = factors_of(RECORD, SPEC, dtype=np.float32), image(RECORD, batch=16, dtype="f4")
+
+    def loss(factors, x):
+        layer = functools.partial(apply_generated, "factored", record=RECORD)
+        return jnp.sum(jnp.sin(layer(factors, x)))
+
+    step = jax.value_and_grad(loss, (0, 1))
+    sharded = jax.jit(step, in_shardings=(same, split), out_shardings=(same, (same, split)))
+    program = sharded.lower(factors, x).compile()
+    collectives = set(
+        re.findall(r"(all-gather|all-to-all|collective-permute)\(", program.as_text())
+    )
+    assert not collectives, collectives
+    assert "while(" in program.as_text(), "the batch is run in parts"
+    one, four = jax.jit(step)(factors, x), program(factors, x)
+    for a, b in zip(jax.tree.leaves(four), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+if __name__ == "__main__":
+    main()

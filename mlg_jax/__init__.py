@@ -2,6 +2,8 @@
 
 from mlg_jax.bitmap import pack as pack
 from mlg_jax.bitmap import unpack as unpack
+from mlg_jax.engine import load_packed as load_packed
+from mlg_jax.engine import save_packed as save_packed
 from mlg_jax.generation import GenerationSpec as GenerationSpec
 from mlg_jax.generation import generate_kernel as generate_kernel
 from mlg_jax.generation import orthogonality_penalty as orthogonality_penalty

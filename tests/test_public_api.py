@@ -26,6 +26,8 @@ SIGNATURES = {
     "unpack": "(bitmap, *, implementation)",
     "checkpoint": "(fn, *, policy, capacity, activations, key)",
     "memory_report": "(fn, args, *, argnums, has_aux)",
+    "save_packed": "(path, model, variables, *, preprocessing, class_names, metrics)",
+    "load_packed": "(path, *, residency, fold, execution, batch_sizes)",
 }
 PUBLIC = sorted(name for name in vars(mlg_jax) if not name.startswith("_"))
 

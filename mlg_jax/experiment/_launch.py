@@ -100,8 +100,13 @@ def _print_summary(summary: dict[str, Any], directory: Path) -> None:
     for name in ("teacher", "projected", "student"):
         if name in summary:
             sys.stdout.write(f"{name:10} {summary[name]['test_accuracy']:.2%} test accuracy\n")
-    size = summary["size"]
-    sys.stdout.write(
-        f"{'size':10} {size['kb']:,.2f} of {size['dense_kb']:,.2f} KB ({size['ratio']:.4f})\n"
-        f"{'report':10} {directory}\n"
-    )
+    if "packed" in summary:
+        packed = summary["packed"]
+        path = directory.parent / packed["file"]
+        sys.stdout.write(f"{'packed':10} {path}, {packed['bytes']:,} bytes\n")
+    if "size" in summary:
+        size = summary["size"]
+        sys.stdout.write(
+            f"{'size':10} {size['kb']:,.2f} of {size['dense_kb']:,.2f} KB ({size['ratio']:.4f})\n"
+            f"{'report':10} {directory}\n"
+        )

@@ -18,7 +18,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 def write_report(
     directory: Path,
     config: Mapping[str, Any],
-    accuracies: Mapping[str, Mapping[str, float]],
+    results: Mapping[str, Mapping[str, Any]],
     sizes: SizeReport,
     curves: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> None:
@@ -27,14 +27,15 @@ def write_report(
     Args:
         directory: made if it is not there.
         config: the whole configuration.
-        accuracies: `{"student": {"test_accuracy": ..., "test_loss": ...}, ...}`.
+        results: `{"student": {"test_accuracy": ..., "test_loss": ...}, ...}`, and of the packed
+            student, if there is one, `{"packed": {"file": ..., "bytes": ...}}`.
         sizes: of the student.
         curves: metrics lines of the stages that were trained.
     """
     directory.mkdir(parents=True, exist_ok=True)
     total = sizes.total
     summary = {
-        **accuracies,
+        **results,
         "size": {
             "num_parameters": total.num_params,
             "num_dense_parameters": total.num_dense_params,
@@ -53,13 +54,21 @@ def write_report(
     (directory / "report.md").write_text(_markdown(summary, sizes))
 
 
+def _counted(executions: Mapping[str, Mapping[str, int]]) -> str:
+    return "; ".join(
+        f"{when}: " + ", ".join(f"{num} {name}" for name, num in counts.items())
+        for when, counts in executions.items()
+    )
+
+
 def _markdown(summary: Mapping[str, Any], sizes: SizeReport) -> str:
     names = [name for name in ("teacher", "projected", "student") if name in summary]
     rows = [
         f"| {n} | {summary[n]['test_accuracy']:.2%} | {summary[n]['test_loss']:.4f} |"
         for n in names
     ]
-    size = summary["size"]
+    size, packed = summary["size"], summary.get("packed")
+    packed_lines = [f"Packed: `{packed['file']}`, {packed['bytes']:,} bytes.", ""] if packed else []
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     lines = [
         "# Report",
@@ -70,6 +79,9 @@ def _markdown(summary: Mapping[str, Any], sizes: SizeReport) -> str:
         "",
         f"Student: {size['num_parameters']:,} of {size['num_dense_parameters']:,} parameters, "
         f"{size['kb']:,.2f} of {size['dense_kb']:,.2f} KB, ratio {size['ratio']:.4f}.",
+        "",
+        *packed_lines,
+        f"Executions of generated layers: {_counted(summary.get('executions', {}))}.",
         "",
         "![curves](curves.png)",
         "",

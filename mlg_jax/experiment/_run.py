@@ -3,7 +3,6 @@
 import functools
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,18 @@ from flax import linen as nn
 from flax import traverse_util
 
 from mlg_jax._checks import check_choice
-from mlg_jax.compress import History, Projection, project_model
-from mlg_jax.config import ExperimentConfig, to_json
+from mlg_jax.compress import project_model
+from mlg_jax.config import ConfigError, ExperimentConfig, to_json
+from mlg_jax.experiment._export import export_student
 from mlg_jax.experiment._inputs import check_fits, compute_dtype, has_checkpoint, load_data
 from mlg_jax.experiment._profile import Network, profile_networks
 from mlg_jax.experiment._profile_report import make_profile_dir, write_profile
 from mlg_jax.experiment._remat import MakeLoss, RematTraining
 from mlg_jax.experiment._report import write_report
+from mlg_jax.experiment._store import NpzStore, save_projection
 from mlg_jax.experiment._tasks import Batches, classification_loss, make_task, student_loss
 from mlg_jax.experiment._transfer import model_to_train, trainable_rule, transferred
+from mlg_jax.layers import count_executions, layer_records
 from mlg_jax.models import create_model, size_report
 from mlg_jax.train import (
     CHECKPOINT_DIR,
@@ -42,7 +44,7 @@ from mlg_jax.train import (
     zero_fraction,
 )
 
-MODES = ("train", "eval", "profile")
+MODES = ("train", "eval", "export", "profile")
 _log = logging.getLogger("mlg_jax.experiment")
 
 Variables = dict[str, Any]
@@ -54,21 +56,25 @@ def run_experiment(
     """Runs an experiment, or what is left of it, in its work directory.
 
     Stage 0 trains the teacher (or takes it from `teacher.checkpoint`), stage 1 projects its
-    kernels, stage 2 trains the student; then the test set is read, once, and the report written.
+    kernels, stage 2 trains the student; then the test set is read, once, and the report and the
+    packed student are written.
 
     Args:
         config: the experiment.
-        work_dir: holds `teacher/`, `projection/`, `student/` and `report/`.
-        mode: `train`; `eval` trains nothing and reports on what is there; `profile` measures the
+        work_dir: holds `teacher/`, `projection/`, `student/`, `report/` and `packed/`.
+        mode: `train`; `eval` trains nothing and reports on what is there; `export` only writes the
+            packed student anew, with what it reaches on the validation set; `profile` measures the
             memory of both networks' training, of whatever is there, and writes `profile/` alone.
 
     Returns:
-        The content of `report/summary.json`; of `profile/profile.json` after `profile`.
+        The content of `report/summary.json`; of `profile/profile.json` after `profile`; after
+        `export` `{"packed": {"file", "bytes"}}`.
 
     Raises:
         ValueError: another mode.
         WorkDirError: the work directory of another experiment.
         CheckpointError: a checkpoint of another model, a damaged one, none where one is needed.
+        ConfigError: after `export`, a factor that its bits cannot hold.
         TrainingInterrupted, NonFiniteError: as from `mlg_jax.train.train`.
     """
     check_choice("mode", mode, MODES)
@@ -77,6 +83,8 @@ def run_experiment(
         return _Experiment(config, directory).profile()
     claim_work_dir(directory, to_json(config))
     run = _Experiment(config, directory)
+    if mode == "export":
+        return run.export()
     if mode == "train":
         run.train_teacher()
         run.project()
@@ -105,6 +113,7 @@ class _Experiment:
             generation=config.generation.spec,
             weight_bits=config.generation.weight_bits,
             activation_bits=config.generation.activation_bits,
+            execution=config.generation.execution,
         )
 
     def train_teacher(self) -> None:
@@ -122,7 +131,7 @@ class _Experiment:
             return
         is_first = jax.process_index() == 0
         self._projection_path.parent.mkdir(parents=True, exist_ok=True)
-        store = _NpzStore(self._projection_path.parent / "state.npz", is_writable=is_first)
+        store = NpzStore(self._projection_path.parent / "state.npz", is_writable=is_first)
         spec = self._config.projection
         projection = project_model(
             self._student,
@@ -137,7 +146,7 @@ class _Experiment:
         )
         wait_for_all("projected")  # until then another one may still look for the files
         if is_first:
-            _save_projection(self._projection_path, projection)
+            save_projection(self._projection_path, projection)
             store.remove()
         wait_for_all("projection saved")
 
@@ -165,7 +174,7 @@ class _Experiment:
         return write_profile(directory, to_json(self._config), found)
 
     def report(self) -> dict[str, Any]:
-        """Reads the test set, once, and writes the report."""
+        """Reads the test set, once, and writes the report and the packed student."""
         batches = Batches(self._dataset, self._key)
         variables = {"teacher": (self._teacher, self._teacher_variables())}
         if self._config.student.start == "projected":
@@ -176,6 +185,7 @@ class _Experiment:
             name: {f"test_{k}": v for k, v in self._evaluate(model, values, test).items()}
             for name, (model, values) in variables.items()
         }
+        summary["executions"] = self._executions()
         summary["teacher"] |= self._teacher_zeros(variables["teacher"][1]["params"])
         sizes = size_report(self._student, variables["student"][1], input_shape=self._input_shape)
         curves = {
@@ -184,9 +194,40 @@ class _Experiment:
             if (self._directory / name).is_dir()
         }
         if jax.process_index() == 0:
+            try:
+                summary |= self._packed(variables["student"][1], summary["student"])
+            except ConfigError as error:  # the report of a long training is worth more
+                _log.warning("%s", error)
             write_report(self._directory / "report", to_json(self._config), summary, sizes, curves)
         wait_for_all("report")
         return json.loads((self._directory / "report/summary.json").read_text())
+
+    def _executions(self) -> dict[str, dict[str, int]]:
+        """How many of the student's layers `auto` runs how."""
+        size = self._input_shape[1:]
+        training = (self._config.data.batch_size, *size)
+        return {
+            "forward, batch 1": count_executions(layer_records(self._student, (1, *size))),
+            f"training, batch {training[0]}": count_executions(
+                layer_records(self._student, training, is_training=True)
+            ),
+        }
+
+    def export(self) -> dict[str, Any]:
+        """Writes the packed student; the test set stays unread."""
+        variables, metrics = self._trained("student"), {}
+        if self._dataset.num_validation:
+            batches = Batches(self._dataset, self._key).validation()
+            found = self._evaluate(self._student, variables, batches)
+            metrics = {f"validation_{name}": value for name, value in found.items()}
+        packed = self._packed(variables, metrics) if jax.process_index() == 0 else {}
+        wait_for_all("export")
+        return packed
+
+    def _packed(self, variables: Variables, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """The entry `packed` of a summary: the file just written."""
+        student = (self._student, variables)
+        return {"packed": export_student(self._directory, *student, self._dataset, metrics)}
 
     def _teacher_zeros(self, params: Any) -> dict[str, float]:
         """The share of zeros in a pruned teacher's kernels."""
@@ -226,6 +267,7 @@ class _Experiment:
                 trainable_rule(stage.trainable),
                 exact_loss_fn=remat.exact_loss_fn,
                 recalibrate=remat.recalibrate,
+                follow=remat.follow,
             ),
             stage.train,
             params=start["params"],
@@ -286,7 +328,9 @@ class _Experiment:
     def _teacher_start(self) -> Variables:
         """What stage 0 begins with."""
         start, given = self._fresh(self._teacher), self._config.teacher.init_checkpoint
-        return start if given is None else transferred(given, start)
+        if given is None:
+            return start
+        return transferred(given, start, self._teacher, self._input_shape)
 
     def _teacher_variables(self) -> Variables:
         given = self._config.teacher.checkpoint
@@ -338,47 +382,3 @@ class _Experiment:
         state = {k: v for k, v in values.items() if k != "params"}
         step = make_eval_step(classification_loss(model), self._mesh)
         return evaluate(step, batches, params=values["params"], model_state=state, mesh=self._mesh)
-
-
-class _NpzStore:
-    """The state of a projection under way, in one file that is replaced as a whole."""
-
-    def __init__(self, path: Path, *, is_writable: bool) -> None:
-        self._path, self._is_writable = path, is_writable
-
-    def load(self) -> tuple[list[np.ndarray], History] | None:
-        """The state, if there is one."""
-        if not self._path.exists():
-            return None
-        with np.load(self._path) as archive:
-            history = tuple((int(step), float(loss)) for step, loss in archive["history"])
-            leaves = [archive[f"leaf{i}"] for i in range(len(archive.files) - 1)]
-        _log.info("projection: resumes after %d reports", len(history))
-        return leaves, history
-
-    def save(self, leaves: Any, history: History) -> None:
-        """Replaces the state; of several processes only one does."""
-        if not self._is_writable:
-            return
-        arrays = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
-        _save_npz(self._path, arrays | {"history": np.asarray(history, np.float64)})
-
-    def remove(self) -> None:
-        """Forgets the state: the projection is done."""
-        self._path.unlink(missing_ok=True)
-
-
-def _save_projection(path: Path, projection: Projection) -> None:
-    flat = traverse_util.flatten_dict(projection.variables, sep="/")
-    curve = {"errors": projection.errors, "history": projection.history}
-    path.with_name("projection.json").write_text(json.dumps(curve, indent=1))
-    _save_npz(path, flat)
-
-
-def _save_npz(path: Path, arrays: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()})
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -1,15 +1,18 @@
 """Transfer learning: a start from the network of another task, and the parts of it that train."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from mlg_jax.layers import relu6_by_sign, relu_by_sign
+from mlg_jax.export import SUFFIXES, from_torch, read_torch, torch_num_classes
+from mlg_jax.layers import layer_records, relu6_by_sign, relu_by_sign
 from mlg_jax.train import CheckpointError, TrainableRule, load_variables
 
 CLASSIFIER = "classifier"  # what every model calls the layer that gives the logits
@@ -48,28 +51,56 @@ def model_to_train(model: Any, trainable: str) -> Any:
     return model.clone(norm=norm, act=_RECTIFIERS.get(model.act, model.act))
 
 
-def transferred(directory: str | Path, fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables to start from: those of a checkpoint, but a classifier of other classes is fresh.
+def transferred(
+    given: str | Path,
+    fresh: Mapping[str, Any],
+    model: nn.Module | None = None,
+    input_shape: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Variables to start from: given ones, but a classifier of other classes is fresh.
 
     Args:
-        directory: checkpoints that `train` wrote; the best is taken.
+        given: a directory of checkpoints that `train` wrote, whose best is taken; or a file with
+            PyTorch's state dict, `.safetensors` or `.pth`, of the same network.
         fresh: the new model's variables, as of `init`.
+        model: the new model; a file needs it.
+        input_shape: `[N, H, W, C]` it is called with; None takes the model's own.
 
     Raises:
         CheckpointError: no such checkpoint, or an array outside the classifier that only one of
             the two has, or has in another shape; the classifier's may differ in their last axis,
             the number of classes.
     """
-    params, state, _ = load_variables(directory)
-    found = traverse_util.flatten_dict({"params": params, **state}, sep="/")
+    if model is not None and Path(given).suffix in SUFFIXES:
+        variables = _imported(Path(given), model, input_shape)
+    else:
+        params, state, _ = load_variables(given)
+        variables = {"params": params, **state}
+    found = traverse_util.flatten_dict(variables, sep="/")
     wanted = traverse_util.flatten_dict(dict(fresh), sep="/")
-    _check_fits(directory, found, wanted)
+    _check_fits(given, found, wanted)
     is_fresh = any(np.shape(found[name]) != np.shape(wanted[name]) for name in wanted)
     chosen = {
         name: value if is_fresh and _is_classifiers(name.partition("/")[2]) else found[name]
         for name, value in wanted.items()
     }
     return traverse_util.unflatten_dict(chosen, sep="/")
+
+
+def _imported(path: Path, model: nn.Module, input_shape: Sequence[int] | None) -> dict[str, Any]:
+    """The variables in a file of PyTorch's, for the model with as many classes as it has."""
+    try:
+        state = read_torch(path)
+        num_classes = torch_num_classes(state, layer_records(model, input_shape))
+        source: Any = model.clone(num_classes=num_classes)
+        image = jax.ShapeDtypeStruct(tuple(input_shape or source.input_shape), jnp.float32)
+        shapes = jax.eval_shape(source.init, jax.eval_shape(lambda: jax.random.key(0)), image)
+        return from_torch(state, layer_records(source, image.shape), shapes)
+    except (ImportError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"`init_checkpoint` must hold this network, up to its number of classes; got {path}: "
+            f"{error}"
+        ) from error
 
 
 def _check_fits(directory: str | Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -7,8 +7,9 @@ import flax.traverse_util
 import numpy as np
 import pytest
 
+from mlg_jax import load_packed
 from mlg_jax.config import parse_config
-from mlg_jax.data import DataSpec, SyntheticSpec
+from mlg_jax.data import DataSpec, SyntheticSpec, load_dataset
 from mlg_jax.experiment import _run, main, run_experiment
 from mlg_jax.train import CheckpointError, WorkDirError, load_variables, read_metrics
 
@@ -105,6 +106,44 @@ def test_a_finished_experiment_is_only_reported_again(finished, caplog):
     assert not any("projection: step" in m for m in caplog.messages)
 
 
+def test_the_packed_student_serves_what_was_reported(finished):
+    directory, summary = finished
+    path = directory / summary["packed"]["file"]
+    assert summary["packed"]["bytes"] == path.stat().st_size
+    report = (directory / "report/report.md").read_text()
+    assert f"Packed: `packed/student.mlg`, {path.stat().st_size:,} bytes." in report
+    predictor = load_packed(path, batch_sizes=(64,))
+    assert predictor.manifest["metrics"] == summary["student"]
+    assert len(predictor.class_names) == 4
+    correct = []
+    for batch in load_dataset(parse_config(settings()).data).test_batches():
+        found = predictor(np.asarray(batch["image"])).argmax(-1)
+        correct += (found == batch["label"])[np.asarray(batch["mask"])].tolist()
+    assert len(correct) == 100
+    assert np.mean(correct) == pytest.approx(summary["student"]["test_accuracy"], abs=0.01)
+
+
+def test_export_writes_the_packed_student_anew(finished, capsys):
+    directory, summary = finished
+    path = directory / "packed/student.mlg"
+    served = load_packed(path)
+    path.unlink()
+    found = run_experiment(parse_config(settings()), directory, mode="export")
+    assert found["packed"] == {"file": "packed/student.mlg", "bytes": path.stat().st_size}
+    again = load_packed(path)
+    images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), np.uint8)
+    np.testing.assert_array_equal(again(images), served(images))
+    metrics = again.manifest["metrics"]
+    assert set(metrics) == {"validation_accuracy", "validation_loss"}
+    assert metrics["validation_accuracy"] > 0.25
+
+
+@pytest.mark.bad_input
+def test_export_needs_a_student(tmp_path):
+    with pytest.raises(CheckpointError):
+        run_experiment(parse_config(settings()), tmp_path, mode="export")
+
+
 def test_an_interrupted_projection_gives_the_same_bits(finished, tmp_path, monkeypatch):
     directory, _ = finished
     checkpoint = str(directory / "teacher/checkpoints")
@@ -120,17 +159,17 @@ def test_an_interrupted_projection_gives_the_same_bits(finished, tmp_path, monke
             return {name: archive[name] for name in archive.files}
 
     whole = project(tmp_path / "whole")
-    real_save = _run._NpzStore.save
+    real_save = _run.NpzStore.save
 
     def save_and_die(self, leaves, history):
         real_save(self, leaves, history)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_run._NpzStore, "save", save_and_die)
+    monkeypatch.setattr(_run.NpzStore, "save", save_and_die)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             project(tmp_path / "cut")
-    monkeypatch.setattr(_run._NpzStore, "save", real_save)
+    monkeypatch.setattr(_run.NpzStore, "save", real_save)
     resumed = project(tmp_path / "cut")
     assert whole.keys() == resumed.keys()
     assert all(np.array_equal(whole[name], resumed[name]) for name in whole)
@@ -140,7 +179,6 @@ def test_an_interrupted_projection_gives_the_same_bits(finished, tmp_path, monke
 def test_augmentation_follows_from_epoch_and_step():
     import jax
 
-    from mlg_jax.data import load_dataset
     from mlg_jax.experiment._tasks import Batches
 
     spec = parse_config(settings()).data

@@ -1,0 +1,302 @@
+"""State dicts of PyTorch networks to our variables and back: names, layouts, norms."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from mlg_jax._types import KernelShape, LayerRecord
+from mlg_jax.export._torch_names import Names, norm_of, torch_names
+
+State = Mapping[str, np.ndarray]  # parameters and buffers by name, as PyTorch's `state_dict`
+Path = tuple[str, ...]
+
+_EPSILON = 1e-5  # of the norms, PyTorch's and ours
+_NORM_LEAVES = {
+    "weight": ("params", "scale"),
+    "bias": ("params", "bias"),
+    "running_mean": ("batch_stats", "mean"),
+    "running_var": ("batch_stats", "var"),
+}
+# Counters, and what the original's quantisers hold beside the ranges that are asked for.
+_IGNORED = r".*\.(num_batches_tracked|(input|weight|basis|coeff_in|coeff_out)_quantizer\..*)"
+_MAX_LISTED = 8  # names of one kind in an error message
+
+
+def from_torch(
+    state: State, records: Sequence[LayerRecord], template: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Variables of a model with the numbers of a PyTorch network of the same architecture.
+
+    The names are torchvision's (ResNet-18 to 152, VGG-16, MobileNetV2, AlexNet, SqueezeNet 1.1),
+    those of its CIFAR variants (`shortcut`, `linear`) or the original MLG code's, whose full
+    weights hold the bases. A bias before a norm is taken off the norm's running mean; norms that
+    the model has not (vgg16_bn to `vgg16` with stem `imagenet`) are folded into the kernels, which
+    keeps the logits in evaluation.
+
+    Args:
+        state: arrays by name, e.g. from `read_torch`; a common prefix `module.` is left out.
+        records: the model's, from `layer_records`.
+        template: the model's variables, or their shapes and dtypes.
+
+    Returns:
+        Variables as the template's. Ranges of activation quantisers that the state has not start
+        unset.
+
+    Raises:
+        ValueError: another architecture; names that are missing, left over or of another shape,
+            all of them in one message.
+
+    Reference: https://pytorch.org/vision/stable/models.html, https://arxiv.org/abs/2108.11430.
+    """
+    source = _Source(state)
+    names = torch_names(records, has_norms=source.has_norms)
+    found: dict[Path, np.ndarray] = {}
+    for record in records:
+        take = _take_norm if record.kind == "norm" else _take_product
+        found |= take(source, record, names)
+    for record in records:
+        _take_bias_off_mean(source, record, names, found)
+    wanted = traverse_util.flatten_dict(dict(template))
+    for path in wanted:
+        if path[-2:] == ("range", "is_set"):
+            found |= _take_range(source, path[:-1], names)
+    source.check()
+    flat = {path: np.asarray(found[path], leaf.dtype) for path, leaf in wanted.items()}
+    return traverse_util.unflatten_dict(flat)
+
+
+def to_torch(records: Sequence[LayerRecord], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The state dict of the same network with ordinary kernels, in torchvision's names.
+
+    Kernels are generated from quantised factors, and quantised where they are quantised as a whole:
+    the logits are those of the model in evaluation. Convolutions of a VGG with norms get biases of
+    zero, which theirs have. `num_batches_tracked` is left out; PyTorch then starts it.
+
+    Args:
+        records: the model's, from `layer_records`.
+        variables: the model's `params` and `batch_stats`.
+
+    Returns:
+        float32 arrays by name, kernels `[out, in, height, width]` or `[out, in]`.
+
+    Raises:
+        ValueError: another architecture, or quantised activations, which that network has not.
+    """
+    flat = traverse_util.flatten_dict(dict(variables))
+    quantized = next((path for path in flat if "input_quant" in path), None)
+    if quantized is not None:
+        raise ValueError(
+            f"`variables` must be of a network without activation bits; got {'/'.join(quantized)}."
+        )
+    has_norms = any(record.kind == "norm" for record in records)
+    names = torch_names(records, has_norms=has_norms)
+    is_pointwise = "fire2/squeeze_conv" in names  # SqueezeNet's classifier is a 1 x 1 convolution
+    kernels = _kernels(records, flat)
+    state: dict[str, np.ndarray] = {}
+    for record in records:
+        module = names[record.name][0]
+        if record.kind == "norm":
+            values = _norm_values(flat, record)
+        else:
+            values = {"weight": _to_torch(np.asarray(kernels[record.name]))}
+            if "bias" in record.factor_names:
+                values["bias"] = flat[("params", *record.path, "bias")]
+            if has_norms and re.fullmatch(r"features\.\d+", module):
+                values.setdefault("bias", np.zeros(len(values["weight"])))
+            if is_pointwise and record.kind == "dense":
+                values["weight"] = values["weight"][..., None, None]
+        state |= {f"{module}.{k}": np.asarray(v, np.float32) for k, v in values.items()}
+    return state
+
+
+def torch_num_classes(state: State, records: Sequence[LayerRecord]) -> int:
+    """The number of classes of a state dict: the rows of its classifier.
+
+    Raises:
+        ValueError: it has no classifier.
+    """
+    source = _Source(state)
+    names = torch_names(records, has_norms=source.has_norms)["classifier"]
+    weight = source.optional(names, "weight")
+    if weight is None or weight.ndim == 0:
+        raise ValueError(f"`state` must hold {names[0]}.weight; it is missing.")
+    return weight.shape[0]
+
+
+class _Source:
+    """A state dict that knows what was asked for, and what of it was not there."""
+
+    def __init__(self, state: State) -> None:
+        prefix = "module." if all(name.startswith("module.") for name in state) else ""
+        self._state = {name.removeprefix(prefix): np.asarray(v) for name, v in state.items()}
+        self._used: set[str] = set()
+        self._missing: list[str] = []
+        self._misshapen: list[str] = []
+
+    @property
+    def has_norms(self) -> bool:
+        return any(name.endswith(".running_mean") for name in self._state)
+
+    def has(self, modules: Names, leaf: str) -> bool:
+        return any(f"{module}.{leaf}" in self._state for module in modules)
+
+    def optional(self, modules: Names, leaf: str) -> np.ndarray | None:
+        """The array of the first module that is there."""
+        for name in (f"{module}.{leaf}" for module in modules):
+            if name in self._state:
+                self._used.add(name)
+                return self._state[name]
+        return None
+
+    def take(self, modules: Names, leaf: str, *shapes: tuple[int, ...]) -> np.ndarray:
+        """The array, in the first of these shapes that it can have; zeros where it is amiss."""
+        value = self.optional(modules, leaf)
+        if value is None:
+            self._missing.append(f"{modules[0]}.{leaf}")
+        elif value.shape not in shapes:
+            self._misshapen.append(f"{modules[0]}.{leaf} is {value.shape}, not {shapes[0]}")
+        else:
+            return value.reshape(shapes[0])
+        return np.zeros(shapes[0], np.float32)
+
+    def check(self) -> None:
+        """Raises ValueError unless everything was there, and nothing else."""
+        extra = sorted(
+            name for name in set(self._state) - self._used if not re.fullmatch(_IGNORED, name)
+        )
+        kinds = {"missing": self._missing, "left over": extra, "of another shape": self._misshapen}
+        faults = [f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names]
+        if faults:
+            raise ValueError(
+                f"`state` must hold the model's arrays and no others; got {'; '.join(faults)}."
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = [f"{len(names) - _MAX_LISTED} more"] if len(names) > _MAX_LISTED else []
+    return ", ".join([*names[:_MAX_LISTED], *more])
+
+
+def _take_norm(
+    source: _Source, record: LayerRecord, names: Mapping[str, Names]
+) -> dict[Path, np.ndarray]:
+    shape = record.factors[0].shape
+    return {
+        (collection, *record.path, ours): source.take(names[record.name], theirs, shape)
+        for theirs, (collection, ours) in _NORM_LEAVES.items()
+    }
+
+
+def _take_product(
+    source: _Source, record: LayerRecord, names: Mapping[str, Names]
+) -> dict[Path, np.ndarray]:
+    """A convolution or dense layer."""
+    assert record.kernel is not None
+    modules, norm = names[record.name], names.get(norm_of(record.name), ())
+    is_folded = record.factor_names == ("kernel", "bias") and source.has(norm, "running_mean")
+    values = {}
+    for factor in record.factors:
+        if factor.name == "bias" and is_folded and not source.has(modules, "bias"):
+            values["bias"] = np.zeros(factor.shape)
+        elif factor.name == "kernel":
+            values["kernel"] = _to_flax(_take_weight(source, modules, record.kernel))
+        elif factor.name == "basis":
+            values["basis"] = _take_basis(source, modules, record.kernel, factor.shape)
+        else:
+            values[factor.name] = source.take(modules, factor.name, factor.shape)
+    if is_folded:
+        _fold(source, norm, values)
+    return {("params", *record.path, name): value for name, value in values.items()}
+
+
+def _take_weight(source: _Source, modules: Names, kernel: KernelShape) -> np.ndarray:
+    """`[Co, Ci, height, width]`; `[Co, Ci]` of a dense layer, there maybe a 1 x 1 convolution."""
+    channels = (kernel.out_channels, kernel.in_channels)
+    if kernel.window is None:
+        return source.take(modules, "weight", channels, (*channels, 1, 1))
+    return source.take(modules, "weight", (*channels, *kernel.window))
+
+
+def _take_basis(
+    source: _Source, modules: Names, kernel: KernelShape, shape: tuple[int, ...]
+) -> np.ndarray:
+    """`[Bo, Bi or Ci, K]`; the original keeps it in a corner of the full weight."""
+    num_bases, rows, _ = shape
+    if source.has(modules, "basis"):
+        basis = source.take(modules, "basis", (num_bases, rows, *(kernel.window or ())))
+    else:
+        basis = _take_weight(source, modules, kernel)[:num_bases, :rows]
+    return basis.reshape(shape)
+
+
+def _fold(source: _Source, norm: Names, values: dict[str, np.ndarray]) -> None:
+    """Makes one layer of a convolution and its norm."""
+    scale, shift, mean, var = (
+        source.take(norm, leaf, values["bias"].shape).astype(np.float64) for leaf in _NORM_LEAVES
+    )
+    factor = scale / np.sqrt(var + _EPSILON)
+    values["kernel"] = values["kernel"] * factor
+    values["bias"] = (values["bias"] - mean) * factor + shift
+
+
+def _take_bias_off_mean(
+    source: _Source, record: LayerRecord, names: Mapping[str, Names], found: dict[Path, np.ndarray]
+) -> None:
+    """A bias before a norm, which takes it off again; in training as a part of the batch's mean."""
+    mean = ("batch_stats", *norm_of(record.name).split("/"), "mean")
+    has_bias = record.kind == "conv" and source.has(names[record.name], "bias")
+    if has_bias and "bias" not in record.factor_names and mean in found:
+        found[mean] = found[mean] - source.take(names[record.name], "bias", found[mean].shape)
+
+
+def _take_range(source: _Source, path: Path, names: Mapping[str, Names]) -> dict[Path, np.ndarray]:
+    """The range of an activation quantiser, at `(collection, *layer, "input_quant", "range")`."""
+    modules = names["/".join(path[1:-2])]
+    ends = [source.optional(modules, f"input_quantizer.obs.{end}_val") for end in ("min", "max")]
+    found = [end.reshape(()) for end in ends if end is not None and end.size == 1]
+    is_set = len(found) == 2 and bool(np.all(np.isfinite(found)))  # infinite before training
+    low, high = found if is_set else (np.zeros(()), np.zeros(()))
+    return {
+        (*path, "minimum"): low,
+        (*path, "maximum"): high,
+        (*path, "is_set"): np.asarray(is_set),
+    }
+
+
+def _norm_values(arrays: Mapping[Path, Any], record: LayerRecord) -> dict[str, Any]:
+    return {
+        theirs: arrays[(collection, *record.path, ours)]
+        for theirs, (collection, ours) in _NORM_LEAVES.items()
+    }
+
+
+def _kernels(records: Sequence[LayerRecord], arrays: Mapping[Path, Any]) -> dict[str, Any]:
+    """The kernels of all layers as the network uses them, by one program that is compiled once."""
+    layers = {record.name: record for record in records if record.kind != "norm"}
+
+    @jax.jit
+    def build(factors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        return {
+            name: layer.provider.build(layer.provider.quantize(factors[name], None), layer.kernel)
+            for name, layer in layers.items()
+        }
+
+    return build(
+        {
+            name: {k: arrays[("params", *layer.path, k)] for k in layer.factor_names if k != "bias"}
+            for name, layer in layers.items()
+        }
+    )
+
+
+def _to_flax(weight: np.ndarray) -> np.ndarray:
+    """`[Co, Ci, height, width]` to `[height, width, Ci, Co]`; `[Co, Ci]` to `[Ci, Co]`."""
+    return weight.T if weight.ndim == 2 else weight.transpose(2, 3, 1, 0)
+
+
+def _to_torch(kernel: np.ndarray) -> np.ndarray:
+    return kernel.T if kernel.ndim == 2 else kernel.transpose(3, 2, 0, 1)

@@ -1,0 +1,152 @@
+"""Files with PyTorch state dicts: safetensors, and `.pth`, which is looked at before it is read."""
+
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mlg_jax._checks import check_choice
+from mlg_jax.export._atomic import write_atomically
+from mlg_jax.export._errors import TorchFileError
+from mlg_jax.export._safetensors import from_safetensors, to_safetensors
+
+SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
+MIN_TORCH = (2, 10)  # earlier ones believe a storage's stated size, and read past its end
+_ENCRYPTED = 1  # a flag of an entry
+_STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")  # where checkpoints keep theirs
+
+
+def read_torch(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads a state dict; nothing in the file is executed.
+
+    Args:
+        path: `.safetensors`, or `.pth`, `.pt`, `.bin` as `torch.save` of PyTorch 1.6 and later
+            writes them, of a state dict or of a mapping that has one under `state_dict`,
+            `model_state_dict`, `model` or `net`. These are read by `torch.load` with
+            `weights_only=True`, after the file's directory has been checked.
+
+    Returns:
+        Arrays by name, bfloat16 as float32.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ImportError: the file is not safetensors, and PyTorch 2.10 or later is not installed.
+        ValueError: another suffix.
+        TorchFileError: a damaged file, one that holds anything else, or one that would take more
+            memory than it has bytes.
+    """
+    path = pathlib.Path(path)
+    check_choice("path suffix", path.suffix, SUFFIXES)
+    try:
+        if path.suffix == ".safetensors":
+            return {k: _plain(v) for k, v in from_safetensors(path.read_bytes()).items()}
+        num_bytes = _check_archive(path)
+        return _arrays(_state_of(_load(path)), num_bytes)
+    except TorchFileError as error:
+        raise TorchFileError(f"`path` must hold a state dict; got {path}: {error}.") from error
+
+
+def write_torch(path: str | os.PathLike[str], state: Mapping[str, np.ndarray]) -> int:
+    """Writes a state dict, as from `to_torch`, to a safetensors file.
+
+    The file appears whole or not at all; equal arrays give equal bytes.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: another suffix than `.safetensors`.
+    """
+    check_choice("path suffix", pathlib.Path(path).suffix, (".safetensors",))
+    data = to_safetensors(state)
+    write_atomically(path, data)
+    return len(data)
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """bfloat16, which NumPy itself does not know, as float32."""
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
+
+
+def _check_archive(path: pathlib.Path) -> int:
+    """The file's length, if it is an archive that unpacks to no more than that."""
+    with open(path, "rb") as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        try:
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+        except Exception as error:  # a damaged directory leads to many kinds
+            raise TorchFileError(
+                f"no zip archive, as PyTorch 1.6 and later write ({error})"
+            ) from None
+    for entry in entries:
+        is_stored = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & _ENCRYPTED
+        if not is_stored or entry.file_size != entry.compress_size:
+            raise TorchFileError(f"its entry {entry.filename!r:.80} is compressed or encrypted")
+    if len({entry.filename for entry in entries}) != len(entries):
+        raise TorchFileError("two of its entries have one name")
+    total = sum(entry.file_size for entry in entries)
+    if total > num_bytes:
+        raise TorchFileError(f"entries of {total} bytes in a file of {num_bytes}")
+    return num_bytes
+
+
+def _load(path: pathlib.Path) -> Any:
+    """What `torch.save` was given."""
+    torch = _import_torch()
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle leads to any of them
+        reason = str(error).partition("\n")[0]
+        raise TorchFileError(f"PyTorch refuses it ({reason:.200})") from None
+
+
+def _import_torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"A .pth file needs PyTorch, `pip install mlg-jax[torch]`. {error}"
+        ) from None
+    version = tuple(map(int, torch.__version__.split(".")[:2]))
+    if version < MIN_TORCH:
+        raise ImportError(f"PyTorch must be 2.10 or later to read files; got {torch.__version__}.")
+    return torch
+
+
+def _state_of(loaded: Any) -> Mapping[str, Any]:
+    """The state dict of a checkpoint, or what is one already."""
+    for key in _STATE_KEYS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping):
+        raise TorchFileError(f"a {type(loaded).__name__}")
+    return loaded
+
+
+def _arrays(state: Mapping[str, Any], num_bytes: int) -> dict[str, np.ndarray]:
+    """The tensors as arrays, if they are ordinary ones that take no more than the file has."""
+    torch = _import_torch()
+    for name, tensor in state.items():
+        is_plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.is_cpu
+        if not isinstance(name, str) or not is_plain or tensor.layout is not torch.strided:
+            raise TorchFileError(f"{name!r:.80} must be an ordinary tensor; got {type(tensor)}")
+    # One number may stand for any number of entries: a stride can be zero.
+    total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if total > num_bytes:
+        raise TorchFileError(f"tensors of {total} bytes in a file of {num_bytes}")
+    return {name: _to_numpy(torch, tensor.detach()) for name, tensor in state.items()}
+
+
+def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
+    try:
+        array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    except (RuntimeError, TypeError) as error:  # quantised tensors, views that are not resolved
+        raise TorchFileError(f"a tensor NumPy cannot hold ({str(error):.200})") from None
+    if array.dtype.kind not in "biuf":
+        raise TorchFileError(f"a tensor of {array.dtype}")
+    return array

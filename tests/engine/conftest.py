@@ -1,0 +1,26 @@
+"""The small network and its file, shared by the tests of the engine."""
+
+import pytest
+
+from . import _trained
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny():
+    """The name of a small network."""
+    with _trained.tiny_networks():
+        yield "tiny"
+
+
+@pytest.fixture(scope="session")
+def model_and_variables(tiny):
+    """The network and its variables."""
+    return _trained.trained(tiny)
+
+
+@pytest.fixture(scope="session")
+def path(model_and_variables, tmp_path_factory):
+    """Its file."""
+    path = tmp_path_factory.mktemp("packed") / "model.mlg"
+    assert _trained.saved(path, *model_and_variables) == path.stat().st_size
+    return path

@@ -1,0 +1,96 @@
+"""Artefacts give the predictor's logits at any batch size, for both platforms, without kernels."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from mlg_jax import load_packed
+from mlg_jax.engine import PLATFORMS, export_stablehlo
+from mlg_jax.export import read_packed, unpack_variables
+
+from . import _trained
+
+pytest.importorskip("flatbuffers", reason="needs mlg-jax[export]")
+
+
+def called(data, *arguments):
+    exported = jax.export.deserialize(bytearray(data))
+    return np.asarray(jax.jit(exported.call)(*arguments)), exported
+
+
+@pytest.fixture(scope="module")
+def predictor(path):
+    return load_packed(path, execution="generate", batch_sizes=(2, 3))
+
+
+@pytest.fixture(scope="module")
+def artefact(path):
+    return export_stablehlo(read_packed(path))
+
+
+def test_logits_at_two_batch_sizes(predictor, artefact):
+    for num in (2, 3):
+        images = _trained.images(num)
+        logits, exported = called(artefact, images)
+        np.testing.assert_array_equal(logits, predictor(images))
+    assert exported.platforms == PLATFORMS
+    calls = set(re.findall(r"custom_call @([\w.]+)", exported.mlir_module()))
+    assert calls <= {"shape_assertion"}  # no kernel of one machine
+
+
+def test_weights_stay_packed(path, predictor):
+    data = export_stablehlo(read_packed(path), residency="packed", platforms=("cpu",))
+    logits, exported = called(data, _trained.images(2))
+    np.testing.assert_array_equal(logits, predictor(_trained.images(2)))
+    assert exported.platforms == ("cpu",) and "ui8" in exported.mlir_module()
+
+
+def test_pixels_are_preprocessed_inside(path, predictor):
+    data = export_stablehlo(read_packed(path), images="uint8", platforms=("cpu",))
+    logits, _ = called(data, _trained.pixels(2))
+    np.testing.assert_array_equal(logits, predictor(_trained.pixels(2)))
+
+
+def test_weights_may_be_arguments(path, predictor, artefact):
+    packed, images = read_packed(path), _trained.images(2)
+    small = export_stablehlo(packed, weights="arguments", platforms=("cpu",))
+    assert len(small) < len(artefact)
+    arrays = jax.tree.leaves(unpack_variables(packed))
+    logits, exported = called(small, arrays, images)
+    np.testing.assert_array_equal(logits, predictor(images))
+    assert [a.shape for a in exported.in_avals[:-1]] == [a.shape for a in arrays]
+
+
+def test_norms_can_be_folded(path, artefact):
+    folded = export_stablehlo(read_packed(path), fold=True)
+    programs = [
+        jax.export.deserialize(bytearray(data)).mlir_module() for data in (artefact, folded)
+    ]
+    assert ["rsqrt" in program for program in programs] == [True, False]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"images": "float16"}, r"`images` must be one of \['float32', 'uint8'\]; got 'float16'"),
+        ({"weights": "none"}, r"`weights` must be one of \['arguments', 'constants'\]; got 'none'"),
+        ({"platforms": ("tpu",)}, r"`platforms` must be one of \['cpu', 'cuda'\]; got 'tpu'"),
+        ({"platforms": ()}, r"`platforms` must be some of \['cpu', 'cuda'\]; got none"),
+        ({"images": "uint8"}, "`images` must be 'float32', as the file has no preprocessing"),
+    ],
+)
+def test_bad_options(path, options, message):
+    packed = read_packed(path)
+    bare = dataclasses.replace(packed, manifest={**packed.manifest, "preprocessing": None})
+    with pytest.raises(ValueError, match=message):
+        export_stablehlo(bare, **options)
+
+
+@pytest.mark.bad_input
+def test_only_packed_models():
+    with pytest.raises(TypeError, match="`packed` must be PackedModel; got 3"):
+        export_stablehlo(3)

@@ -1,0 +1,268 @@
+"""Files with state dicts: read as other libraries write them, refused with one error otherwise."""
+
+import io
+import json
+import pickle
+import struct
+import sys
+import types
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlg_jax.export import TorchFileError, read_torch, write_torch
+from mlg_jax.export._safetensors import from_safetensors, to_safetensors
+
+ARRAYS = {
+    "conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
+    "bn.bias": np.array([0.5, -0.0, np.inf], np.float32),
+    "scalar": np.array(3.0, np.float32),
+    "none": np.zeros((0, 4), np.float32),
+}
+
+
+def assert_same(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert actual[name].dtype == value.dtype and actual[name].shape == value.shape
+        assert actual[name].tobytes() == value.tobytes(), name
+
+
+def container(header, body=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"a": {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}}
+
+
+def test_what_is_written_is_read(tmp_path):
+    paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for path, names in zip(paths, (ARRAYS, reversed(ARRAYS)), strict=True):
+        assert write_torch(path, {name: ARRAYS[name] for name in names}) == path.stat().st_size
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert_same(read_torch(paths[0]), ARRAYS)
+
+
+def test_the_safetensors_library_agrees(tmp_path):
+    library = pytest.importorskip("safetensors.numpy")
+    path = tmp_path / "ours.safetensors"
+    write_torch(path, ARRAYS)
+    assert_same(library.load_file(path), ARRAYS)
+    others = {
+        kind: np.array([[1, 0], [3, 4]]).astype(kind)
+        for kind in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1", "?")
+    }
+    library.save_file(others, path, metadata={"epoch": "3"})
+    assert_same(read_torch(path), others)
+
+
+def test_bfloat16_becomes_float32(tmp_path):
+    values = jnp.array([1.5, -2.0, 3e38], jnp.bfloat16)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(container(entry("BF16", (3,), (0, 6)), np.asarray(values).tobytes()))
+    assert_same(read_torch(path), {"a": np.asarray(values, np.float32)})
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"", "a header of 0 bytes in a file of 0"),
+        (struct.pack("<Q", 2**63) + b"{}", "a header of 9223372036854775808 bytes in a file of 10"),
+        (container(b"{"), "its header is no JSON"),
+        (container(b"[" * 100_000), "its header is no JSON"),
+        (container(b"\xff"), "its header is no JSON"),
+        (container([]), "its header is no JSON object"),
+        (container({"a": 1}), "'a' must be an array within the file; got 1"),
+        (container(entry(dtype="F8_E4M3"), bytes(8)), "'a' must be an array within the file"),
+        (container(entry(shape=(-2,)), bytes(8)), "'a' must be an array"),
+        (container(entry(shape=(2.0,)), bytes(8)), "'a' must be an array"),
+        (container(entry(shape=(True,), offsets=(0, 4)), bytes(8)), "'a' must be an array"),
+        (container(entry(shape=(2**62, 2**62), offsets=(0, 8)), bytes(8)), "'a' must be an array"),
+        (container(entry(shape=(0,) * 99, offsets=(0, 0)), bytes(8)), "'a' must be an array"),
+        (container(entry(offsets=(0, 4)), bytes(8)), "'a' must be an array"),
+        (container(entry(offsets=(8, 16)), bytes(8)), "'a' must be an array"),
+        (container(entry(offsets=(8, 0)), bytes(8)), "'a' must be an array"),
+        (
+            container({n: entry()["a"] for n in "ab"}, bytes(8)),
+            "arrays of 16 bytes in 8",
+        ),
+    ],
+)
+def test_damaged_safetensors(tmp_path, data, message):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(TorchFileError, match=rf"`path` must hold a state dict; got .*: {message}"):
+        read_torch(path)
+
+
+@given(st.data())
+def test_changed_safetensors_are_read_or_refused(data):
+    """A flipped byte may change a number; nothing else than an error may come of the rest."""
+    whole = bytearray(to_safetensors(ARRAYS))
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    stop = data.draw(st.integers(0, len(whole)) | st.just(len(whole)))
+    try:
+        arrays = from_safetensors(bytes(whole[:stop]))
+    except TorchFileError:
+        return
+    assert sum(array.nbytes for array in arrays.values()) <= stop
+
+
+@pytest.mark.bad_input
+def test_suffixes(tmp_path):
+    with pytest.raises(ValueError, match=r"`path suffix` must be one of \['.bin', .*; got '.npz'"):
+        read_torch(tmp_path / "a.npz")
+    with pytest.raises(
+        ValueError, match=r"`path suffix` must be one of \['.safetensors'\]; got '.pth'"
+    ):
+        write_torch(tmp_path / "a.pth", ARRAYS)
+    with pytest.raises(FileNotFoundError):
+        read_torch(tmp_path / "a.safetensors")
+
+
+def archive(entries, compression=zipfile.ZIP_STORED):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as writer:
+        for name, content in entries:
+            writer.writestr(name, content)
+    return file.getvalue()
+
+
+PARTS = [("a/data.pkl", pickle.dumps({}, 2)), ("a/version", b"3\n"), ("a/data/0", bytes(64))]
+CENTRAL = b"PK\x01\x02"  # the directory's entry; the sizes are 20 and 24 bytes after its start
+
+
+def with_sizes(data, compressed, uncompressed):
+    """The first entry's sizes in the directory replaced."""
+    at = data.index(CENTRAL)
+    return data[: at + 20] + struct.pack("<II", compressed, uncompressed) + data[at + 28 :]
+
+
+def encrypted(data):
+    at = data.index(CENTRAL) + 8
+    return data[:at] + b"\x01" + data[at + 1 :]
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (b"", "no zip archive"),
+        (pickle.dumps(ARRAYS), "no zip archive, as PyTorch 1.6 and later write"),
+        (archive(PARTS)[:-30], "no zip archive"),
+        (
+            archive([*PARTS, ("a/data/1", bytes(10_000_000))], zipfile.ZIP_DEFLATED),
+            "its entry 'a/data.pkl' is compressed or encrypted",
+        ),
+        (with_sizes(archive(PARTS), 40, 2**31), "its entry 'a/data.pkl' is compressed"),
+        (
+            with_sizes(archive(PARTS), 2**31, 2**31),
+            r"entries of 2147483\d+ bytes in a file of \d+\.",
+        ),
+        (encrypted(archive(PARTS)), "its entry 'a/data.pkl' is compressed or encrypted"),
+    ],
+)
+def test_archives_are_refused_before_pytorch_sees_them(tmp_path, monkeypatch, data, message):
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it would be another error
+    path = tmp_path / "a.pth"
+    path.write_bytes(data)
+    with pytest.raises(TorchFileError, match=rf"got .*a\.pth: {message}"):
+        read_torch(path)
+
+
+@pytest.mark.bad_input
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+def test_two_entries_of_one_name(tmp_path):
+    path = tmp_path / "a.pth"
+    path.write_bytes(archive([*PARTS, PARTS[0]]))
+    with pytest.raises(TorchFileError, match="two of its entries have one name"):
+        read_torch(path)
+
+
+@pytest.mark.bad_input
+def test_pytorch_must_be_there_and_new(tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    path.write_bytes(archive(PARTS))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"needs PyTorch, `pip install mlg-jax\[torch\]`"):
+        read_torch(path)
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(__version__="2.9.1+cpu"))
+    with pytest.raises(ImportError, match=r"PyTorch must be 2.10 or later .*; got 2.9.1\+cpu"):
+        read_torch(path)
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+def test_what_pytorch_writes(tmp_path, torch):
+    state = {"a": torch.arange(6.0).reshape(2, 3).T, "n": torch.tensor(5)}
+    expected = {k: v.numpy() for k, v in state.items()}
+    state["half"] = torch.nn.Parameter(torch.tensor([1.5], dtype=torch.bfloat16))
+    expected["half"] = np.array([1.5], np.float32)
+    for whole in (state, {"model": None, "state_dict": state, "epoch": 3}, {"net": state}):
+        torch.save(whole, tmp_path / "a.pt")
+        found = read_torch(tmp_path / "a.pt")
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value)
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.bad_input
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda torch: Malicious(), "PyTorch refuses it"),
+        (lambda torch: torch.nn.Linear(2, 2), "PyTorch refuses it"),
+        (lambda torch: [1, 2], "a list"),
+        (lambda torch: {"a": 3}, "'a' must be an ordinary tensor; got <class 'int'>"),
+        (lambda torch: {3: torch.ones(2)}, "3 must be an ordinary tensor"),
+        (lambda torch: {"a": torch.ones(2).to_sparse()}, "'a' must be an ordinary tensor"),
+        (lambda torch: {"a": torch.ones(2, device="meta")}, "'a' must be an ordinary tensor"),
+        (lambda torch: {"a": torch.ones(2, dtype=torch.complex64)}, "a tensor of complex64"),
+        (
+            lambda torch: {"a": torch.ones(1).expand(2**40)},
+            r"tensors of 4398046511104 bytes in a file of \d+",
+        ),
+        (
+            lambda torch: dict.fromkeys(map(str, range(999)), torch.ones(1000)),
+            r"tensors of 3996000 bytes in a file of \d+",
+        ),
+    ],
+)
+def test_what_is_no_state_dict(tmp_path, torch, capsys, make, message):
+    torch.save(make(torch), tmp_path / "a.pth")
+    with pytest.raises(TorchFileError, match=rf"`path` must hold a state dict; got .*: {message}"):
+        read_torch(tmp_path / "a.pth")
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_changed_archives_are_read_or_refused(tmp_path, torch):
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.arange(6.0), "b": torch.ones(2, 2)}, path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(300):
+        data = bytearray(whole)
+        for at in rng.integers(0, len(data), rng.integers(1, 4)):
+            data[at] = rng.integers(0, 256)
+        path.write_bytes(data[: rng.choice([len(data), rng.integers(0, len(data))], p=[0.9, 0.1])])
+        try:
+            arrays = read_torch(path)
+        except TorchFileError:
+            continue
+        assert sum(array.nbytes for array in arrays.values()) <= len(data)

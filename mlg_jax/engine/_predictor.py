@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import flax.errors
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +83,8 @@ class Predictor:
         with self._misfits(ValueError):
             resident = make_resident(packed, residency, to_served)
         self._network: Any = network
-        self._arrays, preprocessing = resident.arrays, self.preprocessing
+        self._arrays, self._to_variables = resident.arrays, resident.to_variables
+        preprocessing = self.preprocessing
 
         def forward(arrays: list[Array], images: Array) -> Array:
             if preprocessing is not None and images.dtype == jnp.uint8:
@@ -172,7 +174,15 @@ class Predictor:
 
     def _run(self, images: Images) -> jax.Array:
         with self._misfits():
-            return self._forward(self._arrays, images)
+            try:
+                return self._forward(self._arrays, images)
+            except ValueError as error:
+                shape = jax.ShapeDtypeStruct(images.shape, jnp.float32)
+                wanted = jax.eval_shape(self._network.init, jax.random.key(0), shape)
+                found = jax.eval_shape(self._to_variables, self._arrays)
+                if _shapes(found) == _shapes(wanted):
+                    raise  # the images' fault
+                raise TypeError(f"{error}") from error
 
     @contextlib.contextmanager
     def _misfits(self, *more: type[Exception]) -> Iterator[None]:
@@ -203,3 +213,8 @@ class Predictor:
 def _real_rows(chunk: Chunk, logits: jax.Array) -> np.ndarray:
     """Without those that were filled in; waits for them."""
     return np.asarray(logits)[: chunk.stop - chunk.start]
+
+
+def _shapes(variables: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+    flat = flax.traverse_util.flatten_dict(dict(variables))
+    return {path: leaf.shape for path, leaf in flat.items()}

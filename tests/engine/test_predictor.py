@@ -260,6 +260,19 @@ def test_statistics_to_fold_must_be_there(path, residency):
 
 
 @pytest.mark.bad_input
+def test_statistics_of_another_shape(path):
+    """Flax compares the shapes of parameters only."""
+    packed = read_packed(path)
+    tensors = tuple(
+        dataclasses.replace(t, shape=(*t.shape, 1)) if t.path[-1] == "mean" else t
+        for t in packed.tensors
+    )
+    predictor = Predictor(dataclasses.replace(packed, tensors=tensors), name="model.mlg")
+    with pytest.raises(PackedFileError, match="model.mlg: its tensors must be those of its model"):
+        predictor(_trained.images(1))
+
+
+@pytest.mark.bad_input
 def test_tensors_of_another_type(path):
     packed = read_packed(path)
     tensors = [

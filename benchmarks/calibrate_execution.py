@@ -5,7 +5,7 @@
 `--measure` times one layer at a time, forward and training, and writes
 `results/executions_BACKEND.json`; without it that file is read. Then the seconds of each feature
 are fitted by non-negative least squares on relative errors, `mlg_jax/generation/_costs.json` is
-updated, and what following the model costs against the fastest execution is printed.
+updated, a picture drawn, and what following the model costs is printed.
 """
 
 import argparse
@@ -23,11 +23,14 @@ from scipy.optimize import nnls
 
 from mlg_jax import GenerationSpec, create_model
 from mlg_jax._types import KernelShape, LayerRecord
-from mlg_jax.generation import FactorShapes
+from mlg_jax.generation import FactorShapes, multiply_adds
 from mlg_jax.generation._choose import cheapest, cost_features, cost_kind
 from mlg_jax.layers import layer_records, time_executions
+from mlg_jax.plots import plot_speedups
 
-COSTS = pathlib.Path(__file__).parent.parent / "mlg_jax" / "generation" / "_costs.json"
+ROOT = pathlib.Path(__file__).parent.parent
+COSTS = ROOT / "mlg_jax" / "generation" / "_costs.json"
+PICTURE = ROOT / "docs" / "images" / "speedups.png"
 NAMES = ("resnet18", "resnet50", "mobilenet_v2", "squeezenet", "alexnet", "vgg16")
 SPECS = {"mobilenet_v2": GenerationSpec(5, 40)}
 
@@ -131,6 +134,21 @@ def regrets(rows, costs):
     return sorted(found, key=lambda f: f[0], reverse=True)
 
 
+def speedups(rows):
+    """`{execution: [(saving of arithmetic, speed-up), ...]}` against `generate`."""
+    points = collections.defaultdict(list)
+    for row in rows:
+        record, shapes = read(row)
+        kind = "training" if row["is_training"] else "forward"
+        for execution in set(row["seconds"]) - {"generate"}:
+            saving = multiply_adds("generate", shapes, record) / multiply_adds(
+                execution, shapes, record
+            )
+            speedup = row["seconds"]["generate"] / row["seconds"][execution]
+            points[f"{execution}, {kind}"].append((saving, speedup))
+    return dict(sorted(points.items()))
+
+
 def main():
     """Measures if asked to, fits, writes the costs, prints the regrets."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -152,6 +170,8 @@ def main():
     table["environment"][jax.default_backend()] = measured["environment"]
     table["seconds"] |= {f"{prefix}, {setting}": kinds for setting, kinds in costs.items()}
     COSTS.write_text(json.dumps(table, indent=1) + "\n")
+    PICTURE.parent.mkdir(exist_ok=True)
+    plot_speedups(PICTURE, speedups(measured["results"]))
     found = regrets(measured["results"], costs)
     num_near = sum(f[0] <= 0.1 for f in found)
     print(f"{num_near} of {len(found)} choices within 10 % of the fastest")

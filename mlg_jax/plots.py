@@ -137,6 +137,26 @@ def plot_tradeoff(path: Path, points: Mapping[str, tuple[float, float]]) -> None
     _save(figure, path)
 
 
+def plot_speedups(path: Path, points: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Measured speed-up against the saving of arithmetic, one point a layer, as PNG.
+
+    Args:
+        path: of the file.
+        points: `{execution: [(multiply-adds of generate / its own, seconds of generate / its
+            own), ...]}`.
+    """
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for name, pairs in points.items():
+        savings, speedups = zip(*pairs, strict=True)
+        axis.scatter(savings, speedups, s=10, alpha=0.7, label=name)
+    axis.axhline(1.0, color="grey", lw=0.8)
+    axis.set(xscale="log", yscale="log", xlabel="multiply-adds, generate / this")
+    axis.set(ylabel="time, generate / this")
+    axis.legend(fontsize=7)
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=120)

@@ -81,3 +81,11 @@ def test_densities_are_a_row_each(drawn):
     axis = drawn(plots.plot_densities, {"stem": [0, 3], "block": [2, 1]})
     np.testing.assert_array_equal(axis.images[0].get_array(), [[0, 3], [2, 1]])
     assert [text.get_text() for text in axis.get_yticklabels()] == ["stem", "block"]
+
+
+def test_speedups_are_a_point_a_layer(drawn):
+    axis = drawn(plots.plot_speedups, {"factored": [(4, 2), (8, 3)], "factored_out": [(2, 0.5)]})
+    offsets = [points.get_offsets().tolist() for points in axis.collections]
+    assert offsets == [[[4, 2], [8, 3]], [[2, 0.5]]]
+    assert [text.get_text() for text in axis.get_legend().texts] == ["factored", "factored_out"]
+    assert list(axis.lines[0].get_ydata()) == [1, 1]

@@ -57,6 +57,7 @@ def project_model(
     report_every: int = 100,
     on_report: Callable[[int, float], None] = lambda step, loss: None,
     store: "ProjectionStore | None" = None,
+    start: Mapping[str, Mapping[str, Array]] | None = None,
 ) -> Projection:
     """Fits a model with generated kernels to a trained one of the same architecture.
 
@@ -75,12 +76,15 @@ def project_model(
         on_report: called with the step and the loss before that step.
         store: keeps the state of `l2` every `report_every` steps, and what it holds is gone on
             with: the result is the same, bit for bit. None keeps nothing.
+        start: the factors of every generated layer, by layer and factor name, in the place of
+            those that the method starts from; None takes the method's own.
 
     Returns:
         Variables of the student, relative errors by layer, the loss curve.
 
     Raises:
-        ValueError: the teacher lacks an array of the student, or has it with another shape.
+        ValueError: the teacher lacks an array of the student, or has it with another shape; or
+            `start` does.
 
     Reference: https://arxiv.org/abs/2108.11430, section 3 ("l2 projection").
     """
@@ -91,11 +95,13 @@ def project_model(
     variables = _copy(model, shape, groups, teacher_variables)
     targets = {k: _targets(v, teacher_variables["params"]) for k, v in groups.items()}
     dtypes = {k: t.dtype for k, t in targets.items()}
-    start = _drawn(groups, dtypes, key) if spec.method == "l2" else _decomposed(targets)
-    factors = start
+    if start is not None:
+        factors = _given(groups, dtypes, start)
+    else:
+        factors = _drawn(groups, dtypes, key) if spec.method == "l2" else _decomposed(targets)
     history: History = ()
     if spec.method != "svd":
-        factors, history = _minimise(start, targets, spec, report_every, on_report, store)
+        factors, history = _minimise(factors, targets, spec, report_every, on_report, store)
     params = variables["params"]
     errors: dict[str, float] = {}
     for group, members in groups.items():
@@ -206,6 +212,29 @@ def _drawn(
             draw = provider.initializer(entry.name, shape)
             start[group][entry.name] = draw(subkey, (len(members), *entry.shape), dtypes[group])
     return start
+
+
+def _given(
+    groups: Mapping[GroupKey, Sequence[LayerRecord]],
+    dtypes: Mapping[GroupKey, Any],
+    start: Mapping[str, Mapping[str, Array]],
+) -> dict[GroupKey, Factors]:
+    """The caller's factors, stacked by group."""
+    stacked: dict[GroupKey, Factors] = {}
+    for group, members in groups.items():
+        provider, shape = group
+        wanted = {entry.name: entry.shape for entry in provider.records(shape)}
+        for record in members:
+            found = {name: jnp.shape(v) for name, v in start.get(record.name, {}).items()}
+            if found != wanted:
+                raise ValueError(
+                    f"`start` must have factors of shapes {wanted} for {record.name}; got {found}."
+                )
+        stacked[group] = {
+            name: jnp.stack([jnp.asarray(start[r.name][name], dtypes[group]) for r in members])
+            for name in wanted
+        }
+    return stacked
 
 
 def _decomposed(targets: Mapping[GroupKey, Array]) -> dict[GroupKey, Factors]:

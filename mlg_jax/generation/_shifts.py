@@ -1,5 +1,6 @@
 """A k x k sum per channel as shifted multiply-adds, and both its transposes."""
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -56,7 +57,7 @@ def shifted_products(
     d_z = d_z[..., None, :]
 
     def summed(seen: Array) -> Array:
-        rows = sum(seen[:, part] * d_z[:, part] for part in parts)
+        rows = functools.reduce(jnp.add, (seen[:, part] * d_z[:, part] for part in parts))
         flat = rows.reshape(-1, math.prod(rows.shape[-2:]))
         return (jnp.ones(len(flat), flat.dtype) @ flat).reshape(rows.shape[-2:])
 

@@ -70,7 +70,7 @@ def kernel_product(layer: nn.Module, record: LayerRecord, x: Array, train: bool)
         bias = layer.param(
             "bias",
             nn.initializers.zeros,
-            (record.kernel.out_channels,),
+            (layer.features,),
             layer.param_dtype,
         )
         y += bias.astype(dtype)

@@ -222,7 +222,7 @@ def test_teacher_of_another_model(finished, tmp_path):
 
 @pytest.mark.bad_input
 def test_unknown_mode(tmp_path):
-    message = r"`mode` must be one of \['eval', 'profile', 'train'\]; got 'test'"
+    message = r"`mode` must be one of \['eval', 'export', 'profile', 'train'\]; got 'test'"
     with pytest.raises(ValueError, match=message):
         run_experiment(parse_config(settings()), tmp_path, mode="test")
 

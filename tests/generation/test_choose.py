@@ -12,6 +12,7 @@ from mlg_jax.layers import layer_records
 from mlg_jax.models import MODELS
 
 SPEC = GenerationSpec(2, 44)
+DEEP = {"resnet34", "resnet101", "resnet152"}  # more of the layers of others
 
 
 def layer(kernel, size, batch=1, **options):
@@ -53,18 +54,19 @@ def test_executions_that_differ(kernel, spec, expected):
     assert distinct_executions(spec.resolve(kernel)) == expected
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
-@pytest.mark.parametrize("is_training", [False, True])
-def test_auto_needs_no_more_than_half_as_much_again_as_the_least_arithmetic(name, is_training):
+@pytest.mark.parametrize("name", sorted(set(MODELS) - DEEP))
+@pytest.mark.parametrize("batch, is_training", [(1, False), (64, True)])
+def test_auto_needs_no_more_than_half_as_much_again_as_the_least_arithmetic(
+    name, batch, is_training
+):
     model = create_model(name, num_classes=10, generation=SPEC)
-    for batch in (1, 64):
-        shape = (batch, *model.input_shape[1:])
-        for record in layer_records(model, shape, is_training=is_training):
-            if record.execution is None:
-                continue
-            shapes = SPEC.resolve(record.kernel)
-            counts = {e: multiply_adds(e, shapes, record) for e in distinct_executions(shapes)}
-            assert counts[record.execution] <= 1.5 * min(counts.values()), record.name
+    shape = (batch, *model.input_shape[1:])
+    records = [r for r in layer_records(model, shape, is_training=is_training) if r.execution]
+    assert records
+    for record in records:
+        shapes = SPEC.resolve(record.kernel)
+        counts = {e: multiply_adds(e, shapes, record) for e in distinct_executions(shapes)}
+        assert counts[record.execution] <= 1.5 * min(counts.values()), record.name
 
 
 def test_shipped_costs_are_whole_and_decide(monkeypatch):
@@ -76,8 +78,6 @@ def test_shipped_costs_are_whole_and_decide(monkeypatch):
             assert sum(rates.values()) > 0
     record = layer(KernelShape(64, 64, (3, 3)), (32, 32))
     shapes = SPEC.resolve(record.kernel)
-    slow = {f"{e}, k x k": dict.fromkeys(rates, 1.0) for e in EXECUTIONS[1:]}
-    slow["factored_out, k x k"] = dict.fromkeys(rates, 0.0)
     monkeypatch.setattr(_choose, "MAX_MULTIPLY_ADDS", 100)
     names = {"calls", "kernel_entries", "entries", "inner_entries", "building_multiply_adds"}
     names |= {"multiply_adds", "across_multiply_adds", "shifted_multiply_adds"}

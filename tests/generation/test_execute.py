@@ -76,7 +76,7 @@ def layers(draw):
     return record, GenerationSpec(draw(st.integers(0, 2)), draw(st.integers(0, 5)))
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(layers(), st.sampled_from((2**21, 1)))
 def test_executions_are_one_function(layer, part_bytes):
     record, spec = layer
@@ -108,7 +108,7 @@ def test_float32(execution):
 @pytest.mark.parametrize("execution", EXECUTIONS[1:])
 def test_gradients_numerically_to_second_order(x64, execution, monkeypatch):
     monkeypatch.setattr(_factored, "PART_BYTES", 1)
-    kernel = KernelShape(6, 4, (3, 3))
+    kernel = KernelShape(6, 4, (2, 2))
     record = LayerRecord(("layer",), "conv", (), kernel, strides=(2, 1), padding=((1, 0), (2, 1)))
     layer = jax.jit(functools.partial(apply_generated, execution, record=record))
     args = (factors_of(record, GenerationSpec(2, 3)), image(record, (5, 4), batch=2))
@@ -178,8 +178,9 @@ def test_temporaries_stay_small_however_large_the_batch():
         factors = factors_of(RECORD, GenerationSpec(2, 20), dtype=np.float32)
         y = jax.ShapeDtypeStruct((batch, 32, 32, 40), jnp.float32)
         program = jax.jit(pulled("factored", RECORD)).lower(factors, x, y).compile()
-        temporary[batch] = program.memory_analysis().temp_size_in_bytes
-    assert temporary[64] < 1.2 * temporary[16]
+        # Beside x, which is copied to be read in the backward pass only.
+        temporary[batch] = program.memory_analysis().temp_size_in_bytes - 4 * x.size
+    assert temporary[64] < 1.1 * temporary[16]
 
 
 def test_bfloat16_is_as_exact_as_with_the_built_kernel():

@@ -1,0 +1,103 @@
+"""A trained network into one of at most so many bytes: measure, allocate, project, distill."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from mlg_jax._types import Array, Float, Key
+from mlg_jax.compress._allocate import Allocation, allocate, budget_bits
+from mlg_jax.compress._candidates import AllocationSpec, smallest_bits
+from mlg_jax.compress._distill import DistillationSpec, distill
+from mlg_jax.compress._fit import DEFAULT_PROJECTION, fit_generated
+from mlg_jax.compress._sensitivity import (
+    LayerChoices,
+    Sensitivity,
+    check_compressible,
+    convolutions,
+    measure_sensitivity,
+)
+from mlg_jax.generation import ProjectionSpec
+
+_DEFAULT = AllocationSpec()
+
+
+@dataclasses.dataclass(frozen=True)
+class Compressed:
+    """A compressed network and how it came about."""
+
+    model: nn.Module
+    variables: dict[str, Any]
+    allocation: Allocation
+    sensitivity: Sensitivity  # for `allocate` at other budgets
+
+
+def compress(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Float[Array, "n h w c"],
+    *,
+    target_kb: float,
+    key: Key,
+    allocation: AllocationSpec = _DEFAULT,
+    projection: ProjectionSpec = DEFAULT_PROJECTION,
+    distillation: DistillationSpec | None = None,
+    on_report: Callable[[LayerChoices], None] = lambda layer: None,
+) -> Compressed:
+    """Compresses a trained network to a number of bytes; labels are not needed.
+
+    `measure_sensitivity`, `allocate`, `fit_generated` and, if asked for, `distill`, in turn.
+
+    Args:
+        model: a trained network with ordinary kernels, from `create_model`.
+        variables: its parameters and statistics.
+        images: some hundreds of real images or more, normalised as the network takes them.
+        target_kb: largest size in KB of 1024 bytes, as `size_report` counts it: with norms and
+            classifier, without running statistics.
+        key: of what is random.
+        allocation: the choices of a layer, and how much is measured.
+        projection: as `fit_generated` takes it.
+        distillation: a short training after the original; None leaves it out.
+        on_report: called with each layer once its sensitivity is measured.
+
+    Returns:
+        The network, its variables, what was chosen and what was measured.
+
+    Raises:
+        TypeError, ValueError: no images, a target that cannot be reached, a model with generated
+            kernels, variables of another model.
+
+    Example:
+        >>> small = compress(model, variables, images, target_kb=64.0,
+        ...                  key=jax.random.key(0))  # doctest: +SKIP
+        >>> save_packed("small.mlg", small.model, small.variables)  # doctest: +SKIP
+
+    Reference: the projection, https://arxiv.org/abs/2108.11430, section 3.
+    """
+    fixed_bits = check_compressible(model, variables, images, allocation)
+    kernels = (r.kernel for r in convolutions(model, images) if r.kernel is not None)
+    budget_bits(target_kb, fixed_bits + sum(smallest_bits(k, allocation) for k in kernels))
+    measured = measure_sensitivity(model, variables, images, spec=allocation, on_report=on_report)
+    chosen = allocate(measured, target_kb=target_kb)
+    small, small_variables = fit_generated(
+        model,
+        variables,
+        images,
+        generation=chosen.generation,
+        weight_bits=chosen.weight_bits,
+        projection=projection,
+        key=jax.random.fold_in(key, 0),
+    )
+    if distillation is not None:
+        small_variables = distill(
+            small,
+            small_variables,
+            model,
+            variables,
+            images,
+            spec=distillation,
+            key=jax.random.fold_in(key, 1),
+        )
+    return Compressed(small, small_variables, chosen, measured)

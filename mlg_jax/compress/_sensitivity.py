@@ -1,0 +1,219 @@
+"""What each choice of each layer costs in bits, and what it does to the network's output."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from mlg_jax._checks import check_floating, check_instance
+from mlg_jax._types import Array, Float, LayerRecord
+from mlg_jax.compress._candidates import AllocationSpec, Candidate, candidates_of
+from mlg_jax.compress._closed_form import rounded, rounded_kernel
+from mlg_jax.generation import GenerationSpec, from_layout, to_layout
+from mlg_jax.layers import layer_params, layer_records
+from mlg_jax.models import ModelSpec, size_report
+
+_DEFAULT = AllocationSpec()
+_BATCH_SIZE = 128  # images that share their batch statistics while harm is measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What one layer's kernel may become."""
+
+    generation: GenerationSpec | None  # None: an ordinary kernel at the model's `weight_bits`
+    num_bits: int
+    error: float  # of the kernel, |W' - W|^2 / |W|^2
+    # KL(network || network with this kernel replaced), nats an image, measured or interpolated
+    harm: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerChoices:
+    """The choices of one layer, by bits."""
+
+    name: str
+    choices: tuple[Choice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """What `allocate` chooses from."""
+
+    layers: tuple[LayerChoices, ...]
+    fixed_bits: int  # of all that is not chosen: norms, biases, classifier
+    weight_bits: int | None  # of the classifier and of ordinary kernels
+
+
+def measure_sensitivity(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Float[Array, "n h w c"],
+    *,
+    spec: AllocationSpec = _DEFAULT,
+    on_report: Callable[[LayerChoices], None] = lambda layer: None,
+) -> Sensitivity:
+    """Measures, on real images, what generating one kernel at a time does to the network's output.
+
+    For every convolution the grid of `spec` is projected in closed form, and thinned to the convex
+    hull of squared error against bits. Some kernels of the hull replace the layer's own, alone,
+    and the network runs over the images with batch statistics, as it will after its running
+    statistics are estimated anew. The harm is the divergence of the predicted classes; no labels
+    are needed. For kernels between two measured ones it is interpolated by their errors.
+
+    Args:
+        model: a trained network with ordinary kernels, from `create_model`.
+        variables: its parameters and statistics.
+        images: normalised as the network takes them; the first `spec.num_images` are used.
+        spec: choices and effort.
+        on_report: called with each layer once it is measured.
+
+    Returns:
+        The choices of every convolution, with bits and harms.
+
+    Raises:
+        TypeError, ValueError: no images, a model with generated kernels, variables of another one.
+    """
+    fixed_bits = check_compressible(model, variables, images, spec)
+    harm_of = _harm_function(model, variables, images[: spec.num_images])
+    layers = []
+    for record in convolutions(model, images):
+        layers.append(_measure(record, variables["params"], spec, harm_of))
+        on_report(layers[-1])
+    return Sensitivity(tuple(layers), fixed_bits, spec.weight_bits)
+
+
+def check_compressible(
+    model: nn.Module, variables: Mapping[str, Any], images: Any, spec: AllocationSpec
+) -> int:
+    """Raises unless all fit together; the bits of what is not chosen by layer."""
+    check_trained(model, variables)
+    check_images(images)
+    ordinary = variant(model, None, spec.weight_bits)
+    sizes = size_report(ordinary, variables, input_shape=(1, *images.shape[1:]))
+    chosen = sum(_ordinary_bits(r, spec.weight_bits) for r in convolutions(model, images))
+    return sizes.total.num_bits - chosen
+
+
+def convolutions(model: nn.Module, images: Array) -> list[LayerRecord]:
+    """The layers whose kernels may be generated."""
+    return [r for r in layer_records(model, (1, *images.shape[1:])) if r.kind == "conv"]
+
+
+def variant(model: nn.Module, generation: Any, weight_bits: int | None) -> nn.Module:
+    """The same architecture with other kernels."""
+    changed = dataclasses.replace(model.spec, generation=generation, weight_bits=weight_bits)
+    return changed.create()
+
+
+def check_trained(model: nn.Module, variables: Mapping[str, Any]) -> None:
+    """Raises unless `model` is of `create_model`, with ordinary kernels, and `variables` finite."""
+    check_instance("model", model, nn.Module)
+    check_instance("variables", variables, Mapping)
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, ModelSpec):
+        raise ValueError(f"`model` must be made by `create_model`; got a {type(model).__name__}.")
+    if spec.generation is not None or spec.weight_bits is not None:
+        raise ValueError(
+            "`model` must have ordinary kernels, `generation` and `weight_bits` None; "
+            f"got {spec.generation!r}, {spec.weight_bits!r}."
+        )
+    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(variables)):
+        raise ValueError("`variables` must be finite; got a NaN or an infinity.")
+
+
+def check_images(images: Any) -> None:
+    """Raises unless there is at least one normalised image."""
+    check_floating("images", images)
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(
+            f"`images` must hold at least one image, [N, H, W, C]; got shape {images.shape}."
+        )
+
+
+def _measure(
+    record: LayerRecord,
+    params: Any,
+    spec: AllocationSpec,
+    harm_of: Callable[[LayerRecord, np.ndarray], float],
+) -> LayerChoices:
+    """One layer's choices: generated kernels, and the ordinary one."""
+    assert record.kernel is not None
+    kernel = np.asarray(from_layout(layer_params(params, record)["kernel"]), np.float32)
+    candidates = candidates_of(kernel, record.kernel, spec)
+    curve = {
+        c.error: harm_of(record, rounded_kernel(kernel, c.generation, record.kernel))
+        for c in _spread(candidates, spec.num_measured)
+    }
+    errors = sorted(curve)
+    choices = [
+        Choice(
+            c.generation,
+            c.num_bits,
+            c.error,
+            float(np.interp(c.error, errors, [curve[e] for e in errors])),
+        )
+        for c in candidates
+    ]
+    ordinary = kernel if spec.weight_bits is None else rounded(kernel, spec.weight_bits)
+    error = float(np.sum((ordinary - kernel) ** 2)) / max(float(np.sum(kernel**2)), 1e-30)
+    num_bits = _ordinary_bits(record, spec.weight_bits)
+    choices.append(Choice(None, num_bits, error, harm_of(record, ordinary)))
+    return LayerChoices(record.name, tuple(sorted(choices, key=lambda c: c.num_bits)))
+
+
+def _spread(candidates: list[Candidate], count: int) -> list[Candidate]:
+    """At most `count`, the ends among them, evenly in the logarithm of bits."""
+    if not candidates:  # a kernel too small for any factors
+        return []
+    sizes = np.log([c.num_bits for c in candidates])
+    wanted = np.linspace(sizes[0], sizes[-1], count)
+    picks = {int(np.argmin(np.abs(sizes - size))) for size in wanted}
+    return [candidates[i] for i in sorted(picks)]
+
+
+def _ordinary_bits(record: LayerRecord, weight_bits: int | None) -> int:
+    assert record.kernel is not None
+    return record.kernel.size * (32 if weight_bits is None else weight_bits)
+
+
+def _harm_function(
+    model: nn.Module, variables: Mapping[str, Any], images: Array
+) -> Callable[[LayerRecord, np.ndarray], float]:
+    """From a layer and its new kernel `[Co, Ci, K]` to the mean divergence; compiled once."""
+    batches = np.array_split(np.asarray(images), -(-len(images) // _BATCH_SIZE))
+    state = {name: value for name, value in variables.items() if name != "params"}
+    streams = {"dropout": jax.random.key(0)}  # the same units are dropped in both networks
+
+    @jax.jit
+    def log_probabilities(params: Any, batch: Array) -> Array:
+        logits, _ = model.apply(
+            {"params": params, **state}, batch, train=True, mutable=list(state), rngs=streams
+        )
+        return jax.nn.log_softmax(logits.astype(jnp.float32))
+
+    before = [log_probabilities(variables["params"], batch) for batch in batches]
+
+    def harm(record: LayerRecord, kernel: np.ndarray) -> float:
+        assert record.kernel is not None
+        new = to_layout(jnp.asarray(kernel), record.kernel)
+        params = replaced(variables["params"], (*record.path, "kernel"), new)
+        after = (log_probabilities(params, batch) for batch in batches)
+        total = sum(float(_divergence(p, q)) for p, q in zip(before, after, strict=True))
+        return max(total, 0.0) / len(images)
+
+    return harm
+
+
+def _divergence(log_p: Array, log_q: Array) -> Array:
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q))
+
+
+def replaced(tree: Mapping[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """A copy of the nested mapping with one leaf changed."""
+    name, *rest = path
+    return {**tree, name: replaced(tree[name], tuple(rest), value) if rest else value}

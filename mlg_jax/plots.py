@@ -126,14 +126,13 @@ def plot_tradeoff(path: Path, points: Mapping[str, tuple[float, float]]) -> None
         path: of the file.
         points: `{policy: (seconds a step, bytes)}`.
     """
-    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
     axis = figure.subplots()
-    for name, (seconds, num_bytes) in points.items():
-        axis.scatter([seconds], [num_bytes / _MIB], s=16)
-        where = (seconds, num_bytes / _MIB)
-        axis.annotate(name, where, xytext=(4, 4), textcoords="offset points", fontsize=7)
-    axis.margins(0.2)  # room for the names
+    for index, (name, (seconds, num_bytes)) in enumerate(points.items()):
+        marker = "os^vD<>P*X"[index % 10]
+        axis.scatter([seconds], [num_bytes / _MIB], s=24, marker=marker, label=name)
     axis.set(xlabel="seconds a step", ylabel="MiB", xlim=(0, None), ylim=(0, None))
+    figure.legend(loc="outside right upper", fontsize=7)
     _save(figure, path)
 
 

@@ -73,7 +73,7 @@ def test_memory_over_batch_size(drawn):
 
 def test_memory_against_time(drawn):
     axis = drawn(plots.plot_tradeoff, {"none": (0.5, 8 * MIB), "bitmap": (0.75, 2 * MIB)})
-    assert [text.get_text() for text in axis.texts] == ["none", "bitmap"]
+    assert [points.get_label() for points in axis.collections] == ["none", "bitmap"]
     assert [tuple(points.get_offsets()[0]) for points in axis.collections] == [(0.5, 8), (0.75, 2)]
 
 

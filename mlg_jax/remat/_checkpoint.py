@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
+from jax.extend import core
 
 from mlg_jax._tie import compute_once, false_that_depends_on, tie, tie_if
 from mlg_jax._types import Array, Key
@@ -86,15 +87,16 @@ def _run_stored(
     """Evaluates `closed` on its constants and arguments with a backward pass of our own."""
     _check_floating(inputs, is_active, storage)
     num_consts = len(closed.consts)
-    is_float = [jnp.issubdtype(x.dtype, jnp.floating) for x in inputs]
+    used = _used_variables(closed.jaxpr)
+    variables = [*closed.jaxpr.constvars, *closed.jaxpr.invars]
     roles = [
-        "other" if not f else "active" if a else "plain"
-        for f, a in zip(is_float, is_active, strict=True)
+        _role(x, active) if variable in used else "unused"
+        for variable, x, active in zip(variables, inputs, is_active, strict=True)
     ]
 
     def run(parts: dict[str, list[Any]], saved: Any = None) -> tuple[list[Any], list[Any]]:
         queues = {role: iter(part) for role, part in parts.items()}
-        flat = [next(queues[role]) for role in roles]
+        flat = [None if role == "unused" else next(queues[role]) for role in roles]
         body = type(closed)(closed.jaxpr, flat[:num_consts])
         return run_named(body, storage.names, flat[num_consts:], saved)
 
@@ -103,6 +105,21 @@ def _run_stored(
         for role in ("other", "plain", "active")
     }
     return _with_backward(run, storage)(key, parts["other"], parts["plain"], parts["active"])
+
+
+def _role(x: Array, is_active: bool) -> str:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return "other"
+    return "active" if is_active else "plain"
+
+
+def _used_variables(jaxpr: Any) -> set[Any]:
+    """What is not used must not enter: it would be differentiated, and all that follows with it.
+
+    A Linen stem is given the parameters of the whole model.
+    """
+    atoms = [*jaxpr.outvars, *(atom for eqn in jaxpr.eqns for atom in eqn.invars)]
+    return {atom for atom in atoms if isinstance(atom, core.Var)}
 
 
 def _with_backward(run: Callable[..., Any], storage: Storage) -> Callable[..., list[Any]]:

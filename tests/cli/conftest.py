@@ -5,20 +5,20 @@ import pytest
 from tests.engine import _trained
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def tiny():
     """The name of a small network."""
     with _trained.tiny_networks():
         yield "tiny"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def model_and_variables(tiny):
     """The network and its variables."""
     return _trained.trained(tiny)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def path(model_and_variables, tmp_path_factory):
     """Its file."""
     path = tmp_path_factory.mktemp("packed") / "model.mlg"

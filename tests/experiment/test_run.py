@@ -42,6 +42,7 @@ def settings(**student):
             "coeff_in_bits": 6,
             "coeff_out_bits": 4,
             "weight_bits": 8,
+            "execution": "generate",  # compiles fastest; the others are tested for themselves
         },
         "teacher": {"train": loop},
         "projection": {"num_steps": 40},

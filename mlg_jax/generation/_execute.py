@@ -1,6 +1,7 @@
 """A generated layer's product by the name of its execution."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from mlg_jax._checks import check_choice
 from mlg_jax._types import Array, LayerRecord
@@ -10,7 +11,7 @@ from mlg_jax.generation._generate import generate_kernel
 
 
 def apply_generated(
-    execution: str, factors: Mapping[str, Array], x: Array, record: LayerRecord
+    execution: str, factors: Mapping[str, Any], x: Array, record: LayerRecord
 ) -> Array:
     """The product of x with the generated kernel; every execution is the same function.
 
@@ -30,10 +31,10 @@ def apply_generated(
     return _EXECUTIONS[execution](factors, x, record)
 
 
-def _apply_generate(factors: Mapping[str, Array], x: Array, record: LayerRecord) -> Array:
+def _apply_generate(factors: Mapping[str, Any], x: Array, record: LayerRecord) -> Array:
     """`y = W * x`, `W = V (U B)`: `Ci Co k^2` multiply-adds a position, and building W once."""
 
-    def build(factors: Mapping[str, Array]) -> Array:
+    def build(factors: Mapping[str, Any]) -> Array:
         assert record.kernel is not None
         kernel = generate_kernel(
             factors["basis"], factors.get("coeff_in"), factors.get("coeff_out")

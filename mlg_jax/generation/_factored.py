@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,8 @@ from mlg_jax.generation._generate import generate_kernel
 from mlg_jax.generation._passes import Passes, run_by_platform
 from mlg_jax.generation._shifts import shifted_products, shifted_sum, shifted_sum_transposed
 
-Factors = Mapping[str, Array]
-Prepared = dict[str, Array]
+Factors = Mapping[str, Any]  # of arrays, or what stands for one while it is differentiated
+Prepared = dict[str, Any]
 
 # Of the largest temporary of a part of a batch; a CPU's cache holds a few of them.
 PART_BYTES = 2**21

@@ -11,6 +11,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 
+from mlg_jax._checks import check_integer
 from mlg_jax._tie import compute_once, false_that_depends_on, tie, tie_if
 from mlg_jax._types import Array, Key
 from mlg_jax.remat._codec import Codec, Dense
@@ -37,6 +38,11 @@ class Storage:
     names: tuple[str, ...] = ()
     named: Codec = Dense()
     num_slices: int = 1
+
+    def __post_init__(self) -> None:
+        check_integer("num_slices", self.num_slices, 1)
+        if self.names and self.num_slices > 1:
+            raise ValueError(f"`num_slices` must be 1 beside `names`; got {self.num_slices}.")
 
     @property
     def is_random(self) -> bool:

@@ -14,6 +14,8 @@ def slice_of(x: Array, num_slices: int) -> Array | jax.ShapeDtypeStruct:
     """The shape of one slice of `x`, `[N, ...]`; with one slice, `x` itself."""
     if num_slices == 1:
         return x
+    if x.shape[0] % num_slices:
+        raise ValueError(f"`num_slices` must divide the {x.shape[0]} examples; got {num_slices}.")
     return jax.ShapeDtypeStruct((x.shape[0] // num_slices, *x.shape[1:]), x.dtype)
 
 

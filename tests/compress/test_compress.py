@@ -104,6 +104,7 @@ def test_allocations_are_as_large_as_the_size_report_says(network, measured):
     assert harms == sorted(harms, reverse=True) and harms[0] > harms[-1]
 
 
+@pytest.mark.slow
 def test_distillation_brings_a_compressed_network_closer(network, measured):
     model, variables, images = network
     spec = DistillationSpec(num_epochs=60, batch_size=16, learning_rate=1e-2)

@@ -44,7 +44,7 @@ def main():
     assert jax.device_count() == 4
     plain, _ = gradients(1, "none", 1.0)
     assert_near = functools.partial(np.testing.assert_allclose, atol=2e-5)
-    for preset in ("blocks", "bitmap_blocks"):
+    for preset in ("bitmap_blocks",):
         (value, grads), program = gradients(4, preset, 0.9)
         assert_near(value, plain[0], rtol=1e-5)
         jax.tree.map(lambda a, b: assert_near(a, b, rtol=1e-4), grads, plain[1])

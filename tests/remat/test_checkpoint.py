@@ -27,6 +27,8 @@ EXACT = {
     "names": Storage(names=("inner",)),
     "bitmap and names": Storage(BitmapCodec(0.8), names=("inner",), named=Dense()),
     "host": Storage(HostCodec()),
+    "slices": Storage(num_slices=4),
+    "bitmap and slices": Storage(BitmapCodec(0.8), num_slices=2),
 }
 
 
@@ -122,6 +124,22 @@ def test_compiled_program_keeps_less():
     assert plain > 2 * depth
     assert dense < depth + 10
     assert packed < 0.6 * depth + 10
+
+
+def test_slices_have_a_slices_working_memory():
+    params, x = make(16, 1024)
+    wide = {"in": jnp.tile(params["in"], (1, 32)), "out": jnp.tile(params["out"], (32, 1))}
+
+    def temporaries(num_slices):
+        fn = mlg_jax.checkpoint(_narrow, policy=Storage(num_slices=num_slices))
+        step = jax.jit(jax.grad(lambda p, x: jnp.sum(jnp.sin(fn(p, x)))))
+        return step.lower(wide, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8) < 0.3 * temporaries(1)
+
+
+def _narrow(params, x):
+    return x + jnp.tanh(x @ params["in"]) @ params["out"]
 
 
 @pytest.mark.parametrize("capacity, is_lost", [(0.9, False), (0.2, True)])
@@ -316,3 +334,10 @@ def test_bad_input():
             return x
 
         mlg_jax.checkpoint(noisy, policy="blocks")(params, x)
+    for num_slices in (0, 1.5):
+        with pytest.raises((TypeError, ValueError), match="`num_slices` must be"):
+            Storage(num_slices=num_slices)
+    with pytest.raises(ValueError, match="`num_slices` must be 1 beside `names`; got 2"):
+        Storage(names=("inner",), num_slices=2)
+    with pytest.raises(ValueError, match="`num_slices` must divide the 32 examples; got 3"):
+        mlg_jax.checkpoint(block, policy=Storage(num_slices=3))(*make())

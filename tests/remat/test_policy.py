@@ -38,8 +38,8 @@ def value_and_grad(model, x, train_key=0):
 
 
 @functools.cache
-def wanted(generation=None):
-    return value_and_grad(*make(generation=generation))
+def wanted():
+    return value_and_grad(*make())
 
 
 @pytest.mark.parametrize("preset", [name for name in EXACT if name != "none"])
@@ -61,10 +61,14 @@ def test_every_architecture_takes_a_policy(name):
     assert_same(got[1], plain[1], 5e-6)
 
 
-def test_generated_kernels():
-    spec = GenerationSpec.from_bits(2, 8, 3, 6, 3)
-    got = value_and_grad(*make(Policy("bitmap_blocks", 0.96), generation=spec))
-    assert_same(got[1], wanted(spec)[1], 2e-6)
+@pytest.mark.parametrize("execution", ["generate", "factored"])
+def test_generated_kernels(execution):
+    options = {"generation": GenerationSpec.from_bits(2, 8, 3, 6, 3), "execution": execution}
+    got, plain = (
+        value_and_grad(*make(remat, **options))
+        for remat in (Policy("bitmap_blocks", 0.96), NO_REMAT)
+    )
+    assert_same(got[1], plain[1], 2e-6)
 
 
 def test_bfloat16():

@@ -1,26 +1,5 @@
-"""The small network and its file, shared by the tests of the command line."""
+"""The engine's small network and its file, for the tests of the command line."""
 
-import pytest
-
-from tests.engine import _trained
-
-
-@pytest.fixture(scope="package", autouse=True)
-def tiny():
-    """The name of a small network."""
-    with _trained.tiny_networks():
-        yield "tiny"
-
-
-@pytest.fixture(scope="package")
-def model_and_variables(tiny):
-    """The network and its variables."""
-    return _trained.trained(tiny)
-
-
-@pytest.fixture(scope="package")
-def path(model_and_variables, tmp_path_factory):
-    """Its file."""
-    path = tmp_path_factory.mktemp("packed") / "model.mlg"
-    assert _trained.saved(path, *model_and_variables) == path.stat().st_size
-    return path
+from tests.engine.conftest import model_and_variables as model_and_variables
+from tests.engine.conftest import path as path
+from tests.engine.conftest import tiny as tiny

@@ -14,7 +14,12 @@ from mlg_jax._types import Array, Float, LayerRecord
 from mlg_jax.generation._apply import convolve_as
 from mlg_jax.generation._generate import generate_kernel
 from mlg_jax.generation._passes import Passes, run_by_platform
-from mlg_jax.generation._shifts import shifted_products, shifted_sum, shifted_sum_transposed
+from mlg_jax.generation._shifts import (
+    shifted_products,
+    shifted_sum,
+    shifted_sum_transposed,
+    window_of,
+)
 
 Factors = Mapping[str, Any]  # of arrays, or what stands for one while it is differentiated
 Prepared = dict[str, Any]
@@ -132,7 +137,7 @@ def _forward_by_groups(prepared: Prepared, x: Array, record: LayerRecord) -> Arr
     within = jnp.swapaxes(inner, -3, -2).reshape(within.shape)
     t = _down_by_group(x, within, record).reshape(*x.shape[:3], -1)
     num_groups = t.shape[-1] // base_in
-    kernel = prepared["basis"].reshape(*_window(record), base_in, num_bases)
+    kernel = prepared["basis"].reshape(*window_of(record), base_in, num_bases)
     kernel = jnp.tile(kernel, num_groups // num_bases)
     z = convolve_as(record, t, kernel, groups=num_groups)
     return _across(_by_group(z, record) if "across" in prepared else z, prepared, record)
@@ -239,8 +244,3 @@ def _num_parts(num_samples: int, sample_size: int) -> int:
         if num_samples % n == 0 and 4 * sample_size * num_samples <= n * PART_BYTES
     )
     return next(fits, max(num_samples, 1))
-
-
-def _window(record: LayerRecord) -> tuple[int, int]:
-    assert record.kernel is not None and record.kernel.window is not None
-    return record.kernel.window

@@ -80,7 +80,7 @@ def _taps(
     padded: Array, record: LayerRecord, size: Sequence[int], strides: tuple[int, int]
 ) -> Iterator[Array]:
     """One slice of `padded` a tap, row by row: `size` rows and columns in steps of `strides`."""
-    for taps in itertools.product(*map(range, _window(record))):
+    for taps in itertools.product(*map(range, window_of(record))):
         rows, columns = (
             slice(d * k, d * k + n, stride)
             for d, k, n, stride in zip(record.dilation, taps, size, strides, strict=True)
@@ -90,9 +90,10 @@ def _taps(
 
 def _spans(record: LayerRecord) -> list[int]:
     """Positions from the first to the last tap."""
-    return [d * (k - 1) for d, k in zip(record.dilation, _window(record), strict=True)]
+    return [d * (k - 1) for d, k in zip(record.dilation, window_of(record), strict=True)]
 
 
-def _window(record: LayerRecord) -> tuple[int, int]:
+def window_of(record: LayerRecord) -> tuple[int, int]:
+    """Height and width of a convolution's kernel."""
     assert record.kernel is not None and record.kernel.window is not None
     return record.kernel.window

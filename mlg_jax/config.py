@@ -21,6 +21,7 @@ DTYPES = ("float32", "bfloat16", "auto")
 LOSSES = ("distillation", "adaptive", "cross_entropy")
 STARTS = ("projected", "random")
 TRAINABLE = ("all", "biases", "classifier")
+MEASURED = "measured"
 
 
 class ConfigError(ValueError):
@@ -60,8 +61,9 @@ class GenerationConfig:
         scheme: the factors' quantiser.
         ratio: share of entries rounded in training: a number in (0, 1] or `recommended`.
         init: `fan_out` or `variance`; where the student starts without a projection.
-        execution: how generated kernels are applied: `auto`, `generate`, `factored_out` or
-            `factored`; the same function in every case.
+        execution: how generated kernels are applied: `auto`, `generate`, `factored_out`,
+            `factored`, the same function in every case; or `measured`: what is fastest in training
+            here, timed layer by layer at the first start and kept in the work directory.
     """
 
     base_in: int
@@ -78,7 +80,7 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         assert self.spec  # its own checks
-        check_choice("execution", self.execution, EXECUTIONS)
+        check_choice("execution", self.execution, (*EXECUTIONS, MEASURED))
 
     @property
     def spec(self) -> GenerationSpec:

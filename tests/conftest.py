@@ -1,10 +1,16 @@
 """Shared fixtures, and `--typecheck`: annotated array shapes checked at run time."""
 
+import os
 import pathlib
 
 import hypothesis
 import jax
 import pytest
+
+# Read when the first program is compiled. Half of the tests' time is LLVM's; what is compared here
+# are values and bytes, and how hard it optimises moves neither. Flags that are set already stay:
+# `XLA_FLAGS= pytest` compiles as users do.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 _CHECKED_GENERATION = (
     "choose",

@@ -17,11 +17,11 @@ from mlg_jax.config import ExperimentConfig, parse_config
 from mlg_jax.data import Dataset, load_dataset
 from mlg_jax.engine import ImagePreprocessing, save_packed
 from mlg_jax.models import create_model
-from mlg_jax.train import CHECKPOINT_DIR, CheckpointError, load_variables
+from mlg_jax.train import CHECKPOINT_DIR, FINGERPRINT_FILE, CheckpointError, load_variables
 
 NAME = "compress"
 
-_CONFIG_FILE = "fingerprint.json"  # the configuration, in a work directory of launch.py
+
 _BATCH_SIZE = 128
 
 
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 def _find(path: Path) -> tuple[ExperimentConfig, Path]:
     """The experiment's configuration and the directory of its teacher's checkpoints."""
     for work_dir in (path, *itertools.islice(path.absolute().parents, 2)):
-        file = work_dir / _CONFIG_FILE
+        file = work_dir / FINGERPRINT_FILE
         tree = json.loads(file.read_text()) if file.is_file() else {}
         if "student" not in tree:  # that of one stage
             continue
@@ -108,7 +108,7 @@ def _find(path: Path) -> tuple[ExperimentConfig, Path]:
         return config, Path(given) if given else path / "teacher" / CHECKPOINT_DIR
     raise ValueError(
         f"`checkpoint` must be a work directory of launch.py or its teacher's checkpoints; there "
-        f"is no {_CONFIG_FILE} of an experiment in {path} or above."
+        f"is no {FINGERPRINT_FILE} of an experiment in {path} or above."
     )
 
 

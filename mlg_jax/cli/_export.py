@@ -5,6 +5,7 @@ import json
 import pathlib
 import sys
 
+from mlg_jax.cli._options import positive_integer
 from mlg_jax.engine import (
     IMAGE_DTYPES,
     PLATFORMS,
@@ -14,6 +15,7 @@ from mlg_jax.engine import (
     export_stablehlo,
 )
 from mlg_jax.export import read_packed, write_atomically, write_torch
+from mlg_jax.generation import EXECUTIONS
 
 NAME = "export"
 
@@ -34,6 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weights", default="constants", choices=WEIGHTS, help="where they are")
     group.add_argument("--residency", default="float", choices=RESIDENCIES, help="of the weights")
     group.add_argument("--fold", action="store_true", help="norms into the convolutions")
+    group.add_argument("--execution", default="auto", choices=EXECUTIONS, help="of convolutions")
+    group.add_argument(
+        "--batch-size", type=positive_integer, default=1, help="what `auto` chooses for"
+    )
     group.add_argument("--platforms", nargs="+", default=PLATFORMS, choices=PLATFORMS)
     parser.add_argument("--json", action="store_true", help="write JSON")
 
@@ -47,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if suffix == ".safetensors":
         num_bytes = write_torch(args.output, dense_state(packed))
     else:
-        options = ("images", "weights", "residency", "fold", "platforms")
+        options = ("images", "weights", "residency", "fold", "execution", "batch_size", "platforms")
         data = export_stablehlo(packed, **{name: getattr(args, name) for name in options})
         write_atomically(args.output, data)
         num_bytes = len(data)

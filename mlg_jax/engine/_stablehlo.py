@@ -5,10 +5,13 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import ShapeDtypeStruct, export, jit
 
-from mlg_jax._checks import check_choice, check_instance
+from mlg_jax._checks import check_choice, check_instance, check_integer
 from mlg_jax._types import Array
+from mlg_jax.engine._network import decoded_network
 from mlg_jax.engine._predictor import Predictor
 from mlg_jax.export import PackedModel
+from mlg_jax.layers import layer_records
+from mlg_jax.models import Execution
 
 PLATFORMS = ("cpu", "cuda")
 IMAGE_DTYPES = ("float32", "uint8")
@@ -22,13 +25,14 @@ def export_stablehlo(
     weights: str = "constants",
     residency: str = "float",
     fold: bool = False,
+    execution: Execution = "auto",
+    batch_size: int = 1,
     platforms: Sequence[str] = PLATFORMS,
 ) -> bytes:
     """The network of a packed file, to be run by `jax.export.deserialize(data).call(images)`.
 
     The call needs JAX and nothing of this package. JAX reads an artefact for six months after the
-    version that wrote it, so keep the packed file. The logits are those of `load_packed` with the
-    execution `generate`: another one is chosen by the batch, which is not known here.
+    version that wrote it, so keep the packed file.
 
     Args:
         packed: from `read_packed`.
@@ -39,6 +43,8 @@ def export_stablehlo(
         residency: as `load_packed` takes it; `packed` makes a small artefact, which decodes the
             weights in every call.
         fold: as `load_packed` takes it.
+        execution: as `load_packed` takes it.
+        batch_size: what `auto` chooses executions for; the artefact takes any.
         platforms: what the program is lowered for, `cpu`, `cuda` or both.
 
     Returns:
@@ -64,7 +70,12 @@ def export_stablehlo(
         raise ValueError(f"`platforms` must be some of {sorted(PLATFORMS)}; got none.")
     for platform in platforms:
         check_choice("platforms", platform, PLATFORMS)
-    predictor = Predictor(packed, residency=residency, fold=fold, execution="generate")
+    check_integer("batch_size", batch_size, 1)
+    predictor = Predictor(packed, residency=residency, fold=fold, execution=execution)
+    network = decoded_network(predictor.spec, execution=execution, is_folded=fold)
+    records = layer_records(network, (batch_size, *predictor.image_shape))
+    chosen = {r.name: r.execution for r in records if r.execution is not None}
+    predictor = Predictor(packed, residency=residency, fold=fold, execution=chosen)
     if images == "uint8" and predictor.preprocessing is None:
         raise ValueError(
             "`images` must be 'float32', as the file has no preprocessing; got 'uint8'."

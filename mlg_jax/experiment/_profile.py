@@ -36,7 +36,6 @@ from mlg_jax.train import (
 
 PLAIN = "none"  # the policy that every other one is set beside
 BATCH_SIZES = (1, 8, 32)  # of the sweep, beside the configuration's own
-MAX_DENSITY_BATCHES = 64  # of a shuffled epoch; a mean's error is then an eighth of the spread
 
 _BLOCKS, _PIECES = Policy("bitmap_blocks"), Policy("bitmap_units")  # whose densities they report
 _log = logging.getLogger("mlg_jax.experiment")
@@ -72,7 +71,6 @@ class DensityProfile:
     """Share of non-zero entries of what the pieces of a network are given, over batches."""
 
     num_batches: int
-    steps_per_epoch: int
     kinds: Mapping[str, str]  # of each layer: "block" or "unit"
     by_layer: tuple[DensityRow, ...]  # none where a model reports no density
     by_kind: tuple[DensityRow, ...]
@@ -179,24 +177,22 @@ def _batch_sizes(own: int, num_devices: int) -> list[int]:
 
 
 def _densities(network: Network, mesh: Mesh) -> DensityProfile:
-    """Over the first epoch, or the first `MAX_DENSITY_BATCHES` of it."""
-    num_batches = min(network.steps_per_epoch, MAX_DENSITY_BATCHES)
+    """Over the first epoch."""
     variables = replicate(dict(network.variables), mesh)
     stats = None
     with contextlib.closing(network.batches.train(0, 0)) as batches:
-        for index, batch in zip(range(num_batches), batches, strict=False):
+        for index, batch in zip(range(network.steps_per_epoch), batches, strict=False):
             image = shard_batch(batch["image"], mesh)
             if stats is None:
                 kinds = _kinds(network, variables, image)
                 if not kinds:
-                    return DensityProfile(0, network.steps_per_epoch, {}, (), ())
+                    return DensityProfile(0, {}, (), ())
                 stats = init_densities(kinds)
                 update = jax.jit(functools.partial(_updated, network.model))
             stats = update(stats, variables, image, jax.random.fold_in(network.key, index))
     assert stats is not None  # an epoch has a batch
     return DensityProfile(
         num_batches=int(stats.count),
-        steps_per_epoch=network.steps_per_epoch,
         kinds=kinds,
         by_layer=summarize_densities(stats),
         by_kind=summarize_densities(stats, kinds),

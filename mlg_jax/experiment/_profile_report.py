@@ -107,7 +107,6 @@ def _network_json(network: NetworkProfile) -> dict[str, Any]:
         "policies": {label: _policy_json(p) for label, p in network.policies.items()},
         "densities": {
             "num_batches": densities.num_batches,
-            "steps_per_epoch": densities.steps_per_epoch,
             "layers": [
                 dataclasses.asdict(row) | {"kind": densities.kinds[row.name]}
                 for row in densities.by_layer
@@ -233,8 +232,8 @@ def _density_markdown(densities: DensityProfile) -> list[str]:
     if not densities.by_layer:
         return ["No piece of this model reports a density."]
     return [
-        "Share of entries that are not zero in what each piece is given, over the first "
-        f"{densities.num_batches} of the {densities.steps_per_epoch} batches of an epoch.",
+        "Share of entries that are not zero in what each piece is given, over an epoch of "
+        f"{densities.num_batches} batches.",
         densities_to_markdown(densities.by_kind),
         densities_to_markdown(densities.by_layer),
     ]

@@ -16,6 +16,7 @@ from flax import traverse_util
 from mlg_jax._checks import check_choice
 from mlg_jax.compress import project_model
 from mlg_jax.config import ConfigError, ExperimentConfig, to_json
+from mlg_jax.experiment._execution import student_execution
 from mlg_jax.experiment._export import export_student
 from mlg_jax.experiment._inputs import check_fits, compute_dtype, has_checkpoint, load_data
 from mlg_jax.experiment._profile import Network, profile_networks
@@ -107,14 +108,18 @@ class _Experiment:
             "dtype": compute_dtype(config.model.dtype),
         }
         self._teacher = create_model(config.model.name, **common)
-        self._student = create_model(
+        student = functools.partial(
+            create_model,
             config.model.name,
             **common,
             generation=config.generation.spec,
             weight_bits=config.generation.weight_bits,
             activation_bits=config.generation.activation_bits,
-            execution=config.generation.execution,
         )
+        execution = student_execution(
+            config, directory, student, self._dataset.image_shape, self._mesh.size
+        )
+        self._student = student(execution=execution)
 
     def train_teacher(self) -> None:
         """Stage 0; nothing to do where the teacher is given."""

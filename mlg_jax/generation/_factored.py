@@ -52,7 +52,7 @@ def apply_factored(factors: Factors, x: Array, record: LayerRecord) -> Array:
         prepare,
         functools.partial(_forward_by_shifts, record=record),
         backward,
-        _num_parts(len(x), sample),
+        _num_parts(x.shape[0], sample),
     )
     default = Passes(prepare, functools.partial(_forward_by_groups, record=record))
     return run_by_platform(factors, x, cpu=cpu, default=default)
@@ -236,8 +236,13 @@ def _in_float32(prepared: Prepared) -> Prepared:
     return {n: v.astype(jnp.promote_types(v.dtype, jnp.float32)) for n, v in prepared.items()}
 
 
-def _num_parts(num_samples: int, sample_size: int) -> int:
-    """The fewest equal parts of a batch whose temporaries have at most `PART_BYTES`."""
+def _num_parts(num_samples: Any, sample_size: int) -> int:
+    """The fewest equal parts of a batch whose temporaries have at most `PART_BYTES`.
+
+    One where the size of the batch is a symbol, as in an exported program.
+    """
+    if not isinstance(num_samples, int):
+        return 1
     fits = (
         n
         for n in range(1, num_samples + 1)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,8 +39,11 @@ def tune_executions(
 
     Returns:
         `{layer path: execution}`, to be given to `create_model` as `execution`.
+
+    Raises:
+        ValueError: `cache` is another file.
     """
-    known = json.loads(Path(cache).read_text()) if cache and Path(cache).exists() else {}
+    known = _remembered(cache)
     best = {}
     for record in layer_records(model, input_shape, is_training=is_training):
         if "basis" not in record.factor_names:
@@ -48,7 +52,7 @@ def tune_executions(
         if key not in known:
             known[key] = time_executions(record, dtype=dtype, is_training=is_training)
             if cache:
-                Path(cache).write_text(json.dumps(known, indent=1) + "\n")
+                _remember(Path(cache), known)
         best[record.name] = min(known[key], key=known[key].__getitem__)
     return best
 
@@ -88,6 +92,26 @@ def _compiled(name: str, factors: Any, x: Array, record: LayerRecord, is_trainin
         return y, pull(y)
 
     return jax.jit(both if is_training else forward).lower(factors, x).compile()
+
+
+def _remembered(cache: str | Path | None) -> dict[str, dict[str, float]]:
+    if cache is None or not Path(cache).exists():
+        return {}
+    try:
+        known = json.loads(Path(cache).read_text())
+    except ValueError:
+        known = None
+    if not isinstance(known, dict) or not all(isinstance(row, dict) for row in known.values()):
+        raise ValueError(f"`cache` must be a file of timings, or none yet; got {cache}.")
+    return known
+
+
+def _remember(cache: Path, known: Any) -> None:
+    """Whole or not at all: whoever stops in the middle starts again with what there was."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    beside = cache.with_name(f"{cache.name}.{os.getpid()}")
+    beside.write_text(json.dumps(known, indent=1) + "\n")
+    beside.replace(cache)
 
 
 def _key(record: LayerRecord, dtype: Any, is_training: bool) -> str:

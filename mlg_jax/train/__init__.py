@@ -37,6 +37,7 @@ from mlg_jax.train._step import LossFn as LossFn
 from mlg_jax.train._step import StepReport as StepReport
 from mlg_jax.train._step import make_eval_step as make_eval_step
 from mlg_jax.train._step import make_train_step as make_train_step
+from mlg_jax.train._workdir import FINGERPRINT_FILE as FINGERPRINT_FILE
 from mlg_jax.train._workdir import WorkDirError as WorkDirError
 from mlg_jax.train._workdir import claim_work_dir as claim_work_dir
 from mlg_jax.train._workdir import fingerprint as fingerprint

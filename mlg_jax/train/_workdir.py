@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-_FILE = "fingerprint.json"
+FINGERPRINT_FILE = "fingerprint.json"
 
 
 class WorkDirError(RuntimeError):
@@ -38,7 +38,7 @@ def claim_work_dir(work_dir: str | Path, config: Mapping[str, Any]) -> None:
         WorkDirError: it was made by another configuration; the message names what differs.
         TypeError: a value that JSON cannot hold.
     """
-    path = Path(work_dir).absolute() / _FILE
+    path = Path(work_dir).absolute() / FINGERPRINT_FILE
     text = _canonical(config)
     if not path.exists():
         if jax.process_index() > 0:

@@ -1,9 +1,10 @@
 """Each device packs its own part: under `jax.shard_map` nothing is communicated."""
 
-import os
 import pathlib
 import subprocess
 import sys
+
+from tests._devices import four_devices
 
 SCRIPT = """
 import re
@@ -28,10 +29,9 @@ assert collective.findall(jax.jit(pack).lower(x).compile().as_text())  # the sea
 
 
 def test_no_collectives():
-    flags = "--xla_force_host_platform_device_count=4"
     subprocess.run(
         [sys.executable, "-c", SCRIPT],
         check=True,
         cwd=pathlib.Path(__file__).parents[2],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=four_devices(),
     )

@@ -2,14 +2,16 @@
 
 import dataclasses
 import re
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 
 from mlg_jax import load_packed
-from mlg_jax.engine import PLATFORMS, export_stablehlo
+from mlg_jax.engine import PLATFORMS, _stablehlo, export_stablehlo
 from mlg_jax.export import read_packed, unpack_variables
+from mlg_jax.layers import layer_records
 
 from . import _trained
 
@@ -23,12 +25,12 @@ def called(data, *arguments):
 
 @pytest.fixture(scope="module")
 def predictor(path):
-    return load_packed(path, execution="generate", batch_sizes=(2, 3))
+    return load_packed(path, execution="factored", batch_sizes=(2, 3))
 
 
 @pytest.fixture(scope="module")
 def artefact(path):
-    return export_stablehlo(read_packed(path))
+    return export_stablehlo(read_packed(path), execution="factored")
 
 
 def test_logits_at_two_batch_sizes(predictor, artefact):
@@ -41,22 +43,44 @@ def test_logits_at_two_batch_sizes(predictor, artefact):
     assert calls <= {"shape_assertion"}  # no kernel of one machine
 
 
+def test_kernels_are_built_where_asked_for(path, predictor, artefact):
+    built = export_stablehlo(read_packed(path), execution="generate", platforms=("cpu",))
+    logits, exported = called(built, _trained.images(2))
+    np.testing.assert_allclose(logits, predictor(_trained.images(2)), rtol=1e-4, atol=1e-5)
+    kernel = "3x3x32x32xf32"
+    assert kernel in exported.mlir_module()
+    assert kernel not in jax.export.deserialize(bytearray(artefact)).mlir_module()
+
+
+def test_auto_chooses_for_the_batch_size(path):
+    images = _trained.images(1)
+    logits, _ = called(export_stablehlo(read_packed(path), platforms=("cpu",)), images)
+    np.testing.assert_array_equal(logits, load_packed(path, batch_sizes=(1,))(images))
+    with mock.patch.object(_stablehlo, "layer_records", wraps=layer_records) as records:
+        export_stablehlo(read_packed(path), batch_size=32, platforms=("cpu",))
+    assert records.call_args.args[1] == (32, *images.shape[1:])
+
+
 def test_weights_stay_packed(path, predictor):
-    data = export_stablehlo(read_packed(path), residency="packed", platforms=("cpu",))
+    data = export_stablehlo(
+        read_packed(path), residency="packed", execution="factored", platforms=("cpu",)
+    )
     logits, exported = called(data, _trained.images(2))
     np.testing.assert_array_equal(logits, predictor(_trained.images(2)))
     assert exported.platforms == ("cpu",) and "ui8" in exported.mlir_module()
 
 
 def test_pixels_are_preprocessed_inside(path, predictor):
-    data = export_stablehlo(read_packed(path), images="uint8", platforms=("cpu",))
+    data = export_stablehlo(
+        read_packed(path), images="uint8", execution="factored", platforms=("cpu",)
+    )
     logits, _ = called(data, _trained.pixels(2))
     np.testing.assert_array_equal(logits, predictor(_trained.pixels(2)))
 
 
 def test_weights_may_be_arguments(path, predictor, artefact):
     packed, images = read_packed(path), _trained.images(2)
-    small = export_stablehlo(packed, weights="arguments", platforms=("cpu",))
+    small = export_stablehlo(packed, weights="arguments", execution="factored", platforms=("cpu",))
     assert len(small) < len(artefact)
     arrays = jax.tree.leaves(unpack_variables(packed))
     logits, exported = called(small, arrays, images)
@@ -79,6 +103,8 @@ def test_norms_can_be_folded(path, artefact):
         ({"images": "float16"}, r"`images` must be one of \['float32', 'uint8'\]; got 'float16'"),
         ({"weights": "none"}, r"`weights` must be one of \['arguments', 'constants'\]; got 'none'"),
         ({"platforms": ("tpu",)}, r"`platforms` must be one of \['cpu', 'cuda'\]; got 'tpu'"),
+        ({"batch_size": 0}, "`batch_size` must be an integer >= 1; got 0"),
+        ({"execution": "fast"}, r"`execution` must be one of .*; got 'fast'"),
         ({"platforms": ()}, r"`platforms` must be some of \['cpu', 'cuda'\]; got none"),
         ({"images": "uint8"}, "`images` must be 'float32', as the file has no preprocessing"),
     ],

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 import re
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from mlg_jax import GenerationSpec
 from mlg_jax._types import KernelShape, LayerRecord
 from mlg_jax.generation import _factored, apply_generated
 from tests import _oracles
+from tests._devices import four_devices
 from tests._tolerances import CONTRACTION, X64, relative_error
 
 EXECUTIONS = ("generate", "factored_out", "factored")
@@ -233,11 +233,9 @@ def test_grouped_convolutions_of_other_backends(x64, spec, groups):
 
 
 def test_a_batch_split_over_devices_stays_where_it_is():
-    flags = "--xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.generation.mesh_script"]
     process = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=600, check=False
+        command, env=four_devices(), capture_output=True, text=True, timeout=600, check=False
     )
     assert process.returncode == 0, process.stdout + process.stderr
 

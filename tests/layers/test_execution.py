@@ -84,6 +84,15 @@ def test_timings():
 
 
 @pytest.mark.bad_input
+@pytest.mark.parametrize("content", ["{", "[]", '{"a layer": 1.0}'])
+def test_files_that_are_no_timings(tmp_path, content):
+    (tmp_path / "times.json").write_text(content)
+    model = create_model("resnet10", num_classes=4, width=0.25, generation=SPEC)
+    with pytest.raises(ValueError, match="`cache` must be a file of timings, or none yet; got"):
+        tune_executions(model, (1, 16, 16, 3), cache=tmp_path / "times.json")
+
+
+@pytest.mark.bad_input
 def test_bad_executions():
     with pytest.raises(ValueError, match=r"`execution\['stage1\*'\]` must be one of .*'fast'"):
         create_model("resnet10", num_classes=4, generation=SPEC, execution={"stage1*": "fast"})

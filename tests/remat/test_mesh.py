@@ -1,16 +1,15 @@
 """Sharded batches: every device packs its own rows."""
 
-import os
 import subprocess
 import sys
 
+from tests._devices import four_devices
+
 
 def test_four_devices_against_one():
-    flags = "--xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     process = subprocess.run(
         [sys.executable, "-m", "tests.remat.mesh_script"],
-        env=environment,
+        env=four_devices(),
         capture_output=True,
         text=True,
         timeout=600,

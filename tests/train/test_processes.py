@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mlg_jax import train
+from tests._devices import four_devices
 from tests.train import toy
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -88,8 +89,7 @@ def test_a_kill_at_any_moment_resumes_bit_exactly(tmp_path, compilation_cache, s
 
 
 def test_four_devices_against_one(compilation_cache):
-    flags = "--xla_force_host_platform_device_count=4"
-    process = start("tests.train.mesh_script", cache=compilation_cache, XLA_FLAGS=flags)
+    process = start("tests.train.mesh_script", cache=compilation_cache, **four_devices())
     returncode, output = finish(process)
     assert returncode == 0, output
 

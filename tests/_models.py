@@ -1,14 +1,21 @@
 """Small networks of the package's own layers, so that tests compile in seconds."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 
 from mlg_jax.layers import BatchNorm, Conv, Dense, DenseKernel, GeneratedKernel, layer_records
-from mlg_jax.models import BasicBlock, ResNet
+from mlg_jax.models import MODELS, BasicBlock, ResNet, _registry
 from mlg_jax.quant import QuantSpec
 from mlg_jax.remat import NO_REMAT
+
+
+def tiny_networks():
+    """While it lasts `create_model` knows "tiny": two blocks, 64 and 128 channels at full width."""
+    tiny = functools.partial(_registry._resnet, (1, 1), BasicBlock)
+    return mock.patch.dict(MODELS, tiny=tiny)
 
 
 def tiny_resnet(

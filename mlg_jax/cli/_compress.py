@@ -21,7 +21,6 @@ from mlg_jax.train import CHECKPOINT_DIR, FINGERPRINT_FILE, CheckpointError, loa
 
 NAME = "compress"
 
-
 _BATCH_SIZE = 128
 
 

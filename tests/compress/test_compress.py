@@ -21,7 +21,7 @@ from mlg_jax.compress import (
 from mlg_jax.compress._closed_form import rounded_kernel
 from mlg_jax.generation import from_layout, to_layout
 from mlg_jax.layers import layer_params, layer_records
-from tests._models import record_named
+from tests._models import record_named, tiny_networks
 from tests.engine import _trained
 
 GRID = AllocationSpec(
@@ -34,7 +34,7 @@ PLAIN = {"generation": None, "weight_bits": None, "activation_bits": None}
 @pytest.fixture(scope="module")
 def network():
     """An ordinary network that knows nothing, and real enough images."""
-    with _trained.tiny_networks():
+    with tiny_networks():
         model, variables = _trained.trained("tiny", **PLAIN)
         images = jnp.asarray(_trained.images(16))
         yield model, estimate_statistics(model, variables, images), images

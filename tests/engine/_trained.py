@@ -1,15 +1,11 @@
 """A small network with every kind of stored tensor, as if trained, and its packed file."""
 
-import functools
-from unittest import mock
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mlg_jax import GenerationSpec, create_model, save_packed
 from mlg_jax.engine import ImagePreprocessing
-from mlg_jax.models import MODELS, BasicBlock, _registry
 
 SIZE = 16
 CLASS_NAMES = ("cat", "dog", "eel", "fox")
@@ -19,12 +15,6 @@ PREPROCESSING = ImagePreprocessing(
 )
 GENERATION = GenerationSpec.from_bits(2, 6, 3, 9, 4)
 OPTIONS = {"width": 0.25, "generation": GENERATION, "weight_bits": 8, "activation_bits": 6}
-
-
-def tiny_networks():
-    """While it lasts `create_model` knows "tiny": two blocks, 16 and 32 channels."""
-    tiny = functools.partial(_registry._resnet, (1, 1), BasicBlock)
-    return mock.patch.dict(MODELS, tiny=tiny)
 
 
 def trained(name="tiny", *, size=SIZE, **options):

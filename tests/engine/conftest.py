@@ -2,13 +2,15 @@
 
 import pytest
 
+from tests._models import tiny_networks
+
 from . import _trained
 
 
 @pytest.fixture(scope="package", autouse=True)
 def tiny():
     """The name of a small network."""
-    with _trained.tiny_networks():
+    with tiny_networks():
         yield "tiny"
 
 

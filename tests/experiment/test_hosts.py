@@ -21,7 +21,6 @@ MODELS["tiny"] = functools.partial(_registry._resnet, (1,), _registry.BasicBlock
 
 def get_config():
     config = settings()
-    config["model"]["name"] = "tiny"
     for stage in ("teacher", "student"):
         config[stage]["train"]["num_epochs"] = 1
     config["projection"]["num_steps"] = 20

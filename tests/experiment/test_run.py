@@ -34,7 +34,7 @@ def settings(**student):
     }
     return {
         "data": data,
-        "model": {"name": "resnet10", "width": 0.125},
+        "model": {"name": "tiny", "width": 0.25},
         "generation": {
             "base_in": 2,
             "base_out": 6,
@@ -213,8 +213,8 @@ def test_teacher_of_another_model(finished, tmp_path):
     directory, _ = finished
     raw = settings()
     raw["teacher"]["checkpoint"] = str(directory / "teacher/checkpoints")
-    raw["model"]["width"] = 0.25
-    with pytest.raises(CheckpointError, match=r"of another model: batch_stats/.* is \(8,\) there"):
+    raw["model"]["width"] = 0.5
+    with pytest.raises(CheckpointError, match=r"of another model: batch_stats/.* is \(16,\) there"):
         run_experiment(parse_config(raw), tmp_path)
     raw["teacher"]["checkpoint"] = str(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="No checkpoint in .*nothing: there is no such dir"):

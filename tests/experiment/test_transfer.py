@@ -2,6 +2,7 @@
 
 import collections
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +31,10 @@ def flat(variables):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def tiny():
-    """A network of one block, by name."""
-    MODELS["tiny"] = functools.partial(_resnet, (1,), BasicBlock)
-    yield
-    del MODELS["tiny"]
+def one_block():
+    """What "tiny" is here."""
+    with mock.patch.dict(MODELS, tiny=functools.partial(_resnet, (1,), BasicBlock)):
+        yield
 
 
 def fresh(num_classes, width=0.125, seed=0, stem="imagenet"):
@@ -202,7 +202,7 @@ def test_the_teacher_stage_trains_what_the_configuration_says(tmp_path, trainabl
     start = fresh(7, stem="cifar")
     save(tmp_path / "source", start)
     raw = settings()
-    raw["model"]["name"] = "tiny"
+    raw["model"]["width"] = 0.125
     raw["teacher"] = {
         "init_checkpoint": str(tmp_path / "source"),
         "trainable": trainable,

@@ -10,7 +10,7 @@ from tests._models import tiny_resnet
 
 
 def test_a_generated_model_works_under_nnx():
-    model = tiny_resnet(GenerationSpec.from_bits(2, 6, 3, 6, 3), weight_bits=8)
+    model = tiny_resnet(GenerationSpec.from_bits(2, 6, 3, 6, 3), stage_sizes=(1,), weight_bits=8)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
     bridged = nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0)).lazy_init(x)
     _, params, rest = nnx.split(bridged, nnx.Param, ...)

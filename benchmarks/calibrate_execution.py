@@ -101,7 +101,7 @@ def read(row):
 
 
 def fit(rows):
-    """Seconds of each feature, by setting and kind."""
+    """Seconds of each feature, by setting and kind; and by both, how far each timing is off."""
     samples = collections.defaultdict(list)
     for row in rows:
         record, shapes = read(row)
@@ -109,16 +109,15 @@ def fit(rows):
         for execution, seconds in row["seconds"].items():
             features = cost_features(execution, shapes, record, is_training=row["is_training"])
             samples[setting, cost_kind(execution, record)].append((features, seconds))
-    costs = collections.defaultdict(dict)
+    costs, errors = collections.defaultdict(dict), {}
     for (setting, kind), pairs in sorted(samples.items()):
         names = list(pairs[0][0])
         matrix = np.array([[f[n] / t for n in names] for f, t in pairs])
         scale = matrix.max(axis=0) + 1e-30  # the solver wants columns of one size
         solution = nnls(matrix / scale, np.ones(len(pairs)))[0] / scale
         costs[setting][kind] = dict(zip(names, map(float, solution), strict=True))
-        off = np.abs(matrix @ solution - 1)
-        print(f"{setting}, {kind}: {len(pairs)} timings, off by {np.median(off):.0%} in the median")
-    return costs
+        errors[setting, kind] = np.abs(matrix @ solution - 1)
+    return costs, errors
 
 
 def regrets(rows, costs):
@@ -132,6 +131,28 @@ def regrets(rows, costs):
         fastest = min(seconds, key=seconds.__getitem__)
         found.append((seconds[chosen] / seconds[fastest] - 1, row, chosen, fastest))
     return sorted(found, key=lambda f: f[0], reverse=True)
+
+
+def held_out_regrets(rows, num_folds=5):
+    """The same where each fifth of the layers is chosen for by a fit to the other four."""
+    layers = sorted({row["layer"] for row in rows})
+    found = []
+    for fold in range(num_folds):
+        held_out = set(layers[fold::num_folds])
+        costs, _ = fit([row for row in rows if row["layer"] not in held_out])
+        found += regrets([row for row in rows if row["layer"] in held_out], costs)
+    return found
+
+
+def summary_of(found):
+    """One line on the choices made."""
+    num_near = sum(regret <= 0.1 for regret, *_ in found)
+    spent = sum(row["seconds"][chosen] for _, row, chosen, _ in found)
+    least = sum(row["seconds"][fastest] for _, row, _, fastest in found)
+    return (
+        f"{num_near} of {len(found)} choices within 10 % of the fastest; "
+        f"all together take {spent / least - 1:.1%} longer"
+    )
 
 
 def speedups(rows):
@@ -164,7 +185,9 @@ def main():
         save("executions", list(measure(args.max_gflop, args.every)))
     path = RESULTS / f"executions_{jax.default_backend()}.json"
     measured = json.loads(path.read_text())
-    costs = fit(measured["results"])
+    costs, errors = fit(measured["results"])
+    for (setting, kind), off in errors.items():
+        print(f"{setting}, {kind}: {len(off)} timings, off by {np.median(off):.0%} in the median")
     prefix = f"{jax.default_backend()}, float32"
     table = json.loads(COSTS.read_text())
     table["environment"][jax.default_backend()] = measured["environment"]
@@ -173,9 +196,11 @@ def main():
     PICTURE.parent.mkdir(exist_ok=True)
     plot_speedups(PICTURE, speedups(measured["results"]))
     found = regrets(measured["results"], costs)
-    num_near = sum(f[0] <= 0.1 for f in found)
-    print(f"{num_near} of {len(found)} choices within 10 % of the fastest")
-    for regret, row, chosen, fastest in found[: len(found) - num_near]:
+    print(f"fitted to all: {summary_of(found)}")
+    print(f"held out: {summary_of(held_out_regrets(measured['results']))}")
+    for regret, row, chosen, fastest in found:
+        if regret <= 0.1:
+            break
         shape = row["input_shape"]
         kind = "training" if row["is_training"] else "forward"
         times = {e: round(1e3 * s, 3) for e, s in row["seconds"].items()}

@@ -4,8 +4,9 @@
                                  [--train 32 128] [--dtype float32] [--rounds 5]
 
 ResNet-18 has CIFAR's stem and 32 x 32 images, ResNet-50 ImageNet's and 224 x 224. Dense is plain
-Flax (`_plain.py`), and PyTorch's own eager layers where torch is installed. All contestants of a
-row are compiled first and then timed in turns, so that what disturbs the machine disturbs all.
+Flax (`_plain.py`); for ResNet-18 also PyTorch's eager layers, where torch is installed. All
+contestants of a row are compiled first and then timed in turns, so that what disturbs the machine
+disturbs all.
 A run replaces the rows it measures in the JSON file. Multiply-adds are those of one forward pass by
 formula; "compiled_flops" is XLA's own count, in which a loop's body counts once.
 "stored" has factors that are quantised already, as an inference engine keeps them; "quantised"
@@ -15,6 +16,7 @@ puts them on their grids in every call, as training must.
 import argparse
 import contextlib
 import functools
+import importlib.util
 import json
 import pathlib
 import statistics
@@ -97,18 +99,15 @@ def multiply_adds_of(name, network, batch):
 
 
 def torch_calls(network, is_training, batch, size):
-    """PyTorch's dense network in eager mode, if torch and torchvision are installed."""
-    try:
-        import torch
-        import torchvision
-    except ImportError:
+    """PyTorch's dense ResNet-18 in eager mode, from pixels, if torch is installed."""
+    if network != "resnet18" or importlib.util.find_spec("torch") is None:
         return {}
-    net = getattr(torchvision.models, network)(num_classes=NETWORKS[network][3])
-    if NETWORKS[network][2] == "cifar":
-        net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        net.maxpool = torch.nn.Identity()
+    import torch
+    from _torch_resnet import resnet18
+
+    net = resnet18((0.5,) * 3, (0.25,) * 3)
     net = net.to(memory_format=torch.channels_last).train(is_training)
-    images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
+    images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8)
     labels = torch.randint(0, 10, (batch,))
     optimizer = torch.optim.SGD(net.parameters(), 1e-3)
 

@@ -8,7 +8,7 @@ import pytest
 from mlg_jax import GenerationSpec, create_model, fake_quantize, generate_kernel
 from mlg_jax.compress import ProjectionSpec, project_model
 from mlg_jax.generation import from_layout
-from tests._models import record_named, tiny_resnet, variable_shapes
+from tests._models import record_named, tiny_networks, tiny_resnet, variable_shapes
 
 SPEC = GenerationSpec.from_bits(2, 8, 6, 6, 6)
 make = tiny_resnet
@@ -137,7 +137,8 @@ def test_large_kernels_are_held_as_well_as_small_ones(teacher, bits):
 
 def test_float64_stays_float64(x64):
     options = {"num_classes": 4, "width": 0.0625, "dtype": "float64"}
-    plain, small = (create_model("resnet10", **options, generation=g) for g in (None, SPEC))
+    with tiny_networks():
+        plain, small = (create_model("tiny", **options, generation=g) for g in (None, SPEC))
     spec = ProjectionSpec(method="svd")
     projection = project_model(small, variables_of(plain), key=jax.random.key(0), spec=spec)
     assert {v.dtype for v in jax.tree.leaves(projection.variables)} == {jnp.dtype("float64")}

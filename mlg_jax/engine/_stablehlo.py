@@ -1,12 +1,14 @@
 """A predictor's program in StableHLO: an artefact that runs without this package."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import ShapeDtypeStruct, export, jit
 
 from mlg_jax._checks import check_choice, check_instance, check_integer
 from mlg_jax._types import Array
+from mlg_jax.engine._manifest import Manifest
 from mlg_jax.engine._network import decoded_network
 from mlg_jax.engine._predictor import Predictor
 from mlg_jax.export import PackedModel
@@ -71,10 +73,7 @@ def export_stablehlo(
     for platform in platforms:
         check_choice("platforms", platform, PLATFORMS)
     check_integer("batch_size", batch_size, 1)
-    predictor = Predictor(packed, residency=residency, fold=fold, execution=execution)
-    network = decoded_network(predictor.spec, execution=execution, is_folded=fold)
-    records = layer_records(network, (batch_size, *predictor.image_shape))
-    chosen = {r.name: r.execution for r in records if r.execution is not None}
+    chosen = _executions(packed, execution, fold, batch_size)
     predictor = Predictor(packed, residency=residency, fold=fold, execution=chosen)
     if images == "uint8" and predictor.preprocessing is None:
         raise ValueError(
@@ -96,3 +95,15 @@ def export_stablehlo(
         return bytes(exported.serialize())
     except ImportError as error:
         raise ImportError(f"An artefact needs `pip install mlg-jax[export]`. {error}") from None
+
+
+def _executions(
+    packed: PackedModel, execution: Execution, fold: bool, batch_size: int
+) -> dict[str, str]:
+    """By layer: nothing can be chosen while the batch is a symbol."""
+    manifest = Manifest.of(packed, "the packed model")
+    network: Any = decoded_network(manifest.model, execution=execution, is_folded=fold)
+    preprocessing = manifest.preprocessing
+    shape = preprocessing.image_shape if preprocessing else network.input_shape[1:]
+    records = layer_records(network, (batch_size, *shape))
+    return {r.name: r.execution for r in records if r.execution is not None}

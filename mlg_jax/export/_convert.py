@@ -120,13 +120,14 @@ def torch_num_classes(state: State, records: Sequence[LayerRecord]) -> int:
     """The number of classes of a state dict: the rows of its classifier.
 
     Raises:
-        ValueError: it has no classifier.
+        ValueError: it has no classifier, or one without rows.
     """
     source = _Source(state)
     names = torch_names(records, has_norms=source.has_norms)["classifier"]
     weight = source.optional(names, "weight")
-    if weight is None or weight.ndim == 0:
-        raise ValueError(f"`state` must hold {names[0]}.weight; it is missing.")
+    if weight is None or weight.size == 0 or weight.ndim == 0:
+        what = "it is missing" if weight is None else f"its shape is {weight.shape}"
+        raise ValueError(f"`state` must hold {names[0]}.weight; {what}.")
     return weight.shape[0]
 
 

@@ -6,11 +6,11 @@ import json
 import sys
 
 from mlg_jax.cli._options import add_engine_arguments, load, positive_integer
-from mlg_jax.engine import Label
+from mlg_jax.engine import BATCH_SIZES, Label
 
 NAME = "predict"
 
-_CHUNK = 128  # images that are decoded at a time
+_CHUNK_PIXELS = 2**21  # that are decoded, and go through the network, at a time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +27,19 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.file} does not say how images are to be preprocessed.")
     top = min(args.top, predictor.spec.num_classes)
     found: list[tuple[str, list[Label]]] = []
-    for start in range(0, len(args.images), _CHUNK):
-        paths = args.images[start : start + _CHUNK]
+    chunk = _chunk_size(*predictor.preprocessing.image_size)
+    for start in range(0, len(args.images), chunk):
+        paths = args.images[start : start + chunk]
         labels = predictor.labels(predictor.preprocessing.read(paths), top=top)
         found += zip(paths, labels, strict=True)
     sys.stdout.write(_as_json(found) if args.json else "".join(map(_as_text, found)))
     return 0
+
+
+def _chunk_size(height: int, width: int) -> int:
+    """The largest batch, of those a program is compiled for, of so many pixels or of one image."""
+    sizes = [size for size in BATCH_SIZES if size * height * width <= _CHUNK_PIXELS]
+    return max(sizes, default=1)
 
 
 def _as_text(item: tuple[str, list[Label]]) -> str:

@@ -1,13 +1,15 @@
 """A packed model with ordinary kernels, for runtimes that generate none."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from flax import traverse_util
 
+from mlg_jax.engine._fit import bounded_records, naming_misfits
 from mlg_jax.engine._manifest import Manifest
 from mlg_jax.engine._network import decoded_network
 from mlg_jax.export import PackedFileError, PackedModel, to_torch, unpack_variables
-from mlg_jax.layers import layer_records
 
 
 def dense_state(packed: PackedModel, *, name: str = "the packed model") -> dict[str, np.ndarray]:
@@ -25,14 +27,17 @@ def dense_state(packed: PackedModel, *, name: str = "the packed model") -> dict[
         ValueError: a network with quantised activations, which has no such state dict.
     """
     manifest = Manifest.of(packed, name)
-    network = decoded_network(manifest.model, execution="generate", is_folded=False)
-    shape = manifest.preprocessing and (1, *manifest.preprocessing.image_shape)
-    image = jax.ShapeDtypeStruct(shape or network.input_shape, np.float32)
+    with naming_misfits(name):
+        network: Any = decoded_network(manifest.model, execution="generate", is_folded=False)
+    images = manifest.preprocessing
+    shape = network.input_shape[1:] if images is None else images.image_shape
+    records = bounded_records(name, network, shape, packed.nbytes)
+    image = jax.ShapeDtypeStruct((1, *shape), np.float32)
     wanted = jax.eval_shape(network.init, jax.eval_shape(lambda: jax.random.key(0)), image)
     variables = unpack_variables(packed)
     if _shapes(variables) != _shapes(wanted):
         raise PackedFileError(f"{name}: its tensors must be those of its model.")
-    return to_torch(layer_records(network, image.shape), variables)
+    return to_torch(records, variables)
 
 
 def _shapes(variables: dict) -> dict[tuple[str, ...], tuple[int, ...]]:

@@ -1,13 +1,11 @@
 """Images to logits, probabilities and labels, with the weights of a packed file."""
 
 import collections
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import flax.errors
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -16,24 +14,18 @@ import numpy as np
 from mlg_jax._checks import check_choice, check_instance, check_integer
 from mlg_jax._types import Array
 from mlg_jax.engine._batching import BATCH_SIZES, Chunk, checked_sizes, chunks, padded
+from mlg_jax.engine._fit import bounded_records, naming_misfits
 from mlg_jax.engine._fold import fold_norms
 from mlg_jax.engine._images import ImagePreprocessing
 from mlg_jax.engine._manifest import Manifest
 from mlg_jax.engine._network import decoded_network, norm_epsilon
 from mlg_jax.engine._resident import RESIDENCIES, make_resident
-from mlg_jax.export import PackedFileError, PackedModel
+from mlg_jax.export import PackedModel
 from mlg_jax.models import Execution, ModelSpec
 
 MAX_UNDER_WAY = 2  # batches that the device has before the host waits for the first of them
 
 Images = np.ndarray | jax.Array
-
-_MISFITS: tuple[type[Exception], ...] = (
-    flax.errors.FlaxError,
-    KeyError,
-    OverflowError,
-    TypeError,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +51,8 @@ class Predictor:
 
     Raises:
         TypeError, ValueError: an option of another type or not among the choices.
-        PackedFileError: a manifest that does not fit.
+        PackedFileError: a manifest that does not fit, or one that asks for more memory than a
+            file of its bytes may.
     """
 
     def __init__(
@@ -77,12 +70,14 @@ class Predictor:
         self._batch_sizes = checked_sizes(batch_sizes)
         self._name, self._tree = name, packed.manifest
         self._manifest = Manifest.of(packed, name)
-        network = decoded_network(self.spec, execution=execution, is_folded=fold)
-        epsilon = norm_epsilon(self.spec)
+        with naming_misfits(name):
+            network = decoded_network(self.spec, execution=execution, is_folded=fold)
+            epsilon = norm_epsilon(self.spec)
         to_served = functools.partial(fold_norms, epsilon=epsilon) if fold else dict
-        with self._misfits(ValueError):
-            resident = make_resident(packed, residency, to_served)
         self._network: Any = network
+        bounded_records(name, network, self.image_shape, packed.nbytes)
+        with naming_misfits(name, ValueError):
+            resident = make_resident(packed, residency, to_served)
         self._arrays, self._to_variables = resident.arrays, resident.to_variables
         preprocessing = self.preprocessing
 
@@ -143,6 +138,7 @@ class Predictor:
             PackedFileError: at the first call, tensors that are not the model's.
         """
         self._check(images)
+        images = _native(images)
         rows: list[np.ndarray] = []
         under_way: collections.deque[tuple[Chunk, jax.Array]] = collections.deque()
         for chunk in chunks(len(images), self._batch_sizes):
@@ -173,7 +169,7 @@ class Predictor:
         return self.class_names[index] if self.class_names else str(index)
 
     def _run(self, images: Images) -> jax.Array:
-        with self._misfits():
+        with naming_misfits(self._name):
             try:
                 return self._forward(self._arrays, images)
             except ValueError as error:
@@ -183,17 +179,6 @@ class Predictor:
                 if _shapes(found) == _shapes(wanted):
                     raise  # the images' fault
                 raise TypeError(f"{error}") from error
-
-    @contextlib.contextmanager
-    def _misfits(self, *more: type[Exception]) -> Iterator[None]:
-        """Where tensors that are not the model's come to light: what they cause gets a name."""
-        try:
-            yield
-        except _MISFITS + more as error:
-            first = str(error).splitlines()[0]
-            raise PackedFileError(
-                f"{self._name}: its tensors must be those of its model; {first}"
-            ) from error
 
     def _check(self, images: Any) -> None:
         check_instance("images", images, (np.ndarray, jax.Array))
@@ -208,6 +193,13 @@ class Predictor:
         if images.ndim != 4 or images.shape[1:] != shape:
             axes = ", ".join(map(str, shape)) if self.preprocessing else "H, W, C"
             raise ValueError(f"`images` must have shape [N, {axes}]; got {list(images.shape)}.")
+
+
+def _native(images: Images) -> Images:
+    """In this machine's byte order: JAX takes arrays of the other one as if they were in this."""
+    if isinstance(images, jax.Array):
+        return images
+    return images.astype(images.dtype.newbyteorder("="), copy=False)
 
 
 def _real_rows(chunk: Chunk, logits: jax.Array) -> np.ndarray:

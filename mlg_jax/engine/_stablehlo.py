@@ -8,6 +8,7 @@ from jax import ShapeDtypeStruct, export, jit
 
 from mlg_jax._checks import check_choice, check_instance, check_integer
 from mlg_jax._types import Array
+from mlg_jax.engine._fit import naming_misfits
 from mlg_jax.engine._manifest import Manifest
 from mlg_jax.engine._network import decoded_network
 from mlg_jax.engine._predictor import Predictor
@@ -18,6 +19,7 @@ from mlg_jax.models import Execution
 PLATFORMS = ("cpu", "cuda")
 IMAGE_DTYPES = ("float32", "uint8")
 WEIGHTS = ("constants", "arguments")
+_NAME = "the packed model"
 
 
 def export_stablehlo(
@@ -101,9 +103,11 @@ def _executions(
     packed: PackedModel, execution: Execution, fold: bool, batch_size: int
 ) -> dict[str, str]:
     """By layer: nothing can be chosen while the batch is a symbol."""
-    manifest = Manifest.of(packed, "the packed model")
-    network: Any = decoded_network(manifest.model, execution=execution, is_folded=fold)
+    manifest = Manifest.of(packed, _NAME)
+    with naming_misfits(_NAME):
+        network: Any = decoded_network(manifest.model, execution=execution, is_folded=fold)
     preprocessing = manifest.preprocessing
     shape = preprocessing.image_shape if preprocessing else network.input_shape[1:]
-    records = layer_records(network, (batch_size, *shape))
+    with naming_misfits(_NAME, ValueError):
+        records = layer_records(network, (batch_size, *shape))
     return {r.name: r.execution for r in records if r.execution is not None}

@@ -101,6 +101,7 @@ def _quantizers(
 
 def _pack(path: Path, value: Any, spec: QuantSpec | None) -> PackedTensor:
     array, name = np.asarray(value), "/".join(path)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX takes no other order
     if array.dtype.name not in PLAIN_BYTES:
         raise TypeError(f"`variables` must be float32 (or bool); got {array.dtype} in {name}.")
     if array.size == 0 or not np.all(np.isfinite(array)):

@@ -4,13 +4,20 @@ import copy
 import dataclasses
 import functools
 import math
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 
 from mlg_jax import create_model, load_packed, save_packed
-from mlg_jax.engine import RESIDENCIES, ImagePreprocessing, Predictor
+from mlg_jax.engine import (
+    RESIDENCIES,
+    ImagePreprocessing,
+    Predictor,
+    dense_state,
+    export_stablehlo,
+)
 from mlg_jax.export import PackedFileError, read_packed
 from mlg_jax.layers import EXECUTIONS, layer_records
 
@@ -71,6 +78,13 @@ def test_device_arrays_and_wider_floats_are_images_too(predictor):
     images = _trained.images(3)
     np.testing.assert_array_equal(predictor(jax.numpy.asarray(images)), predictor(images))
     np.testing.assert_array_equal(predictor(images.astype(np.float64)), predictor(images))
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "<f4", ">f2"])
+def test_images_of_any_byte_order(predictor, dtype):
+    images = _trained.images(3)
+    expected = images.astype(np.dtype(dtype).newbyteorder("="))
+    np.testing.assert_array_equal(predictor(images.astype(dtype)), predictor(expected))
 
 
 def test_probabilities_and_labels(predictor):
@@ -244,9 +258,41 @@ def test_tensors_of_another_model(path, change):
     manifest = copy.deepcopy(dict(packed.manifest))
     manifest["model"].update(change)
     manifest["class_names"] = []
-    predictor = Predictor(dataclasses.replace(packed, manifest=manifest), name="model.mlg")
-    with pytest.raises(PackedFileError, match="model.mlg: its tensors must be those of its model"):
-        predictor(_trained.images(1))
+    with pytest.raises(PackedFileError, match="model.mlg: its (tensors|layer .*) must"):
+        Predictor(dataclasses.replace(packed, manifest=manifest), name="model.mlg")(
+            _trained.images(1)
+        )
+
+
+def asking(packed, **changes):
+    """The file with another model or other images."""
+    manifest = copy.deepcopy(dict(packed.manifest))
+    manifest["model"].update(changes.pop("model", {}))
+    manifest["preprocessing"].update(changes)
+    return dataclasses.replace(packed, manifest=manifest | {"class_names": []})
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("run", [Predictor, dense_state, export_stablehlo])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"image_size": [4096, 4096]},
+            "its layer stage1_block1/conv1 must have a kernel and an output of at most 16,812,104 "
+            "entries, as its arrays have 4,361 bytes; got 268,435,456 for inputs of 4096x4096x16",
+        ),
+        ({"model": {"width": 200.0}}, "its layer .* must have a kernel and .* got 1,474,560,000"),
+        ({"model": {"num_classes": 2**40}}, "its layer classifier must have a kernel"),
+        ({"model": {"width": 1e307}}, "its (tensors|layer .*) must"),
+    ],
+)
+def test_memory_is_bounded_by_the_file(path, run, changes, message):
+    """Before a program is compiled: the network is only described."""
+    packed = asking(read_packed(path), **changes)
+    with mock.patch.object(jax, "jit", side_effect=AssertionError):
+        with pytest.raises(PackedFileError, match=message):
+            run(packed)
 
 
 @pytest.mark.bad_input

@@ -113,6 +113,13 @@ def test_what_is_not_quantised_is_stored_as_it_is():
     assert_same_bits(jax.jit(decode_variables)(packed.tensors), variables)
 
 
+def test_arrays_of_any_byte_order_are_packed_alike():
+    records, variables = layers("qnn")
+    swapped = jax.tree.map(lambda x: x.astype(x.dtype.newbyteorder(">")), variables)
+    packed, expected = (pack_variables(records, v, {}) for v in (swapped, variables))
+    assert_same_bits(unpack_variables(packed), unpack_variables(expected))
+
+
 def test_the_unrounded_scheme_is_stored_as_its_values():
     record = LayerRecord(("d",), "dense", (FactorRecord("kernel", (6,), None, "tanh_norm"),))
     x = np.linspace(-1, 2, 6, dtype=np.float32)

@@ -39,7 +39,10 @@ def check_real(
     allowed = f"a number in {left}{minimum}, {right}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be {allowed}; got {value!r}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond every float
+        number = float("inf") if value > 0 else float("-inf")
     is_low = number <= minimum if exclusive_minimum else number < minimum
     is_high = number == float("inf") if maximum is None else number > maximum
     if number != number or is_low or is_high:

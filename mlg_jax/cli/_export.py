@@ -51,10 +51,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"OUTPUT must end in one of {list(_FORMATS)}; got {args.output!r}.")
     packed = read_packed(args.file)
     if suffix == ".safetensors":
-        num_bytes = write_torch(args.output, dense_state(packed))
+        num_bytes = write_torch(args.output, dense_state(packed, name=args.file))
     else:
         options = ("images", "weights", "residency", "fold", "execution", "batch_size", "platforms")
-        data = export_stablehlo(packed, **{name: getattr(args, name) for name in options})
+        chosen = {name: getattr(args, name) for name in options}
+        data = export_stablehlo(packed, name=args.file, **chosen)
         write_atomically(args.output, data)
         num_bytes = len(data)
     result = {"file": args.output, "file_bytes": num_bytes}

@@ -3,10 +3,11 @@
 import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
+from mlg_jax._errors import MAX_LINE, printable
+from mlg_jax.cli._options import write
 from mlg_jax.engine import Manifest, summarize
 from mlg_jax.export import read_packed
 
@@ -26,10 +27,10 @@ def run(args: argparse.Namespace) -> int:
     summary, file_bytes = summarize(packed), os.path.getsize(args.file)
     if args.json:
         tree = {"file_bytes": file_bytes, **packed.manifest, "layers": summary.to_json()}
-        sys.stdout.write(json.dumps(tree, indent=1) + "\n")
+        write(json.dumps(tree, indent=1) + "\n")
     else:
         lines = [*_manifest_lines(packed.manifest), f"file bytes     {file_bytes:,}", ""]
-        sys.stdout.write("\n".join((*lines, summary.to_text())) + "\n")
+        write("\n".join((*lines, summary.to_text())) + "\n")
     return 0
 
 
@@ -41,7 +42,7 @@ def _manifest_lines(manifest: Mapping[str, Any]) -> list[str]:
         for key, part in parts.items():
             text = _generation_text(part) if key == "generation" else _text(part)
             if text and key != "remat":  # which matters in training only
-                lines.append(f"{key.replace('_', ' '):14} {text}")
+                lines.append(f"{printable(key.replace('_', ' ')):14} {printable(text, MAX_LINE)}")
     return lines
 
 

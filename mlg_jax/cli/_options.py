@@ -1,6 +1,7 @@
 """Arguments that several subcommands share."""
 
 import argparse
+import sys
 from typing import Any
 
 from mlg_jax.engine import RESIDENCIES, Predictor, load_packed
@@ -13,6 +14,12 @@ def positive_integer(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be an integer >= 1; got {value}.")
     return value
+
+
+def write(text: str) -> None:
+    """Writes to stdout; characters that its encoding does not have as escapes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:

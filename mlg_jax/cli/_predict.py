@@ -3,9 +3,9 @@
 import argparse
 import dataclasses
 import json
-import sys
 
-from mlg_jax.cli._options import add_engine_arguments, load, positive_integer
+from mlg_jax._errors import MAX_LINE, printable
+from mlg_jax.cli._options import add_engine_arguments, load, positive_integer, write
 from mlg_jax.engine import BATCH_SIZES, Label
 
 NAME = "predict"
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         paths = args.images[start : start + chunk]
         labels = predictor.labels(predictor.preprocessing.read(paths), top=top)
         found += zip(paths, labels, strict=True)
-    sys.stdout.write(_as_json(found) if args.json else "".join(map(_as_text, found)))
+    write(_as_json(found) if args.json else "".join(map(_as_text, found)))
     return 0
 
 
@@ -44,7 +44,8 @@ def _chunk_size(height: int, width: int) -> int:
 
 def _as_text(item: tuple[str, list[Label]]) -> str:
     path, labels = item
-    return f"{path}\n" + "".join(f"  {row.probability:7.2%}  {row.name}\n" for row in labels)
+    rows = (f"  {row.probability:7.2%}  {printable(row.name)}\n" for row in labels)
+    return f"{printable(path, MAX_LINE)}\n" + "".join(rows)
 
 
 def _as_json(found: list[tuple[str, list[Label]]]) -> str:

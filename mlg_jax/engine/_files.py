@@ -7,6 +7,7 @@ from typing import Any
 from flax import linen as nn
 
 from mlg_jax.engine._batching import BATCH_SIZES
+from mlg_jax.engine._fit import bounded_records
 from mlg_jax.engine._images import ImagePreprocessing
 from mlg_jax.engine._manifest import Manifest
 from mlg_jax.engine._network import spec_of
@@ -43,6 +44,7 @@ def save_packed(
     Raises:
         TypeError, ValueError: a model not made by `create_model` or changed since, variables of
             another model, or names that are not one a logit.
+        PackedFileError: a model for images so large that no file may ask for the memory.
         OSError: the file cannot be written; one that was there is whole.
 
     Example:
@@ -60,6 +62,7 @@ def save_packed(
     shape = None if preprocessing is None else (1, *preprocessing.image_shape)
     size_report(model, variables, input_shape=shape)  # raises unless they are the model's
     packed = pack_variables(layer_records(model, shape), variables, manifest.tree)
+    bounded_records(os.fspath(path), model, shape and shape[1:], packed.nbytes)  # as when loaded
     return write_packed(path, packed)
 
 

@@ -44,7 +44,7 @@ def naming_misfits(name: str, *more: type[Exception]) -> Iterator[None]:
 
 
 def bounded_records(
-    name: str, network: Any, image_shape: Sequence[int], num_bytes: int
+    name: str, network: Any, image_shape: Sequence[int] | None, num_bytes: int
 ) -> tuple[LayerRecord, ...]:
     """The records of a file's network, which takes memory in proportion to the file.
 
@@ -54,7 +54,7 @@ def bounded_records(
     Args:
         name: of the file, for messages.
         network: from `decoded_network`.
-        image_shape: `(height, width, channels)` of what it is called with.
+        image_shape: `(height, width, channels)` of what it is called with; None takes its own.
         num_bytes: of the file's arrays.
 
     Raises:
@@ -62,7 +62,7 @@ def bounded_records(
             image, has too many entries.
     """
     with naming_misfits(name, ValueError):
-        records = layer_records(network, (1, *image_shape))
+        records = layer_records(network, image_shape and (1, *image_shape))
     limit = FREE_ENTRIES + ENTRIES_PER_BYTE * num_bytes
     for record in records:
         if (entries := _largest(record)) > limit:

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlg_jax
 from mlg_jax._checks import check_instance, check_real
+from mlg_jax._errors import MAX_LINE, printable
 from mlg_jax.engine._images import ImagePreprocessing
 from mlg_jax.export import PackedFileError, PackedModel
 from mlg_jax.models import ModelSpec
@@ -78,4 +79,4 @@ class Manifest:
         except KeyError as error:
             raise PackedFileError(f"{name}: its manifest must have {error}.") from error
         except (TypeError, ValueError) as error:
-            raise PackedFileError(f"{name}: {error}") from error
+            raise PackedFileError(f"{name}: {printable(error, MAX_LINE)}") from error

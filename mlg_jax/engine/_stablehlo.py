@@ -19,7 +19,6 @@ from mlg_jax.models import Execution
 PLATFORMS = ("cpu", "cuda")
 IMAGE_DTYPES = ("float32", "uint8")
 WEIGHTS = ("constants", "arguments")
-_NAME = "the packed model"
 
 
 def export_stablehlo(
@@ -32,6 +31,7 @@ def export_stablehlo(
     execution: Execution = "auto",
     batch_size: int = 1,
     platforms: Sequence[str] = PLATFORMS,
+    name: str = "the packed model",
 ) -> bytes:
     """The network of a packed file, to be run by `jax.export.deserialize(data).call(images)`.
 
@@ -50,6 +50,7 @@ def export_stablehlo(
         execution: as `load_packed` takes it.
         batch_size: what `auto` chooses executions for; the artefact takes any.
         platforms: what the program is lowered for, `cpu`, `cuda` or both.
+        name: of the file, for messages.
 
     Returns:
         A serialised `jax.export.Exported`: images `[b, height, width, channels]`, any b, to logits
@@ -75,8 +76,8 @@ def export_stablehlo(
     for platform in platforms:
         check_choice("platforms", platform, PLATFORMS)
     check_integer("batch_size", batch_size, 1)
-    chosen = _executions(packed, execution, fold, batch_size)
-    predictor = Predictor(packed, residency=residency, fold=fold, execution=chosen)
+    chosen = _executions(packed, execution, fold, batch_size, name)
+    predictor = Predictor(packed, residency=residency, fold=fold, execution=chosen, name=name)
     if images == "uint8" and predictor.preprocessing is None:
         raise ValueError(
             "`images` must be 'float32', as the file has no preprocessing; got 'uint8'."
@@ -100,14 +101,14 @@ def export_stablehlo(
 
 
 def _executions(
-    packed: PackedModel, execution: Execution, fold: bool, batch_size: int
+    packed: PackedModel, execution: Execution, fold: bool, batch_size: int, name: str
 ) -> dict[str, str]:
     """By layer: nothing can be chosen while the batch is a symbol."""
-    manifest = Manifest.of(packed, _NAME)
-    with naming_misfits(_NAME):
+    manifest = Manifest.of(packed, name)
+    with naming_misfits(name):
         network: Any = decoded_network(manifest.model, execution=execution, is_folded=fold)
     preprocessing = manifest.preprocessing
     shape = preprocessing.image_shape if preprocessing else network.input_shape[1:]
-    with naming_misfits(_NAME, ValueError):
+    with naming_misfits(name, ValueError):
         records = layer_records(network, (batch_size, *shape))
     return {r.name: r.execution for r in records if r.execution is not None}

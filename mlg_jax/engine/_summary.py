@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from mlg_jax._errors import printable
 from mlg_jax.export import PackedModel, PackedTensor
 
 Path = tuple[str, ...]
@@ -73,7 +74,8 @@ def _layer(name: str, tensors: Sequence[PackedTensor]) -> LayerSummary:
 
 def _cells(row: LayerSummary) -> tuple[str, ...]:
     bits = " ".join(map(str, row.bits))
-    return (row.name, ", ".join(row.tensors), bits, f"{row.num_entries:,}", f"{row.num_bytes:,}")
+    text = (row.name, ", ".join(row.tensors), bits)
+    return (*map(printable, text), f"{row.num_entries:,}", f"{row.num_bytes:,}")
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:

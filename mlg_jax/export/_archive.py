@@ -8,16 +8,11 @@ from typing import IO
 
 import numpy as np
 
+from mlg_jax._errors import printable
 from mlg_jax.export._atomic import write_atomically
 from mlg_jax.export._errors import PackedFileError
-from mlg_jax.export._index import (
-    Layout,
-    from_json,
-    index_of,
-    layout_bytes,
-    read_index,
-    to_json,
-)
+from mlg_jax.export._index import Layout, index_of, layout_bytes, read_index
+from mlg_jax.export._json import from_json, to_json
 from mlg_jax.export._packed import PackedModel
 from mlg_jax.export._tensor import PackedTensor, num_constants
 
@@ -143,7 +138,7 @@ def _take(file: IO[bytes], count: int, available: int, what: str) -> bytes:
 
 def _read_header(header: bytes, blob_bytes: int) -> str:
     """The checksum in a container's header that fits a blob of so many bytes."""
-    fields = from_json(header, "header")
+    fields = from_json(header, "header", PackedFileError)
     metadata = fields.get("__metadata__")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise PackedFileError(f"its header does not name the format {FORMAT!r}")
@@ -180,4 +175,4 @@ def _check_content(tensor: PackedTensor) -> None:
         else tensor.scheme == "bool" and bool(np.any(tensor.data > 1))
     )
     if is_damaged or not np.all(np.isfinite(tensor.constants)):
-        raise PackedFileError(f"it has meaningless bytes in {'/'.join(tensor.path)}")
+        raise PackedFileError(f"it has meaningless bytes in {printable('/'.join(tensor.path))}")

@@ -1,6 +1,5 @@
 """The index of a packed file: what arrays there are, as a tree of names in compact JSON."""
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 from flax import traverse_util
 
 from mlg_jax.export._errors import PackedFileError
+from mlg_jax.export._json import from_json, to_json
 from mlg_jax.export._tensor import PLAIN_BYTES, PackedTensor, num_constants, num_data_bytes
 from mlg_jax.quant import QuantSpec
 
@@ -22,38 +22,6 @@ MAX_SIZE = 2**40  # entries of one array; what keeps sums of sizes far from any 
 
 Path = tuple[str, ...]
 Layout = tuple[Path, tuple[int, ...], str, int | None]  # path, shape, scheme, bits
-
-
-def to_json(value: Any) -> bytes:
-    """Compact JSON in ASCII with sorted keys: equal values give equal bytes."""
-    return json.dumps(value, allow_nan=False, sort_keys=True, separators=(",", ":")).encode()
-
-
-def from_json(data: bytes, what: str) -> dict[str, Any]:
-    """A JSON object in UTF-8 without repeated keys.
-
-    Raises:
-        PackedFileError: `data` is none.
-    """
-    try:
-        value = json.loads(
-            data.decode(), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
-        )
-    except (ValueError, RecursionError) as error:
-        raise PackedFileError(f"its {what} is no JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise PackedFileError(f"its {what} is no JSON object")
-    return value
-
-
-def _unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    if len(keys := dict(pairs)) != len(pairs):
-        raise ValueError("a repeated key")
-    return keys
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
 
 
 def index_of(tensors: Sequence[PackedTensor], manifest: Mapping[str, Any]) -> bytes:
@@ -70,7 +38,7 @@ def read_index(data: bytes) -> tuple[list[Layout], dict[str, Any]]:
     Raises:
         PackedFileError: `data` is no index.
     """
-    index = from_json(data, "index")
+    index = from_json(data, "index", PackedFileError)
     if set(index) != KEYS:
         raise PackedFileError(f"its index has other keys than {sorted(KEYS)}")
     encodings, manifest, tree = (index[key] for key in sorted(KEYS))

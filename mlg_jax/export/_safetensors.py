@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlg_jax.export._errors import TorchFileError
+from mlg_jax.export._json import from_json
 
 MAX_HEADER_BYTES = 2**24  # ResNet-152's is 2**17
+MAX_NUMBER = 2**48  # sizes and offsets
+MAX_RANK = 8
 METADATA = "__metadata__"
 _ALIGNMENT = 8
 _DTYPES = {
@@ -37,12 +40,7 @@ def from_safetensors(data: bytes) -> dict[str, np.ndarray]:
     if len(data) < 8 or header_bytes > min(len(data) - 8, MAX_HEADER_BYTES):
         raise TorchFileError(f"a header of {header_bytes} bytes in a file of {len(data)}")
     start = 8 + header_bytes
-    try:
-        header = json.loads(data[8:start].decode())
-    except (ValueError, RecursionError) as error:
-        raise TorchFileError(f"its header is no JSON ({error})") from None
-    if not isinstance(header, dict):
-        raise TorchFileError("its header is no JSON object")
+    header = from_json(data[8:start], "header", TorchFileError)
     header.pop(METADATA, None)
     body = memoryview(data)[start:]
     arrays = {name: _array(name, entry, body) for name, entry in header.items()}
@@ -56,10 +54,12 @@ def _array(name: str, entry: Any, body: memoryview) -> np.ndarray:
     match entry:
         case {"dtype": str(kind), "shape": list(shape), "data_offsets": [low, high]}:
             numbers = [*shape, low, high]
-            if kind in _DTYPES and all(type(n) is int and n >= 0 for n in numbers):
+            if kind in _DTYPES and all(type(n) is int and 0 <= n <= MAX_NUMBER for n in numbers):
                 dtype = _DTYPES[kind]
                 is_whole = high - low == dtype.itemsize * math.prod(shape) and high <= len(body)
-                if is_whole and len(shape) <= 8:
+                # NumPy multiplies all sizes but zeros.
+                is_small = math.prod(n or 1 for n in shape) <= MAX_NUMBER
+                if is_whole and is_small and len(shape) <= MAX_RANK:
                     return np.frombuffer(body[low:high], dtype).reshape(shape)
     raise TorchFileError(f"{name!r:.80} must be an array within the file; got {entry!r:.200}")
 

@@ -1,7 +1,10 @@
 """The command `mlg`: what it writes, and one helpful line with a status for everything wrong."""
 
+import dataclasses
+import io
 import json
 import pathlib
+import sys
 import tomllib
 from unittest import mock
 
@@ -10,7 +13,9 @@ import PIL.Image
 import pytest
 
 import mlg_jax
-from mlg_jax.cli import _inspect, main
+from mlg_jax.cli import _inspect, _predict, main
+from mlg_jax.cli._options import write
+from mlg_jax.export import read_packed, write_packed
 from mlg_jax.train import CheckpointError
 from tests.engine import _trained
 
@@ -105,6 +110,68 @@ def test_wrong_files_give_one_line(tmp_path, command, content, capsys):
     assert captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert "wrong.mlg" in captured.err
+
+
+HOSTILE = ("cat\x1b[2J", "99.99%\n  99.99%  dog", "eel\ud800", "\u202efox" * 10**4)
+HARMLESS = ("cat\\x1b[2J", "99.99%\\n  99.99%  dog", "eel\\ud800", "\\u202efox\\u202efox")
+
+
+@pytest.fixture
+def hostile_path(path, tmp_path):
+    """A file whose names and metadata would do something to a terminal."""
+    packed = read_packed(path)
+    more = {"class_names": HOSTILE, "note\x1b[1m": "\x07" * 10**5, "metrics": {"a\nb": 1.0}}
+    write_packed(
+        tmp_path / "hostile.mlg", dataclasses.replace(packed, manifest=packed.manifest | more)
+    )
+    return tmp_path / "hostile.mlg"
+
+
+@pytest.mark.bad_input
+def test_names_are_printed_harmlessly(hostile_path, image_paths, capsys):
+    image = pathlib.Path(image_paths[0])
+    named = image.rename(image.with_name("a\n\x1b[1m.png"))
+    assert main(["predict", str(hostile_path), str(named)]) == 0
+    named.rename(image)
+    lines = capsys.readouterr().out.split("\n")
+    assert len(lines) == 1 + 4 + 1 and lines.pop() == ""
+    assert lines[0].endswith("a\\n\\x1b[1m.png") and all(map(str.isprintable, lines))
+    for name in HARMLESS:
+        assert any(name in line for line in lines[1:]), name
+    assert main(["inspect", str(hostile_path)]) == 0
+    text = capsys.readouterr().out
+    assert all(map(str.isprintable, text.split("\n"))) and len(text) < 30_000
+    assert ", ".join(HARMLESS[:3]) in text and "note\\x1b[1m" in text and "a\\nb" in text
+
+
+@pytest.mark.bad_input
+def test_json_has_the_names_as_they_are(hostile_path, capsys):
+    assert main(["inspect", str(hostile_path), "--json"]) == 0
+    text = capsys.readouterr().out
+    assert text.isascii() and tuple(json.loads(text)["class_names"]) == HOSTILE
+
+
+@pytest.mark.bad_input
+def test_an_error_says_no_more_than_a_line_of_a_manifest(path, tmp_path, capsys):
+    packed = read_packed(path)
+    model = {**packed.manifest["model"], "name": "\x1b[1m\n" * 10**5}
+    manifest = {**packed.manifest, "model": model}
+    write_packed(tmp_path / "a.mlg", dataclasses.replace(packed, manifest=manifest))
+    assert main(["inspect", str(tmp_path / "a.mlg")]) == 2
+    line = capsys.readouterr().err
+    assert line[:-1].isprintable() and len(line) < 13_000 and "`name` must be one of" in line
+
+
+def test_an_encoding_without_some_characters(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    write("ä 猫\n")
+    assert stream.buffer.getvalue() == b"\\xe4 \\u732b\n"
+
+
+@pytest.mark.parametrize("size, expected", [(32, 128), (128, 128), (224, 32), (512, 8), (4096, 1)])
+def test_images_are_taken_a_batch_at_a_time(size, expected):
+    assert _predict._chunk_size(size, size) == expected
 
 
 @pytest.mark.bad_input

@@ -236,6 +236,8 @@ def test_pixels_need_a_preprocessing(tmp_path, model_and_variables):
         (lambda m: m.update(class_names=["cat"]), "model.mlg: `class_names` must be 4"),
         (lambda m: m["preprocessing"].update(std=[0, 1, 1]), "model.mlg: `std` must be a number"),
         (lambda m: m["preprocessing"].pop("mean"), "model.mlg: `preprocessing` must have the keys"),
+        (lambda m: m.update(metrics={"a": 10**400}), r"model.mlg: `metrics\['a'\]` must be a num"),
+        (lambda m: m["model"].update(width=10**400), "model.mlg: `width` must be a number in"),
         (lambda m: m.update(metrics=3), "model.mlg: `metrics` must be Mapping"),
     ],
 )
@@ -361,6 +363,14 @@ def test_models_that_no_spec_makes_are_not_saved(tmp_path, model, message):
 def test_bad_extras_are_not_saved(tmp_path, model_and_variables, options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         save_packed(tmp_path / "model.mlg", *model_and_variables, **options)
+
+
+@pytest.mark.bad_input
+def test_what_no_file_may_ask_for_is_not_saved(tmp_path, model_and_variables):
+    huge = ImagePreprocessing(image_size=(4096, 4096), mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(PackedFileError, match="model.mlg: its layer .* inputs of 4096x4096x16"):
+        save_packed(tmp_path / "model.mlg", *model_and_variables, preprocessing=huge)
+    assert not (tmp_path / "model.mlg").exists()
 
 
 @pytest.mark.bad_input

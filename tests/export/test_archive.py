@@ -1,5 +1,6 @@
 """Packed files: deterministic, readable by safetensors, whole or absent, and never believed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -133,6 +134,10 @@ BAD_FILES = {
     "index is no UTF-8": (with_index_bytes(b'{"\xff":1}'), "its index is no JSON"),
     "index with NaN": (with_index_bytes(b'{"a":NaN}'), "its index is no JSON"),
     "index with a repeated key": (with_index_bytes(b'{"a":1,"a":1}'), "repeated key"),
+    "deep manifest": (
+        with_index_bytes(b'{"a":' + b"[" * 70 + b"]" * 70 + b"}"),
+        "its index is no JSON .nested more than 64 deep",
+    ),
     "deep index": (with_index_bytes(b"[" * 100_000), "its index is no JSON"),
     "huge integer": (with_index_bytes(b'{"a":' + b"9" * 9999 + b"}"), "its index is no JSON"),
     "missing key": (with_index(lambda i: i.pop("manifest")), "its index has other keys"),
@@ -229,11 +234,12 @@ def test_a_failing_disk_leaves_the_old_file(tmp_path, monkeypatch, function):
     other = PackedModel((coded(("params", "a"), (99,), "qnn", 5),), {})
 
     def fail(*args):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, function, fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match="No space left on device: '.*/model'$") as error:
         write_packed(path, other)
+    assert error.value.errno == errno.ENOSPC
     assert path.read_bytes() == CONTENT and list(tmp_path.iterdir()) == [path]
 
 

@@ -76,7 +76,7 @@ def test_top_k_keeps_the_largest(share):
     np.testing.assert_array_equal(got.ravel(), expected)
     equal = jnp.ones((8, 8))  # of equal entries all or none, and no overflow
     encoded = TopKCodec(0.5).encode(equal, None)
-    assert not bool(TopKCodec(0.5).is_lost(encoded))
+    assert not bool(TopKCodec(0.5).overflow(encoded).is_lost)
 
 
 @pytest.mark.bad_input

@@ -40,6 +40,9 @@ from mlg_jax.data._batches import holdout_indices as holdout_indices
 from mlg_jax.data._cifar import prepare_cifar as prepare_cifar
 from mlg_jax.data._dataset import Dataset as Dataset
 from mlg_jax.data._dataset import load_dataset as load_dataset
+from mlg_jax.data._examples import DataError as DataError
+from mlg_jax.data._images import FORMAT_NAMES as FORMAT_NAMES
+from mlg_jax.data._images import IMAGE_FORMATS as IMAGE_FORMATS
 from mlg_jax.data._images import decode_image as decode_image
 from mlg_jax.data._spec import NAMES as NAMES
 from mlg_jax.data._spec import AugmentSpec as AugmentSpec

@@ -34,7 +34,7 @@ def test_read_the_highest_version(tmp_path):
     (root / "incomplete.X_9.0.0").mkdir()
     source = opened("mnist", tmp_path)
     assert source.class_names == ("0", "1", "2")
-    for name, examples in (("train", source.train), ("test", source.open_test())):
+    for name, examples in (("train", source.train), ("test", source.test)):
         batch = read_all(examples, 2)
         assert sorted_rows(batch["image"], batch["label"]) == sorted_rows(*splits[name])
         np.testing.assert_array_equal(examples.read_labels(), batch["label"])
@@ -66,7 +66,7 @@ def test_versions_are_numbers_and_complete(tmp_path):
 def test_which_split_is_which(tmp_path, name, names, num_train, num_test):
     prepare(name, tmp_path, {key: split(num, num) for key, num in names.items()})
     source = opened(name, tmp_path, image_size=4)
-    test = source.open_test()
+    test = source.test
     assert (len(source.train), len(test)) == (num_train, num_test)
     assert source.train.image_shape == test.image_shape == (4, 4, 3)
     pixels = [set(map(bytes, read_all(part, 1)["image"])) for part in (source.train, test)]

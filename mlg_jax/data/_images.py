@@ -86,10 +86,10 @@ def _orientation(image: Any) -> int:
 
     try:
         # The method of PngImageFile decodes all pixels to look for EXIF behind them.
-        found = PIL.Image.Image.getexif(image).get(_ORIENTATION)
+        found: Any = PIL.Image.Image.getexif(image).get(_ORIENTATION)
     except _EXIF_ERRORS:
-        found = None
-    return found if found in range(1, 9) else 1
+        return 1
+    return int(found) if found in range(1, 9) else 1
 
 
 def _upright(image: Any, orientation: int) -> Any:

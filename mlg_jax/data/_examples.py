@@ -14,8 +14,12 @@ _CHUNK = 256  # images that one thread reads at a time
 class DataError(ValueError):
     """Images or labels that are not what they should be, found when a data set is opened or read.
 
-    The message is one line and names the file or the argument.
+    The message is one line, also where a library's or a file name in it has several, and names the
+    file or the argument.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 def check_images(where: str, images: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import reprlib
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -170,13 +171,20 @@ def _warn_of_empty_classes(names: tuple[str, ...], labels: np.ndarray, path: str
 
 
 def open_npz(spec: DataSpec) -> Source:
-    """`train.npz` and `test.npz`: `images` [n, h, w, c], `labels` [n], maybe `class_names`."""
+    """`train.npz` and `test.npz`: `images` [n, h, w, c], `labels` [n], maybe `class_names`.
+
+    Without names the labels of train must be 0 to n - 1, each at least once; with names, classes
+    may be without images, of which a warning tells.
+    """
     paths = [os.path.join(spec.directory, f"{split}.npz") for split in ("train", "test")]
     train, test = map(_read_npz, paths)
     given = _npz_class_names(train, paths[0])
     names = _numbered_classes(train["labels"], paths[0]) if given is None else given
     if (others := _npz_class_names(test, paths[1])) not in (None, names):
-        raise DataError(f"`{_NPZ_NAMES}` of {paths[1]} must be those of {paths[0]}; got {others}.")
+        raise DataError(
+            f"`{_NPZ_NAMES}` of {paths[1]} must be those of {paths[0]} in the same order; "
+            f"got {reprlib.repr(others)}."
+        )
 
     def examples(arrays: dict[str, np.ndarray], path: str) -> Examples:
         return array_examples(

@@ -175,9 +175,7 @@ def test_npz_class_names_must_be_those_of_train(tmp_path):
     write_npz(tmp_path, class_names=np.array(list("abcd")))
     labels = np.arange(4)
     np.savez(tmp_path / "test.npz", images=random_images(4), labels=labels, class_names=labels)
-    with pytest.raises(
-        DataError, match=r"test.npz must be those of .*; got \('0', '1', '2', '3'\)"
-    ):
+    with pytest.raises(DataError, match=r"test.npz must be those of .* order; got \('0', '1', "):
         open_source(DataSpec(name="npz", data_dir=str(tmp_path)))
 
 

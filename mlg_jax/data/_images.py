@@ -50,7 +50,7 @@ def decode_image(source: bytes | str, *, channels: int, size: int | None, where:
             # JPEG only: decodes at 1/2, 1/4 or 1/8, never below twice the wanted side, where
             # the bicubic filter hides the difference; it saves most of the time.
             image.draft(mode, (2 * size, 2 * size))
-        image.load()
+        image.load()  # EXIF may stand behind the pixels
         pixels = _fit(_upright(_opaque(image).convert(mode), _orientation(image)), size)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 

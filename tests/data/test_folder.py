@@ -9,7 +9,7 @@ import pytest
 from mlg_jax.data import IMAGE_FORMATS, DataError, DataSpec
 from mlg_jax.data._examples import read_all
 from mlg_jax.data._sources import open_source
-from tests.data._tiny import write_folder
+from tests.data._tiny import random_images, write_folder
 
 
 def opened(directory, **options):
@@ -141,7 +141,7 @@ def test_a_broken_file_is_found_when_the_set_is_opened(tmp_path, split, kind):
     write_folder(tmp_path)
     suffix = "png" if kind == "no image" else kind
     path = tmp_path / split / "dog" / f"9.{suffix}"
-    PIL.Image.new("RGB", (64, 64), "red").save(path)
+    PIL.Image.fromarray(random_images(1, size=64)[0]).save(path)  # more pixels than header
     whole = path.read_bytes()
     path.write_bytes(b"%!PS-Adobe-3.0" if kind == "no image" else whole[: len(whole) * 3 // 5])
     with pytest.raises(DataError, match=rf"The image .*{split}.dog.9.{suffix} must be a readable"):
@@ -164,6 +164,21 @@ def test_the_size_is_that_of_the_upright_image(tmp_path):
     exif[0x0112] = 8
     PIL.Image.new("RGB", (6, 4)).save(tmp_path / "train" / "dog" / "9.jpg", exif=exif)
     assert opened(tmp_path).train.image_shape == (6, 4, 3)
+
+
+def test_exif_behind_the_pixels_of_a_png_counts(tmp_path):
+    """The header says 4 x 6 and nothing of a turn: decoding has the last word."""
+    written = write_folder(tmp_path, sizes=((6, 4),))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 8
+    path = tmp_path / "train" / "cat" / "1.png"
+    pixels = written["train", "cat"][1]
+    PIL.Image.fromarray(np.rot90(pixels, -1).copy()).save(path, exif=exif)
+    content = path.read_bytes()
+    start = content.index(b"eXIf") - 4
+    stop = content.index(b"IDAT") - 4
+    path.write_bytes(content[:start] + content[stop:-12] + content[start:stop] + content[-12:])
+    np.testing.assert_array_equal(opened(tmp_path).train.read(np.array([1]))["image"][0], pixels)
 
 
 @pytest.mark.bad_input

@@ -107,7 +107,8 @@ def test_wrong_files_give_one_line(tmp_path, command, content, capsys):
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
-    "content, message", [(None, "No such file"), (b"no image", "must be a readable PNG or JPEG")]
+    "content, message",
+    [(None, "No such file"), (b"no image", "must be a readable PNG, JPEG or WebP")],
 )
 def test_wrong_images_give_one_line(path, tmp_path, image_paths, content, message, capsys):
     wrong = tmp_path / "wrong.png"

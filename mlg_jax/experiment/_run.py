@@ -16,6 +16,7 @@ from flax import traverse_util
 from mlg_jax._checks import check_choice
 from mlg_jax.compress import project_model
 from mlg_jax.config import ConfigError, ExperimentConfig, to_json
+from mlg_jax.experiment._check import check_experiment
 from mlg_jax.experiment._execution import student_execution
 from mlg_jax.experiment._export import export_student
 from mlg_jax.experiment._inputs import check_fits, compute_dtype, has_checkpoint, load_data
@@ -100,6 +101,7 @@ class _Experiment:
         self._config, self._directory = config, directory
         self._mesh = make_mesh()
         self._dataset = load_data(config.data, sharded(self._mesh))
+        check_experiment(config, self._dataset, self._mesh.size)
         self._key = jax.random.key(config.seed)
         common = {
             "num_classes": self._dataset.num_classes,
@@ -120,6 +122,8 @@ class _Experiment:
             config, directory, student, self._dataset.image_shape, self._mesh.size
         )
         self._student = student(execution=execution)
+        for model in (self._teacher, self._student):
+            self._shapes(model)  # raises where the images do not fit the network
 
     def train_teacher(self) -> None:
         """Stage 0; nothing to do where the teacher is given."""

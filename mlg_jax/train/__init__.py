@@ -2,7 +2,6 @@
 
 from mlg_jax.train._cache import enable_compilation_cache as enable_compilation_cache
 from mlg_jax.train._checkpoint import Checkpointer as Checkpointer
-from mlg_jax.train._checkpoint import load_variables as load_variables
 from mlg_jax.train._errors import CheckpointError as CheckpointError
 from mlg_jax.train._errors import NonFiniteError as NonFiniteError
 from mlg_jax.train._errors import TrainingInterrupted as TrainingInterrupted
@@ -37,6 +36,7 @@ from mlg_jax.train._step import LossFn as LossFn
 from mlg_jax.train._step import StepReport as StepReport
 from mlg_jax.train._step import make_eval_step as make_eval_step
 from mlg_jax.train._step import make_train_step as make_train_step
+from mlg_jax.train._stored import load_variables as load_variables
 from mlg_jax.train._workdir import FINGERPRINT_FILE as FINGERPRINT_FILE
 from mlg_jax.train._workdir import WorkDirError as WorkDirError
 from mlg_jax.train._workdir import claim_work_dir as claim_work_dir

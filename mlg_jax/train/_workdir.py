@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from mlg_jax.export import write_atomically
 
 FINGERPRINT_FILE = "fingerprint.json"
 
@@ -44,7 +45,7 @@ def claim_work_dir(work_dir: str | Path, config: Mapping[str, Any]) -> None:
         if jax.process_index() > 0:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text + "\n")
+        write_atomically(path, f"{text}\n".encode())
         return
     try:
         stored = json.loads(path.read_text())
@@ -57,13 +58,6 @@ def claim_work_dir(work_dir: str | Path, config: Mapping[str, Any]) -> None:
         f"{path.parent} is the work directory of another experiment: {differences}. "
         "Choose another `workdir`, or remove this one."
     )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's text in one step: a reader, or a crash, sees the old or the new."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _canonical(config: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from mlg_jax.train._workdir import write_atomically
+from mlg_jax.export import write_atomically
 
 _LOGGER = logging.getLogger("mlg_jax.train")
 
@@ -92,7 +92,7 @@ def drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in _complete_lines(path) if line["step"] <= step]
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ def launch(tmp_path, capsys, monkeypatch):
         ),
         (
             ["student.train.best_metric=acuracy"],
-            "config.student.train: `best_metric` must be one of ['accuracy', 'loss']; got 'acuracy'",
+            "config.student.train: `best_metric` must be one of ['accuracy', 'loss']; got 'acu",
         ),
         ([f"seed={2**32}"], "config: `seed` must be an integer in [0, 4294967295]"),
         ([f"data.seed={2**63}"], "config.data: `seed` must be an integer in [0, 92233720368547758"),

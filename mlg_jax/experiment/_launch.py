@@ -12,8 +12,8 @@ import jax
 
 from mlg_jax.config import ConfigError, ExperimentConfig, parse_config
 from mlg_jax.experiment._hosts import add_host_flags, join_hosts
+from mlg_jax.experiment._modes import MODES, run_experiment
 from mlg_jax.experiment._profile_report import PROFILE_DIR, profile_table
-from mlg_jax.experiment._run import MODES, run_experiment
 from mlg_jax.train import (
     CheckpointError,
     NonFiniteError,

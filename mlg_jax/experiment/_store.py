@@ -88,7 +88,7 @@ def load_projection(path: Path) -> dict[str, Any]:
 
 def _load_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path) as archive:
+        with path.open("rb") as file, np.load(file) as archive:  # NumPy leaves it open on errors
             return dict(archive)
     except Exception as error:  # by what is damaged: zipfile's, zlib's, NumPy's
         raise CheckpointError(f"{path} is damaged: {error}") from error

@@ -57,7 +57,8 @@ class Window:
         """A window that goes on with stored sums, bit for bit, and with a clock of its own."""
         window = cls()
         if stored is not None:
-            totals = {name: np.float32(total) for name, total in stored["totals"].items()}
-            window._sums = MetricSums(totals=totals, weight=np.float32(stored["weight"]))
+            # Of NumPy, which several processes may add to arrays that they share.
+            exact: Any = jax.tree.map(np.float32, (stored["totals"], stored["weight"]))
+            window._sums = MetricSums(totals=exact[0], weight=exact[1])
             window.num_steps = stored["num_steps"]
         return window

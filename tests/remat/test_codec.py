@@ -90,3 +90,24 @@ def test_bad_input():
         GroupCodec(4, group_size=20)
     with pytest.raises(TypeError, match="`group_size` must be an integer"):
         BitmapGroupCodec(0.5, group_size=2.0)
+
+
+@pytest.mark.parametrize("codec", [BitmapCodec(0.5), BitmapGroupCodec(0.5)], ids=repr)
+@pytest.mark.parametrize(
+    ("flags", "expected"), [([False, False], False), ([False, True], True), ([True, True], True)]
+)
+def test_one_device_that_overflows_is_enough(codec, flags, expected):
+    """There is one flag a device; the part of a single one is lost as well."""
+    bitmap = codec.encode(activation((4, 16)), jax.random.key(0))[0]
+    assert bool(codec.is_lost((bitmap, jnp.array(flags)))) is expected
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_filling_does_not_widen_the_last_group(bits):
+    """What fills the last group lies within its range: its step is that of its own entries."""
+    x = jnp.concatenate([jnp.linspace(-1.0, 1.0, 32), jnp.linspace(100.0, 101.0, 5)])
+    got = round_trip(GroupCodec(bits, group_size=32), x)
+    step = 1.0 / (2**bits - 1)
+    assert np.max(np.abs(got - x)[32:]) <= step + 1e-5  # of float32 at 100
+    constant = jnp.full(21, -7.5)
+    np.testing.assert_array_equal(round_trip(GroupCodec(bits, group_size=16), constant), constant)

@@ -67,6 +67,11 @@ def stage_reached(work_dir):
     return "start" if newest is None else newest[0].relative_to(work_dir).parts[0]
 
 
+def is_within_a_save(work_dir):
+    """Whether a checkpoint was left unfinished."""
+    return any(work_dir.glob("*/checkpoints/*tmp*"))
+
+
 @pytest.mark.slow
 def test_kills_at_random_moments_change_no_bit(tmp_path):
     """SIGKILL and SIGTERM by turns, in every stage; a finished run is killed from the start."""
@@ -91,6 +96,8 @@ def test_kills_at_random_moments_change_no_bit(tmp_path):
             assert returncode in (0, expected), output
             assert "Traceback" not in output and "damaged" not in output
             if returncode != 0:
-                kills.append((number.name, stage_reached(work_dir)))
+                where = stage_reached(work_dir)
+                kills.append((number.name, where, is_within_a_save(work_dir)))
         assert results(work_dir) == results(whole), kills
-    assert {stage for _, stage in kills} >= {"teacher", "projection", "student"}, kills
+    assert {stage for _, stage, _ in kills} >= {"teacher", "projection", "student"}, kills
+    assert any(is_unfinished for *_, is_unfinished in kills), kills

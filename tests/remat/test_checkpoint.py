@@ -152,6 +152,34 @@ def test_lost_entries_make_every_cotangent_nan(capacity, is_lost):
         assert np.all(np.isnan(leaf)) if is_lost else np.all(np.isfinite(leaf))
 
 
+@pytest.mark.parametrize(
+    "storage",
+    [
+        Storage(BitmapCodec(0.8), names=("inner",), named=BitmapCodec(0.8)),
+        Storage(BitmapCodec(0.2), names=("inner",), named=Dense()),
+    ],
+    ids=["named", "activation"],
+)
+def test_one_lost_array_is_enough(storage):
+    """Half of the activation's entries are zeros, none of the named array's are."""
+    params, x = make()
+    kept = mlg_jax.checkpoint(block, policy=storage)
+    grads = jax.grad(lambda p, x: jnp.sum(kept(p, x)), argnums=(0, 1))(params, x)
+    assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_one_lost_activation_of_two_is_enough(lost):
+    params, x = make()
+    pair = [x, x]
+    pair[lost] = jnp.ones_like(x)
+    kept = mlg_jax.checkpoint(
+        lambda x, y: jnp.sum(x * y * x), policy="bitmap_blocks", capacity=0.8, activations=(0, 1)
+    )
+    grads = jax.grad(kept, argnums=(0, 1))(*pair)
+    assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(grads))
+
+
 def test_defaults_keywords_closures_and_python_values():
     params, x = make()
     scale = jnp.float32(2.0)

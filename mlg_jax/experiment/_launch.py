@@ -80,6 +80,8 @@ def _log_to_stderr() -> None:
         format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
     )
     logging.getLogger("mlg_jax").setLevel(logging.INFO)
+    for name in ("absl", "asyncio"):  # orbax's threads log, with tracebacks, what it also raises
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from mlg_jax.export import write_atomically
+from mlg_jax.train._board import Board
 
 _LOGGER = logging.getLogger("mlg_jax.train")
 
@@ -43,7 +44,7 @@ class MetricsWriter:
         if work_dir is not None:
             drop_lines_after(self._path, resumed_step)
             self._file = self._path.open("a", buffering=1)
-            self._board = _open_board(work_dir / _TENSORBOARD_DIR, resumed_step)
+            self._board = Board(work_dir / _TENSORBOARD_DIR, resumed_step)
         if sys.stderr is not None and sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -58,12 +59,14 @@ class MetricsWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for sink in (self._file, self._board, self._bar):
-            if sink is None:
-                continue
-            # What ends the run already counts: on a full disk closing fails as writing did.
-            with contextlib.suppress(OSError) if error else naming(self._path):
-                sink.close()
+        # What ends the run already counts: on a full disk closing fails as writing did.
+        with (
+            contextlib.suppress(OSError) if error else naming(self._path),
+            contextlib.ExitStack() as stack,
+        ):
+            for sink in (self._file, self._board, self._bar):
+                if sink is not None:
+                    stack.callback(sink.close)
 
     def write(self, kind: str, *, step: int, metrics: Mapping[str, float | int]) -> None:
         """Writes one line, `{"kind": kind, "step": step, **metrics}`; NaN becomes null."""
@@ -74,8 +77,9 @@ class MetricsWriter:
             with naming(self._path):
                 self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+            named = {f"{kind}/{name}": value for name, value in metrics.items()}
+            with naming(self._path.with_name(_TENSORBOARD_DIR)):
+                self._board.write(named, step=step, is_flushed=kind == "eval")
         text = " ".join(f"{name}={value:.5g}" for name, value in metrics.items())
         if self._bar is None:
             _LOGGER.info("%s step=%d %s", kind, step, text)
@@ -129,9 +133,3 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _open_board(directory: Path, resumed_step: int) -> Any:
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(directory), purge_step=resumed_step + 1)

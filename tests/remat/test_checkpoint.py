@@ -257,6 +257,20 @@ def test_rounding_policies_need_a_key_and_depend_on_it():
     assert_same(grads(0), jax.grad(functools.partial(loss, block))(params, x)["in"], 0.1)
 
 
+def test_every_stored_array_is_rounded_with_a_key_of_its_own():
+    """Equal arrays under one key would err in the same direction."""
+
+    def fn(weights, x, y):
+        named = [checkpoint_name(jnp.tanh(array), "inner") for array in (x, y)]
+        return sum(jnp.sum(w * array) for w, array in zip(weights, named, strict=True))
+
+    x = make()[1]
+    storage = Storage(Dense(), names=("inner",), named=GroupCodec(2))
+    kept = mlg_jax.checkpoint(fn, policy=storage, key=jax.random.key(0))
+    left, right = jax.grad(kept)([jnp.ones_like(x)] * 2, x, x)
+    assert np.any(left != right) and np.any(left != jnp.tanh(x))
+
+
 def test_gradients_linear_in_the_stored_array_are_unbiased():
     """dW = x^T dy for y = x W: its mean over keys is exact, within five standard errors."""
     params, x = make(16, 32)

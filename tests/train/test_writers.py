@@ -113,3 +113,24 @@ def test_a_cache_that_was_moved_is_hit(tmp_path, compilation_cache):
 def test_error_messages(tmp_path):
     with pytest.raises(ValueError, match="`min_compile_seconds` must be .*; got -1"):
         train.enable_compilation_cache(tmp_path, min_compile_seconds=-1)
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+    """Every record with TensorFlow's framing: length, its checksum, the event, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    with MetricsWriter(tmp_path, resumed_step=4, num_steps=9) as writer:
+        writer.write("train", step=5, metrics={"loss": 0.5, "accuracy": 1})
+        writer.write("eval", step=6, metrics={"loss": math.nan})
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    data, events = path.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        events.append(Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    version, start, *written = events
+    assert version.file_version == "brain.Event:2" and path.name.startswith("events.out.tfevents.")
+    assert (start.step, start.session_log.status) == (5, 1)
+    found = [(e.step, {v.tag: v.simple_value for v in e.summary.value}) for e in written]
+    assert found[0] == (5, {"train/loss": 0.5, "train/accuracy": 1.0})
+    assert found[1][0] == 6 and math.isnan(found[1][1]["eval/loss"])

@@ -5,28 +5,23 @@ import json
 import sys
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-from flax import linen as nn
-
 from mlg_jax.cli._options import positive_integer
-from mlg_jax.engine import ImagePreprocessing, save_packed
-from mlg_jax.export import from_torch, read_torch, torch_num_classes
+from mlg_jax.engine import ImagePreprocessing, import_torch, save_packed
+from mlg_jax.export import SUFFIXES, read_torch
 from mlg_jax.generation import GenerationSpec
-from mlg_jax.layers import layer_records
-from mlg_jax.models import MODELS, ModelSpec
+from mlg_jax.models import MODELS, STEMS, ModelSpec
 
 NAME = "import"
 
-_STEMS = ("cifar", "imagenet")
+_OPTIONS = {"name": "--model ", "stem": "--stem ", "width": "--width "}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The files, the network, and what it was trained on."""
-    parser.add_argument("file", metavar="FILE", help="a state dict: .safetensors, .pth, .pt, .bin")
+    parser.add_argument("file", metavar="FILE", help=f"a state dict: {', '.join(SUFFIXES)}")
     parser.add_argument("output", metavar="OUTPUT", help="the packed model to write")
     parser.add_argument("--model", required=True, choices=sorted(MODELS))
-    parser.add_argument("--stem", default="imagenet", choices=_STEMS)
+    parser.add_argument("--stem", default="imagenet", choices=STEMS)
     parser.add_argument("--width", type=float, default=1.0, metavar="X", help="default: 1")
     parser.add_argument(
         "--generation",
@@ -37,8 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in (("weight", "the classifier"), ("activation", "the layers' inputs")):
         parser.add_argument(f"--{name}-bits", type=positive_integer, metavar="N", help=f"of {what}")
     group = parser.add_argument_group("preprocessing of pixels, in [0, 1]")
-    group.add_argument("--mean", type=float, nargs="+", metavar="X", help="one number a channel")
-    group.add_argument("--std", type=float, nargs="+", metavar="X")
+    group.add_argument(
+        "--mean", type=_in_unit_interval, nargs="+", metavar="X", help="one number per channel"
+    )
+    group.add_argument(
+        "--std", type=_positive, nargs="+", metavar="X", help="one number per channel"
+    )
     group.add_argument(
         "--image-size", type=positive_integer, metavar="N", help="default: the stem's"
     )
@@ -48,17 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the packed model."""
-    state = read_torch(args.file)
-    num_classes = torch_num_classes(state, layer_records(_model(args, num_classes=1)))
-    model = _model(args, num_classes=num_classes)
-    image = jax.ShapeDtypeStruct(model.input_shape, jnp.float32)
-    template = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), image)
+    spec, class_names = _spec(args), _lines(args.class_names)
+    preprocessing = _preprocessing(args, spec.create().input_shape)
+    model, variables = import_torch(read_torch(args.file), spec, options=_OPTIONS)
+    num_classes = model.spec.num_classes
     num_bytes = save_packed(
         args.output,
         model,
-        from_torch(state, layer_records(model), template),
-        preprocessing=_preprocessing(args, model.input_shape[1]),
-        class_names=_lines(args.class_names),
+        variables,
+        preprocessing=preprocessing,
+        class_names=class_names,
     )
     result = {"file": args.output, "file_bytes": num_bytes, "num_classes": num_classes}
     text = f"{num_bytes:,} bytes, {num_classes} classes\n"
@@ -66,10 +64,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _model(args: argparse.Namespace, *, num_classes: int) -> nn.Module:
+def _spec(args: argparse.Namespace) -> ModelSpec:
+    """The model that the arguments ask for; the file says how many classes it has."""
     names = ("stem", "width", "generation", "weight_bits", "activation_bits")
     options = {name: getattr(args, name) for name in names}
-    return ModelSpec(name=args.model, num_classes=num_classes, **options).create()
+    return ModelSpec(name=args.model, num_classes=1, **options)
 
 
 def _generation(text: str) -> GenerationSpec:
@@ -83,16 +82,43 @@ def _generation(text: str) -> GenerationSpec:
     raise argparse.ArgumentTypeError(f"must be Bi-Bo or Bi-Bo-qb-qu-qv; got {text!r}.")
 
 
-def _preprocessing(args: argparse.Namespace, usual_size: int) -> ImagePreprocessing | None:
-    if args.mean is None and args.std is None:
+def _preprocessing(
+    args: argparse.Namespace, input_shape: tuple[int, ...]
+) -> ImagePreprocessing | None:
+    if args.mean is None and args.std is None and args.image_size is None:
         return None
-    size = args.image_size or usual_size
-    mean, std = (tuple(values or ()) for values in (args.mean, args.std))
-    return ImagePreprocessing(image_size=(size, size), mean=mean, std=std)
+    _, height, width, channels = input_shape
+    for name in ("mean", "std"):
+        if (count := len(getattr(args, name) or ())) != channels:
+            raise ValueError(
+                f"`--{name}` must be {channels} numbers, one per channel of the network's images; "
+                f"got {count or 'none'}."
+            )
+    size = (args.image_size,) * 2 if args.image_size else (height, width)
+    return ImagePreprocessing(image_size=size, mean=tuple(args.mean), std=tuple(args.std))
+
+
+def _in_unit_interval(text: str) -> float:
+    """An argument's value."""
+    if not 0.0 <= (value := float(text)) <= 1.0:
+        raise argparse.ArgumentTypeError(f"must be numbers in [0, 1], black to white; got {text}.")
+    return value
+
+
+def _positive(text: str) -> float:
+    """An argument's value."""
+    if not 0.0 < (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be finite numbers > 0; got {text}.")
+    return value
 
 
 def _lines(path: str | None) -> Sequence[str] | None:
     if path is None:
         return None
-    with open(path, encoding="utf-8") as file:
-        return [line.strip() for line in file if line.strip()]
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [line.strip() for line in file if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"`--class-names` must be a UTF-8 text file; got {path}: {error}."
+        ) from None

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import mlg_jax
+from mlg_jax._errors import user_message
 
 # Each is a module beside this one, imported when it is asked for: some need training's libraries,
 # which take seconds.
@@ -20,8 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser(given).parse_args(given)
     try:
         return args.run(args)
-    except (ImportError, OSError, ValueError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        sys.stderr.write(f"error: {message}\n")
         return INPUT_ERROR
 
 

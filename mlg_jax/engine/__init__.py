@@ -16,3 +16,4 @@ from mlg_jax.engine._stablehlo import export_stablehlo as export_stablehlo
 from mlg_jax.engine._summary import FileSummary as FileSummary
 from mlg_jax.engine._summary import LayerSummary as LayerSummary
 from mlg_jax.engine._summary import summarize as summarize
+from mlg_jax.engine._torch import import_torch as import_torch

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from mlg_jax.compress import project_model
 from mlg_jax.config import ConfigError, ExperimentConfig, to_json
+from mlg_jax.experiment._check import check_experiment
 from mlg_jax.experiment._execution import student_execution
 from mlg_jax.experiment._export import export_student
 from mlg_jax.experiment._inputs import check_fits, compute_dtype, has_checkpoint, load_data
@@ -59,6 +60,7 @@ class _Experiment:
         self._config, self._directory = config, directory
         self._mesh = make_mesh()
         self._dataset = load_data(config.data, sharded(self._mesh))
+        check_experiment(config, self._dataset, self._mesh.size)
         self._key = jax.random.key(config.seed)
         common = {
             "num_classes": self._dataset.num_classes,
@@ -75,10 +77,11 @@ class _Experiment:
             weight_bits=config.generation.weight_bits,
             activation_bits=config.generation.activation_bits,
         )
+        for model in (self._teacher, self._make_student(execution="auto")):
+            self._shapes(model)  # raises where the images do not fit the network
 
     def claim(self) -> None:
-        """Binds the directory to the configuration, now that the data and the models are there."""
-        self._make_student(execution="auto")
+        """Binds the directory to the configuration, now that it has proved to fit the data."""
         claim_work_dir(self._directory, to_json(self._config))
         _ = self._student  # measured before anything is trained
 

@@ -5,18 +5,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from mlg_jax.export import SUFFIXES, from_torch, read_torch, torch_num_classes
-from mlg_jax.layers import layer_records, relu6_by_sign, relu_by_sign
+from mlg_jax.engine import import_torch
+from mlg_jax.export import SUFFIXES, read_torch
+from mlg_jax.layers import relu6_by_sign, relu_by_sign
 from mlg_jax.train import CheckpointError, TrainableRule, load_variables
 
 CLASSIFIER = "classifier"  # what every model calls the layer that gives the logits
 _MAX_NAMED = 5  # arrays in an error message
+_MODEL = "--config.model."
+_OPTIONS = {name: f"{_MODEL}{name}=" for name in ("name", "stem", "width")}
 
 _RULES: dict[str, TrainableRule | None] = {
     "all": None,
@@ -71,7 +72,7 @@ def transferred(
             the two has, or has in another shape; the classifier's may differ in their last axis,
             the number of classes.
     """
-    if model is not None and Path(given).suffix in SUFFIXES:
+    if model is not None and (Path(given).is_file() or Path(given).name.endswith(SUFFIXES)):
         variables = _imported(Path(given), model, input_shape)
     else:
         params, state, _ = load_variables(given)
@@ -87,15 +88,11 @@ def transferred(
     return traverse_util.unflatten_dict(chosen, sep="/")
 
 
-def _imported(path: Path, model: nn.Module, input_shape: Sequence[int] | None) -> dict[str, Any]:
+def _imported(path: Path, model: Any, input_shape: Sequence[int] | None) -> dict[str, Any]:
     """The variables in a file of PyTorch's, for the model with as many classes as it has."""
     try:
         state = read_torch(path)
-        num_classes = torch_num_classes(state, layer_records(model, input_shape))
-        source: Any = model.clone(num_classes=num_classes)
-        image = jax.ShapeDtypeStruct(tuple(input_shape or source.input_shape), jnp.float32)
-        shapes = jax.eval_shape(source.init, jax.eval_shape(lambda: jax.random.key(0)), image)
-        return from_torch(state, layer_records(source, image.shape), shapes)
+        return import_torch(state, model.spec, options=_OPTIONS, input_shape=input_shape)[1]
     except (ImportError, OSError, ValueError) as error:
         raise CheckpointError(
             f"`init_checkpoint` must hold this network, up to its number of classes; got {path}: "

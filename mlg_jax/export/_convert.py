@@ -8,8 +8,10 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from mlg_jax._errors import printable
 from mlg_jax._types import KernelShape, LayerRecord
 from mlg_jax.export._torch_names import Names, norm_of, torch_names
+from mlg_jax.export._torch_wrappers import own_names
 
 State = Mapping[str, np.ndarray]  # parameters and buffers by name, as PyTorch's `state_dict`
 Path = tuple[str, ...]
@@ -38,7 +40,8 @@ def from_torch(
     keeps the logits in evaluation.
 
     Args:
-        state: arrays by name, e.g. from `read_torch`; a common prefix `module.` is left out.
+        state: arrays by name, e.g. from `read_torch`; scopes of wrappers (`module.`, `_orig_mod.`,
+            `model.`, any that all names share) and their counters are left out.
         records: the model's, from `layer_records`.
         template: the model's variables, or their shapes and dtypes.
 
@@ -117,13 +120,14 @@ def torch_num_classes(state: State, records: Sequence[LayerRecord]) -> int:
     """The number of classes of a state dict: the rows of its classifier.
 
     Raises:
-        ValueError: it has no classifier.
+        ValueError: it has no classifier, or one without rows.
     """
     source = _Source(state)
     names = torch_names(records, has_norms=source.has_norms)["classifier"]
     weight = source.optional(names, "weight")
-    if weight is None or weight.ndim == 0:
-        raise ValueError(f"`state` must hold {names[0]}.weight; it is missing.")
+    if weight is None or weight.size == 0 or weight.ndim == 0:
+        what = "it is missing" if weight is None else f"its shape is {weight.shape}"
+        raise ValueError(f"`state` must hold {names[0]}.weight; {what}.")
     return weight.shape[0]
 
 
@@ -131,8 +135,7 @@ class _Source:
     """A state dict that knows what was asked for, and what of it was not there."""
 
     def __init__(self, state: State) -> None:
-        prefix = "module." if all(name.startswith("module.") for name in state) else ""
-        self._state = {name.removeprefix(prefix): np.asarray(v) for name, v in state.items()}
+        self._state = {own: np.asarray(state[name]) for name, own in own_names(state).items()}
         self._used: set[str] = set()
         self._missing: list[str] = []
         self._misshapen: list[str] = []
@@ -178,7 +181,7 @@ class _Source:
 
 def _listed(names: Sequence[str]) -> str:
     more = [f"{len(names) - _MAX_LISTED} more"] if len(names) > _MAX_LISTED else []
-    return ", ".join([*names[:_MAX_LISTED], *more])
+    return ", ".join([*(printable(name, 80) for name in names[:_MAX_LISTED]), *more])
 
 
 def _take_norm(

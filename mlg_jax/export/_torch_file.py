@@ -1,32 +1,41 @@
 """Files with PyTorch state dicts: safetensors, and `.pth`, which is looked at before it is read."""
 
+import mmap
 import os
 import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mlg_jax._checks import check_choice
+from mlg_jax._errors import printable
 from mlg_jax.export._atomic import write_atomically
 from mlg_jax.export._errors import TorchFileError
 from mlg_jax.export._safetensors import from_safetensors, to_safetensors
 
-SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
+SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pth.tar", ".safetensors")
 MIN_TORCH = (2, 10)  # earlier ones believe a storage's stated size, and read past its end
 _ENCRYPTED = 1  # a flag of an entry
-_STATE_KEYS = ("state_dict", "model_state_dict", "model", "net")  # where checkpoints keep theirs
+# Where checkpoints keep a state dict. The first that is there counts: trained before averaged.
+_STATE_KEYS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module"),
+    *("state_dict_ema", "ema_state_dict", "model_ema", "ema"),
+)
+_MAX_NESTING = 8
+_MAX_NAMED = 5  # keys or classes in an error message
+_UNBOUNDED = b"bytearray"  # the one allowed class that takes as many bytes as a number says
 
 
 def read_torch(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads a state dict; nothing in the file is executed.
 
     Args:
-        path: `.safetensors`, or `.pth`, `.pt`, `.bin` as `torch.save` of PyTorch 1.6 and later
-            writes them, of a state dict or of a mapping that has one under `state_dict`,
-            `model_state_dict`, `model` or `net`. These are read by `torch.load` with
-            `weights_only=True`, after the file's directory has been checked.
+        path: `.safetensors`, or `.pth`, `.pth.tar`, `.pt`, `.ckpt`, `.bin` as `torch.save` of
+            PyTorch 1.6 and later writes them, of a state dict or of a mapping that has one under
+            `state_dict`, `model`, `ema` or another usual name, which may be nested. These are read
+            by `torch.load` with `weights_only=True`, after the file's directory has been checked.
 
     Returns:
         Arrays by name, bfloat16 as float32.
@@ -39,7 +48,8 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             memory than it has bytes.
     """
     path = pathlib.Path(path)
-    check_choice("path suffix", path.suffix, SUFFIXES)
+    if not path.name.endswith(SUFFIXES):
+        raise ValueError(f"`path` must end in one of {list(SUFFIXES)}; got {path}.")
     try:
         if path.suffix == ".safetensors":
             return {k: _plain(v) for k, v in from_safetensors(path.read_bytes()).items()}
@@ -81,8 +91,11 @@ def _check_archive(path: pathlib.Path) -> int:
                 entries = archive.infolist()
         except Exception as error:  # a damaged directory leads to many kinds
             raise TorchFileError(
-                f"no zip archive, as PyTorch 1.6 and later write ({error})"
+                f"no zip archive, as PyTorch 1.6 and later write ({printable(error)})"
             ) from None
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(_UNBOUNDED) >= 0:
+                raise TorchFileError(f"it makes a {_UNBOUNDED.decode()}, which may be of any size")
     for entry in entries:
         is_stored = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & _ENCRYPTED
         if not is_stored or entry.file_size != entry.compress_size:
@@ -101,8 +114,28 @@ def _load(path: pathlib.Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle leads to any of them
-        reason = str(error).partition("\n")[0]
-        raise TorchFileError(f"PyTorch refuses it ({reason:.200})") from None
+        raise TorchFileError(_refusal(torch, path, error)) from None
+
+
+def _refusal(torch: Any, path: pathlib.Path, error: Exception) -> str:
+    """What PyTorch does not load, and what the file's owner can do about it."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # a damaged pickle, again
+        names = []
+    if names:
+        return (
+            f"it holds objects of {_listed(sorted(names))}, which are not loaded because they can "
+            "run code; save the state dict alone: torch.save(model.state_dict(), path)"
+        )
+    # Behind several lines of advice to others, with escape codes for bold type.
+    reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition("\n")[0]
+    return f"PyTorch refuses it ({printable(reason)})"
+
+
+def _listed(names: Sequence[Any]) -> str:
+    more = [f"{len(names) - _MAX_NAMED} more"] if len(names) > _MAX_NAMED else []
+    return ", ".join([*(printable(name, 80) for name in names[:_MAX_NAMED]), *more])
 
 
 def _import_torch() -> Any:
@@ -120,11 +153,13 @@ def _import_torch() -> Any:
 
 def _state_of(loaded: Any) -> Mapping[str, Any]:
     """The state dict of a checkpoint, or what is one already."""
-    for key in _STATE_KEYS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping):
-        raise TorchFileError(f"a {type(loaded).__name__}")
+    for _ in range(_MAX_NESTING):  # a mapping may hold itself
+        if not isinstance(loaded, Mapping):
+            raise TorchFileError(f"a {type(loaded).__name__}")
+        inner = [loaded[key] for key in _STATE_KEYS if isinstance(loaded.get(key), Mapping)]
+        if not inner:
+            break
+        loaded = inner[0]
     return loaded
 
 
@@ -134,7 +169,10 @@ def _arrays(state: Mapping[str, Any], num_bytes: int) -> dict[str, np.ndarray]:
     for name, tensor in state.items():
         is_plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.is_cpu
         if not isinstance(name, str) or not is_plain or tensor.layout is not torch.strided:
-            raise TorchFileError(f"{name!r:.80} must be an ordinary tensor; got {type(tensor)}")
+            raise TorchFileError(
+                f"{_named(name)} must be a dense tensor on the CPU; got {type(tensor).__name__}; "
+                f"state dicts are looked for under {', '.join(_STATE_KEYS)}"
+            )
     # One number may stand for any number of entries: a stride can be zero.
     total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if total > num_bytes:
@@ -142,11 +180,16 @@ def _arrays(state: Mapping[str, Any], num_bytes: int) -> dict[str, np.ndarray]:
     return {name: _to_numpy(torch, tensor.detach()) for name, tensor in state.items()}
 
 
+def _named(key: Any) -> str:
+    """A key as it may be printed; other objects than strings may be endless when printed."""
+    return repr(printable(key, 80)) if isinstance(key, str) else f"the {type(key).__name__} key"
+
+
 def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
     try:
         array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     except (RuntimeError, TypeError) as error:  # quantised tensors, views that are not resolved
-        raise TorchFileError(f"a tensor NumPy cannot hold ({str(error):.200})") from None
+        raise TorchFileError(f"a tensor NumPy cannot hold ({printable(error)})") from None
     if array.dtype.kind not in "biuf":
         raise TorchFileError(f"a tensor of {array.dtype}")
     return array

@@ -12,6 +12,7 @@ from mlg_jax.models._spec import Execution as Execution
 from mlg_jax.models._spec import ModelSpec as ModelSpec
 from mlg_jax.models.alexnet import AlexNet as AlexNet
 from mlg_jax.models.mobilenet_v2 import MobileNetV2 as MobileNetV2
+from mlg_jax.models.resnet import STEMS as STEMS
 from mlg_jax.models.resnet import ResNet as ResNet
 from mlg_jax.models.squeezenet import SqueezeNet as SqueezeNet
 from mlg_jax.models.vgg import VGG as VGG

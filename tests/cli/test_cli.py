@@ -3,13 +3,15 @@
 import json
 import pathlib
 import tomllib
+from unittest import mock
 
 import numpy as np
 import PIL.Image
 import pytest
 
 import mlg_jax
-from mlg_jax.cli import main
+from mlg_jax.cli import _inspect, main
+from mlg_jax.train import CheckpointError
 from tests.engine import _trained
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -107,7 +109,8 @@ def test_wrong_files_give_one_line(tmp_path, command, content, capsys):
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
-    "content, message", [(None, "No such file"), (b"no image", "must be a readable PNG or JPEG")]
+    "content, message",
+    [(None, "No such file"), (b"no image", "must be a readable PNG, JPEG or WebP")],
 )
 def test_wrong_images_give_one_line(path, tmp_path, image_paths, content, message, capsys):
     wrong = tmp_path / "wrong.png"
@@ -131,6 +134,24 @@ def test_wrong_arguments_are_argparses(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2 and "usage: mlg" in capsys.readouterr().err
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied", "a.mlg"), CheckpointError("a\x1b[1m\nb")]
+)
+def test_every_user_error_is_one_line(monkeypatch, path, error, capsys):
+    monkeypatch.setattr(_inspect, "read_packed", mock.Mock(side_effect=error))
+    assert main(["inspect", str(path)]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ") and line[:-1].isprintable() and line[-1] == "\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("Incompatible shapes"), TypeError, KeyError("a")])
+def test_our_own_faults_keep_their_traceback(monkeypatch, path, error):
+    monkeypatch.setattr(_inspect, "read_packed", mock.Mock(side_effect=error))
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        main(["inspect", str(path)])
 
 
 def test_pip_installs_the_command():

@@ -81,8 +81,27 @@ def test_a_checkpoint_of_the_original_becomes_small(reference, tmp_path, capsys)
             ["import", "{torch}", "x.mlg", "--model", "resnet18"],
             "`state` must hold the model's arr",
         ),
-        (["import", "{packed}", "x.mlg", *OPTIONS], "`path suffix` must be one of"),
-        (["import", "{torch}", "x.mlg", *OPTIONS, "--mean", "1"], "`std` must be a tuple of 1 num"),
+        (
+            ["import", "{torch}", "x.mlg", *OPTIONS[2:], "--model", "resnet34"],
+            "use --model resnet10",
+        ),
+        (["import", "{packed}", "x.mlg", *OPTIONS], "`path` must end in one of"),
+        (
+            ["import", "{torch}", "x.mlg", *OPTIONS, "--mean", ".5"],
+            "`--mean` must be 3 numbers, one per channel of the network's images; got 1.",
+        ),
+        (
+            ["import", "{torch}", "x.mlg", *OPTIONS, "--mean", *"100", "--std", *"11"],
+            "`--std` must be 3 numbers, one per channel of the network's images; got 2.",
+        ),
+        (
+            ["import", "{torch}", "x.mlg", *OPTIONS, "--image-size", "8"],
+            "`--mean` must be 3 numbers, one per channel of the network's images; got none.",
+        ),
+        (
+            ["import", "{torch}", "x.mlg", *OPTIONS, "--class-names", "{packed}"],
+            "`--class-names` must be a UTF-8 text file; got",
+        ),
         (["export", "{packed}", "x.onnx"], "OUTPUT must end in one of ['.safetensors', '.stableh"),
         (["export", "{packed}", "x.safetensors"], "network without activation bits; got"),
         (["export", "{torch}", "x.stablehlo"], "`path` must be a packed model; got"),
@@ -102,3 +121,19 @@ def test_generation_is_two_or_five_numbers(capsys, text):
     with pytest.raises(SystemExit):
         main(["import", "a.pth", "b.mlg", *OPTIONS, "--generation", text])
     assert f"must be Bi-Bo or Bi-Bo-qb-qu-qv; got '{text}'." in capsys.readouterr().err
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("--mean", "123.7", "argument --mean: must be numbers in [0, 1], black to white"),
+        ("--mean", "nan", "argument --mean: must be numbers in [0, 1], black to white; got nan"),
+        ("--std", "0", "argument --std: must be finite numbers > 0; got 0."),
+        ("--std", "inf", "argument --std: must be finite numbers > 0; got inf."),
+    ],
+)
+def test_numbers_of_pixels(capsys, option, value, message):
+    with pytest.raises(SystemExit):
+        main(["import", "a.pth", "b.mlg", *OPTIONS, option, value, value, value])
+    assert message in capsys.readouterr().err

@@ -111,6 +111,33 @@ def test_files_that_do_not_fit(tmp_path):
 
 
 @pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("a.npz", "`path` must end in one of .*'.pth.tar'.*; got .*a.npz"),
+        ("weights", "`path` must end in one of .*; got .*weights"),
+        ("a.pth.tar", "no zip archive, as PyTorch 1.6 and later write"),
+        ("a.ckpt", "no zip archive, as PyTorch 1.6 and later write"),
+    ],
+)
+def test_a_file_that_is_there_is_looked_at(tmp_path, name, message):
+    (tmp_path / name).write_bytes(b"weights")
+    with pytest.raises(train.CheckpointError, match=message):
+        transferred(tmp_path / name, fresh(3), tiny_model(3))
+
+
+@pytest.mark.bad_input
+def test_the_right_network_is_named(tmp_path):
+    path = tmp_path / "source.safetensors"
+    write_torch(path, to_torch(layer_records(tiny_model(5)), fresh(5)))
+    model = create_model("resnet10", num_classes=3, width=0.125, stem="cifar")
+    with pytest.raises(
+        train.CheckpointError, match="use --config.model.name=tiny --config.model.stem=imagenet"
+    ):
+        transferred(path, fresh(3), model)
+
+
+@pytest.mark.bad_input
 def test_another_network_is_refused_by_name(tmp_path):
     save(tmp_path, fresh(3, width=0.25))
     with pytest.raises(

@@ -1,5 +1,6 @@
 """Files with state dicts: read as other libraries write them, refused with one error otherwise."""
 
+import argparse
 import io
 import json
 import pickle
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from mlg_jax.export import TorchFileError, read_torch, write_torch
 from mlg_jax.export._safetensors import from_safetensors, to_safetensors
 
+SUFFIXES_OF_PYTORCH = (".bin", ".ckpt", ".pt", ".pth", ".pth.tar")
 ARRAYS = {
     "conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
     "bn.bias": np.array([0.5, -0.0, np.inf], np.float32),
@@ -118,7 +120,7 @@ def test_changed_safetensors_are_read_or_refused(data):
 
 @pytest.mark.bad_input
 def test_suffixes(tmp_path):
-    with pytest.raises(ValueError, match=r"`path suffix` must be one of \['.bin', .*; got '.npz'"):
+    with pytest.raises(ValueError, match=r"`path` must end in one of \['.bin', .*; got .*a.npz"):
         read_torch(tmp_path / "a.npz")
     with pytest.raises(
         ValueError, match=r"`path suffix` must be one of \['.safetensors'\]; got '.pth'"
@@ -209,12 +211,31 @@ def test_what_pytorch_writes(tmp_path, torch):
     expected = {k: v.numpy() for k, v in state.items()}
     state["half"] = torch.nn.Parameter(torch.tensor([1.5], dtype=torch.bfloat16))
     expected["half"] = np.array([1.5], np.float32)
-    for whole in (state, {"model": None, "state_dict": state, "epoch": 3}, {"net": state}):
-        torch.save(whole, tmp_path / "a.pt")
-        found = read_torch(tmp_path / "a.pt")
+    averaged = {k: v + 1 for k, v in state.items()}
+    for number, whole in enumerate(
+        (
+            state,
+            {"model": None, "state_dict": state, "epoch": 3},
+            {"net": state, "lr": 0.1, "names": ["a"]},
+            {"model": state, "model_ema": averaged, "optimizer": {"state": {}}},
+            {"ema": {"state_dict": {"module": state}}},
+        )
+    ):
+        path = tmp_path / f"a{SUFFIXES_OF_PYTORCH[number % len(SUFFIXES_OF_PYTORCH)]}"
+        torch.save(whole, path)
+        found = read_torch(path)
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value)
+
+
+@pytest.mark.bad_input
+def test_a_mapping_that_holds_itself(tmp_path, torch):
+    whole = {"epoch": 3}
+    whole["state_dict"] = whole
+    torch.save(whole, tmp_path / "a.ckpt")
+    with pytest.raises(TorchFileError, match="'epoch' must be a dense tensor on the CPU; got int"):
+        read_torch(tmp_path / "a.ckpt")
 
 
 class Malicious:
@@ -227,13 +248,29 @@ class Malicious:
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda torch: Malicious(), "PyTorch refuses it"),
-        (lambda torch: torch.nn.Linear(2, 2), "PyTorch refuses it"),
+        (lambda torch: Malicious(), "it holds objects of builtins.print, which are not loaded"),
+        (
+            lambda torch: torch.nn.Linear(2, 2),
+            r"it holds objects of .*torch.nn.modules.linear.Linear.*, which are not loaded .*; "
+            r"save the state dict alone: torch.save\(model.state_dict\(\), path\)",
+        ),
+        (
+            lambda torch: {"a": torch.ones(2), "b": argparse.Namespace()},
+            "it holds objects of argparse.Namespace,",
+        ),
+        (lambda torch: {"a": bytearray(9)}, "it makes a bytearray, which may be of any size"),
+        (lambda torch: {"\x1b[1m": 1}, r"'\\\\x1b\[1m' must be a dense tensor"),
         (lambda torch: [1, 2], "a list"),
-        (lambda torch: {"a": 3}, "'a' must be an ordinary tensor; got <class 'int'>"),
-        (lambda torch: {3: torch.ones(2)}, "3 must be an ordinary tensor"),
-        (lambda torch: {"a": torch.ones(2).to_sparse()}, "'a' must be an ordinary tensor"),
-        (lambda torch: {"a": torch.ones(2, device="meta")}, "'a' must be an ordinary tensor"),
+        (
+            lambda torch: {"a": 3},
+            "'a' must be a dense tensor on the CPU; got int; state dicts are looked for under st",
+        ),
+        (lambda torch: {3: torch.ones(2)}, "the int key must be a dense tensor"),
+        (lambda torch: {"a": torch.ones(2).to_sparse()}, "'a' must be a dense tensor on the CPU"),
+        (
+            lambda torch: {"a": torch.ones(2, device="meta")},
+            "'a' must be a dense tensor on the CPU",
+        ),
         (lambda torch: {"a": torch.ones(2, dtype=torch.complex64)}, "a tensor of complex64"),
         (
             lambda torch: {"a": torch.ones(1).expand(2**40)},

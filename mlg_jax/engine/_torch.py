@@ -1,0 +1,94 @@
+"""A model's variables from a PyTorch state dict, or the name of the model that it fits."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mlg_jax.export import from_torch, torch_num_classes
+from mlg_jax.layers import layer_records
+from mlg_jax.models import MODELS, STEMS, ModelSpec, ResNet
+
+State = Mapping[str, np.ndarray]
+
+
+def import_torch(
+    state: State,
+    spec: ModelSpec,
+    *,
+    options: Mapping[str, str],
+    input_shape: Sequence[int] | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """A model with the numbers of a PyTorch network.
+
+    Args:
+        state: arrays by name, from `read_torch`.
+        spec: of the model; its number of classes is not looked at, the state dict's counts.
+        options: what users write in front of a model's `name`, `stem` and `width` to choose them.
+        input_shape: `[N, H, W, C]` of the images; None takes the model's own.
+
+    Returns:
+        The model, and its variables.
+
+    Raises:
+        ValueError: a state dict of another network. Where it is another one of `MODELS`, the
+            message says how to choose that; nothing is compiled for it.
+    """
+    try:
+        return _imported(state, spec, input_shape)
+    except ValueError as error:
+        other = next(_fitting(state, spec), None)
+        if other is None:
+            raise
+        found = {name: (getattr(spec, name), getattr(other, name)) for name in options}
+        wanted = [f"{options[k]}{new}" for k, (old, new) in found.items() if old != new]
+        raise ValueError(
+            f"These tensors are those of {other.name} with stem {other.stem} and width "
+            f"{other.width:g}; use {' '.join(wanted)}."
+        ) from error
+
+
+def _imported(
+    state: State, spec: ModelSpec, input_shape: Sequence[int] | None
+) -> tuple[Any, dict[str, Any]]:
+    any_classes = dataclasses.replace(spec, num_classes=1).create()
+    num_classes = torch_num_classes(state, layer_records(any_classes, input_shape))
+    model: Any = dataclasses.replace(spec, num_classes=num_classes).create()
+    image = jax.ShapeDtypeStruct(tuple(input_shape or model.input_shape), jnp.float32)
+    template = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), image)
+    return model, from_torch(state, layer_records(model, input_shape), template)
+
+
+def _fitting(state: State, spec: ModelSpec) -> Iterator[ModelSpec]:
+    """Specs of other models that have these arrays, the most similar first."""
+    widths = dict.fromkeys((spec.width, 1.0))
+    stems = sorted(STEMS, key=lambda stem: stem != spec.stem)
+    for width, stem, name in itertools.product(widths, stems, MODELS):
+        other = dataclasses.replace(spec, name=name, stem=stem, width=width, num_classes=1)
+        if _is_alike(state, other) and _fits(state, other):
+            yield other
+
+
+def _is_alike(state: State, spec: ModelSpec) -> bool:
+    """Whether names look like the model's: most need not be traced, which takes a second each."""
+    blocks = {match[0] for name in state if (match := re.search(r"\blayer\d+\.\d+\.", name))}
+    model = spec.create()
+    if isinstance(model, ResNet):
+        return len(blocks) == sum(model.stage_sizes)
+    return not blocks and any("features." in name for name in state)
+
+
+def _fits(state: State, spec: ModelSpec) -> bool:
+    """Whether names and shapes are those of the model, for any number of classes."""
+    try:
+        num_classes = torch_num_classes(state, layer_records(spec.create()))
+        records = layer_records(dataclasses.replace(spec, num_classes=num_classes).create())
+        from_torch(state, records, {})
+    except ValueError:
+        return False
+    return True

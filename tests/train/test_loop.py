@@ -189,6 +189,14 @@ def test_the_best_survives_a_resume(tmp_path, mode, scores):
     assert train.load_variables(tmp_path / train.CHECKPOINT_DIR)[2]["step"] == 4
 
 
+def test_the_evaluation_right_after_the_last_pruning_counts():
+    """Of three epochs the first is not sparse enough, the second ends with the last masks."""
+    pruning = train.PruningSpec(final_sparsity=0.5, end_fraction=2 / 3, every_steps=4)
+    spec = toy.make_spec(best_metric="score", pruning=pruning)
+    result = toy.run(toy.make_task(**scored([0.75, 0.5, 0.25])), spec)
+    assert (result.best_step, result.best_value) == (8, 0.5)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_the_last_evaluation_is_not_swallowed(tmp_path, number, uninterrupted):
     """Nothing is left to stop, so it acts as it did before; the run is complete on disk."""

@@ -35,11 +35,11 @@ def lock_work_dir(work_dir: str | Path) -> Iterator[None]:
         return
     path = Path(work_dir).absolute() / LOCK_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    with path.open("ab", buffering=0) as file:
         _lock(file.fileno(), path)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk; the lock holds without its holder's name
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
         yield
 
 

@@ -326,6 +326,20 @@ def test_recalibration_replaces_the_step():
     assert int(result.state.num_overflows) == 2
 
 
+def test_follow_is_asked_after_every_epoch_but_the_last():
+    """With that epoch's last batch and the state after it."""
+    asked = []
+
+    def follow(state, batch):
+        asked.append((int(state.step), np.asarray(batch["x"])))
+        return None
+
+    toy.run(toy.make_task(follow=follow, eval_batches=None))
+    assert [step for step, _ in asked] == [4, 8]
+    for step, x in asked:
+        np.testing.assert_array_equal(x, toy.make_batch(step - 1)["x"])
+
+
 def test_overflows_are_logged_and_survive_a_resume(tmp_path):
     task = toy.make_task(
         loss_fn=overflowing(toy.make_loss()),

@@ -15,8 +15,8 @@ import ml_collections
 from mlg_jax._errors import user_message
 from mlg_jax.config import ConfigError, ExperimentConfig, parse_config
 from mlg_jax.experiment._hosts import add_host_flags, join_hosts
+from mlg_jax.experiment._modes import MODES, run_experiment
 from mlg_jax.experiment._profile_report import PROFILE_DIR, profile_table
-from mlg_jax.experiment._run import MODES, run_experiment
 from mlg_jax.train import TrainingInterrupted, enable_compilation_cache
 
 _PREFIX = "--config."
@@ -102,6 +102,8 @@ def _log_to_stderr() -> None:
         format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
     )
     logging.getLogger("mlg_jax").setLevel(logging.INFO)
+    for name in ("absl", "asyncio"):  # orbax's threads log, with tracebacks, what it also raises
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from mlg_jax.export import write_atomically
@@ -9,14 +10,19 @@ from mlg_jax.export import write_atomically
 SEAL_FILE = "digests.json"
 
 
-def seal(directory: Path) -> None:
-    """Writes the digests of all files below `directory`, which nobody may change afterwards.
+def seal(directory: Path, names: Iterable[str] | None = None) -> None:
+    """Writes the digests of files that nobody may change afterwards.
+
+    Args:
+        directory: the files' own; the seal is written into it.
+        names: of the files, relative to `directory`; None: all files below it.
 
     Raises:
         OSError: a file cannot be read, or the seal not be written.
     """
-    paths = (path for path in directory.rglob("*") if path.is_file())
-    names = sorted(path.relative_to(directory).as_posix() for path in paths)
+    if names is None:
+        paths = (path for path in directory.rglob("*") if path.is_file())
+        names = sorted(path.relative_to(directory).as_posix() for path in paths)
     digests = {name: _digest(directory / name) for name in names if name != SEAL_FILE}
     write_atomically(directory / SEAL_FILE, json.dumps(digests, indent=0).encode())
 

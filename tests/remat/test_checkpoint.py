@@ -155,6 +155,33 @@ def test_lost_entries_make_every_cotangent_nan(capacity, is_lost):
         assert np.all(np.isnan(leaf)) if is_lost else np.all(np.isfinite(leaf))
 
 
+@pytest.mark.parametrize(
+    "storage",
+    [
+        Storage(BitmapCodec(0.8), ("inner",), BitmapCodec(0.8), on_overflow="silent"),
+        Storage(BitmapCodec(0.2), ("inner",), Dense(), on_overflow="silent"),
+    ],
+    ids=["named", "activation"],
+)
+def test_one_lost_array_is_enough(storage):
+    """Half of the activation's entries are zeros, none of the named array's are."""
+    params, x = make()
+    kept = mlg_jax.checkpoint(block, policy=storage)
+    grads = jax.grad(lambda p, x: jnp.sum(kept(p, x)), argnums=(0, 1))(params, x)
+    assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_one_lost_activation_of_two_is_enough(lost):
+    params, x = make()
+    pair = [x, x]
+    pair[lost] = jnp.ones_like(x)
+    storage = Storage(BitmapCodec(0.8), on_overflow="silent")
+    kept = mlg_jax.checkpoint(lambda x, y: jnp.sum(x * y * x), policy=storage, activations=(0, 1))
+    grads = jax.grad(kept, argnums=(0, 1))(*pair)
+    assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(grads))
+
+
 def gelu_block(params, x):
     return x + jax.nn.gelu(x @ params["in"]) @ params["out"]
 
@@ -283,6 +310,20 @@ def test_rounding_policies_need_a_key_and_depend_on_it():
 
     assert np.array_equal(grads(0), grads(0)) and not np.array_equal(grads(0), grads(1))
     assert_same(grads(0), jax.grad(functools.partial(loss, block))(params, x)["in"], 0.1)
+
+
+def test_every_stored_array_is_rounded_with_a_key_of_its_own():
+    """Equal arrays under one key would err in the same direction."""
+
+    def fn(weights, x, y):
+        named = [checkpoint_name(jnp.tanh(array), "inner") for array in (x, y)]
+        return sum(jnp.sum(w * array) for w, array in zip(weights, named, strict=True))
+
+    x = make()[1]
+    storage = Storage(Dense(), names=("inner",), named=GroupCodec(2))
+    kept = mlg_jax.checkpoint(fn, policy=storage, key=jax.random.key(0))
+    left, right = jax.grad(kept)([jnp.ones_like(x)] * 2, x, x)
+    assert np.any(left != right) and np.any(left != jnp.tanh(x))
 
 
 def test_gradients_linear_in_the_stored_array_are_unbiased():

@@ -254,9 +254,8 @@ def _as_float32(array: Array) -> Array:
 
 def _pick(log_probs: Array, labels: Array) -> Array:
     """The entry of each label; NaN outside the classes, where an index -1 would be the last one."""
-    picked = jnp.take_along_axis(log_probs, labels[..., None], axis=-1, mode="clip")[..., 0]
-    is_class = (labels >= 0) & (labels < log_probs.shape[-1])
-    return jnp.where(is_class, picked, jnp.nan)
+    index = jnp.where(labels < 0, log_probs.shape[-1], labels.astype(jnp.int32))
+    return jnp.take_along_axis(log_probs, index[..., None], axis=-1, mode="fill")[..., 0]
 
 
 def _divergence(log_p: Array, log_q: Array) -> Array:

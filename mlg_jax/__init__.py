@@ -1,5 +1,9 @@
 """Neural networks that need a fraction of the memory: generated weights and packed activations."""
 
+import importlib
+import pkgutil
+import typing
+
 from mlg_jax.bitmap import pack as pack
 from mlg_jax.bitmap import unpack as unpack
 from mlg_jax.engine import load_packed as load_packed
@@ -16,3 +20,19 @@ from mlg_jax.quant import fake_quantize as fake_quantize
 from mlg_jax.remat import checkpoint as checkpoint
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> typing.Any:
+    """Imports a sub-package when it is first used: `import mlg_jax; mlg_jax.compress`."""
+    if name in _subpackages():
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_subpackages()})
+
+
+def _subpackages() -> list[str]:
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return [name for name in names if not name.startswith("_")]

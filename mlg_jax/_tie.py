@@ -49,8 +49,16 @@ def _wait_by_choice(x: Array, never: Array) -> Array:
 
 
 def _wait_by_barrier(x: Array, never: Array) -> Array:
-    """Without the copy of x that a choice is where the next operation takes no fused input."""
-    return lax.optimization_barrier((x, never))[0]
+    """Without the copy of x that a choice is where the next operation takes no fused input.
+
+    The same barrier twice: XLA takes out of a barrier what nobody reads, unless something else
+    reads it too, and nothing would wait for a `never` that only one of them holds. (ResNet-18,
+    batch 128, bfloat16, policy `blocks`, compiled for an H100 by jax 0.10.2: 300 MiB of
+    temporaries with one barrier, 130 with two.)
+    """
+    for _ in range(2):
+        x = lax.optimization_barrier((x, never))[0]
+    return x
 
 
 def compute_once(x: Array) -> Array:

@@ -207,7 +207,8 @@ class ExperimentConfig:
     """A whole experiment: teacher, projection, student.
 
     Args:
-        seed: of initial values, augmentation and random quantisation; `data.seed` orders batches.
+        seed: of initial values, augmentation and random quantisation, below 2^32; `data.seed`
+            orders batches.
         data, model, generation, teacher, projection, student, remat: the parts.
     """
 
@@ -221,7 +222,7 @@ class ExperimentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_integer("seed", self.seed, 0)
+        check_integer("seed", self.seed, 0, 2**32 - 1)  # JAX takes the last 32 bits of a seed
 
 
 def parse_config(

@@ -3,10 +3,14 @@
 Shapes: `logits` `[..., classes]`; `labels` integers `[...]`; `mask` `[...]`, booleans or weights,
 1 for the samples that count and 0 for padding. Every loss is a mean over the samples that count
 (0 when none does), computed in float32 whatever the model's dtype (float64 stays float64).
+
+A label outside `[0, classes)` of a sample that counts is an error where labels are known, and makes
+the loss NaN where they are traced (inside `jax.jit`).
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mlg_jax._checks import check_real
 from mlg_jax._types import Array, Float
@@ -44,14 +48,14 @@ def cross_entropy(
         A scalar, in nats.
 
     Raises:
-        TypeError, ValueError: labels that are no integers, shapes that do not fit, smoothing
-            outside [0, 1].
+        TypeError, ValueError: labels that are no integers or no classes, shapes that do not fit,
+            smoothing outside [0, 1].
 
     Reference: label smoothing, https://arxiv.org/abs/1512.00567.
     """
     check_real("label_smoothing", label_smoothing, 0.0, 1.0)
     log_probs = jax.nn.log_softmax(_as_float32(logits))
-    _check_labels(log_probs, labels)
+    _check_labels(log_probs, labels, mask)
     hard = -_pick(log_probs, labels)
     if label_smoothing == 0.0:
         return _masked_mean(hard, mask)
@@ -71,9 +75,10 @@ def nll(*, log_probs: Array, labels: Array, mask: Array | None = None) -> Float[
         A scalar, in nats.
 
     Raises:
-        TypeError, ValueError: labels that are no integers, or shapes that do not fit.
+        TypeError, ValueError: labels that are no integers or no classes, or shapes that do not
+            fit.
     """
-    _check_labels(log_probs, labels)
+    _check_labels(log_probs, labels, mask)
     return _masked_mean(-_pick(_as_float32(log_probs), labels), mask)
 
 
@@ -139,7 +144,7 @@ def kl_divergence(
     log_q = jax.nn.log_softmax(_as_float32(logits) / temperature)
     teacher = jax.lax.stop_gradient(_as_float32(teacher_logits))
     log_p = jax.nn.log_softmax(teacher / temperature)
-    return _masked_mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1), mask)
+    return _masked_mean(_divergence(log_p, log_q), mask)
 
 
 def distillation(
@@ -219,7 +224,7 @@ def adaptive(
     # Quotients as differences of logarithms: a probability that underflows makes no 0 / 0.
     v = jnp.minimum(jnp.exp(log_q - log_p), clip)
     divergence_low = jnp.sum(q * (v - 1.0), axis=-1, keepdims=True) / 2.0
-    divergence_high = jnp.sum(p * (log_p - log_q), axis=-1, keepdims=True)
+    divergence_high = _divergence(log_p, log_q)[..., None]
     q_rho = jnp.where(divergence_low > divergence_high, q * (0.5 - v), p)
     return _masked_mean(-jnp.sum(q_rho * log_student, axis=-1), mask)
 
@@ -236,9 +241,10 @@ def accuracy(*, logits: Array, labels: Array, mask: Array | None = None) -> Floa
         A scalar in [0, 1].
 
     Raises:
-        TypeError, ValueError: labels that are no integers, or shapes that do not fit.
+        TypeError, ValueError: labels that are no integers or no classes, or shapes that do not
+            fit.
     """
-    _check_labels(logits, labels)
+    _check_labels(logits, labels, mask)
     return _masked_mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32), mask)
 
 
@@ -247,7 +253,15 @@ def _as_float32(array: Array) -> Array:
 
 
 def _pick(log_probs: Array, labels: Array) -> Array:
-    return jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
+    """The entry of each label; NaN outside the classes, where an index -1 would be the last one."""
+    index = jnp.where(labels < 0, log_probs.shape[-1], labels.astype(jnp.int32))
+    return jnp.take_along_axis(log_probs, index[..., None], axis=-1, mode="fill")[..., 0]
+
+
+def _divergence(log_p: Array, log_q: Array) -> Array:
+    """`KL(p || q)` over the last axis; a class of probability 0 in p adds 0, not NaN."""
+    p = jnp.exp(log_p)
+    return jnp.sum(p * jnp.where(p > 0, log_p - log_q, 0.0), axis=-1)
 
 
 def _difference(predictions: Array, targets: Array) -> Array:
@@ -259,10 +273,7 @@ def _masked_mean(values: Array, mask: Array | None) -> Array:
     """Mean of `values` `[n, ...]` over the samples with weight; a masked NaN does not leak."""
     if mask is None:
         return jnp.mean(values)
-    if mask.shape != values.shape[: mask.ndim]:
-        raise ValueError(
-            f"`mask` must have the samples' shape {values.shape[: mask.ndim]}; got {mask.shape}."
-        )
+    _check_mask(mask, values.shape)
     weights = jnp.broadcast_to(
         mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape
     ).astype(values.dtype)
@@ -271,15 +282,33 @@ def _masked_mean(values: Array, mask: Array | None) -> Array:
     return jnp.sum(kept * weights) / jnp.where(total > 0, total, 1.0)
 
 
+def _check_mask(mask: Array | None, shape: tuple[int, ...]) -> None:
+    if mask is not None and mask.shape != shape[: mask.ndim]:
+        raise ValueError(
+            f"`mask` must have the samples' shape {shape[: mask.ndim]}; got {mask.shape}."
+        )
+
+
 def _check_same_shape(name: str, array: Array, like: Array) -> None:
     if jnp.shape(array) != jnp.shape(like):
         raise ValueError(f"`{name}` must have shape {jnp.shape(like)}; got {jnp.shape(array)}.")
 
 
-def _check_labels(logits: Array, labels: Array) -> None:
+def _check_labels(logits: Array, labels: Array, mask: Array | None) -> None:
     if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
         raise TypeError(f"`labels` must be integers; got {jnp.result_type(labels)}.")
     if jnp.shape(labels) != jnp.shape(logits)[:-1]:
         raise ValueError(
             f"`labels` must have shape {jnp.shape(logits)[:-1]}; got {jnp.shape(labels)}."
+        )
+    if isinstance(labels, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+        return
+    _check_mask(mask, jnp.shape(labels))
+    counted = np.asarray(labels) if mask is None else np.asarray(labels)[np.asarray(mask) != 0]
+    num_classes = jnp.shape(logits)[-1]
+    wrong = counted[(counted < 0) | (counted >= num_classes)]
+    if wrong.size:
+        raise ValueError(
+            f"`labels` must be in [0, {num_classes - 1}] where `mask` counts them; "
+            f"got {wrong.flat[0]}."
         )

@@ -1,11 +1,14 @@
 """Figures: training curves, sizes and memory, drawn into files."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from mlg_jax.export import write_atomically
 
 _MIB = 2**20
 
@@ -158,4 +161,6 @@ def plot_speedups(path: Path, points: Mapping[str, Sequence[tuple[float, float]]
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format=path.suffix[1:] or "png")
+    write_atomically(path, picture.getvalue())

@@ -207,6 +207,52 @@ def test_padding_with_nan_does_not_leak_into_value_or_gradient(batch):
     np.testing.assert_allclose(value, np.square(logits[mask == 1]).mean(), rtol=RTOL)
 
 
+@pytest.mark.parametrize("label", [-1, 5, 255])
+def test_a_traced_label_outside_the_classes_makes_the_loss_nan(batch, label):
+    logits, _, labels, _ = batch
+    wrong = jnp.asarray(labels).at[0].set(label)
+    assert np.isnan(jax.jit(lambda y: losses.cross_entropy(logits=f32(logits), labels=y))(wrong))
+
+
+def test_labels_of_padding_may_be_anything(batch):
+    logits, _, labels, _ = batch
+    mask = np.array([0, 1, 1, 1, 1, 1])
+    wrong = jnp.asarray(labels).at[0].set(-1)
+
+    def loss(x, y):
+        return losses.cross_entropy(logits=x, labels=y, mask=jnp.asarray(mask))
+
+    value, gradient = jax.value_and_grad(loss)(f32(logits), wrong)
+    expected = (oracle_cross_entropy(logits, labels, 0.0) * mask).sum() / 5
+    np.testing.assert_allclose(value, expected, rtol=RTOL)
+    assert np.all(np.isfinite(gradient)) and not np.any(gradient[0])
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("label", [-1, 5])
+def test_a_known_label_outside_the_classes_is_an_error(batch, label):
+    logits, _, labels, _ = batch
+    wrong = np.array(labels)
+    wrong[2] = label
+    for loss in (losses.cross_entropy, losses.accuracy):
+        with pytest.raises(ValueError, match=rf"`labels` must be in \[0, 4\] .* got {label}\."):
+            loss(logits=f32(logits), labels=jnp.asarray(wrong))
+
+
+@pytest.mark.parametrize("loss", [losses.kl_divergence, losses.adaptive])
+def test_a_class_that_the_teacher_rules_out_adds_nothing(batch, loss):
+    logits, teacher, _, _ = batch
+    ruled_out = f32(teacher).at[:, 1].set(-jnp.inf)
+    very_low = f32(teacher).at[:, 1].set(-80.0)
+
+    def value(x, teacher):
+        return loss(logits=x, teacher_logits=teacher)
+
+    got = jax.value_and_grad(value)(f32(logits), ruled_out)
+    for a, b in zip(got, jax.value_and_grad(value)(f32(logits), very_low), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_an_empty_mask_gives_zero(batch):
     logits, _, labels, _ = batch
     loss = losses.cross_entropy(

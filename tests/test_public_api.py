@@ -3,6 +3,8 @@
 import dataclasses
 import doctest
 import inspect
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +47,17 @@ def shape_of_signature(function):
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signature(name):
     assert shape_of_signature(getattr(mlg_jax, name)) == SIGNATURES[name]
+
+
+def test_subpackages_are_imported_when_they_are_used():
+    code = (
+        "import sys, mlg_jax; assert 'mlg_jax.compress' not in sys.modules;"
+        "print(mlg_jax.compress.project_model.__name__, 'train' in dir(mlg_jax))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["project_model", "True"]
+    with pytest.raises(AttributeError, match="no attribute 'compres'"):
+        mlg_jax.compres  # noqa: B018
 
 
 def test_nothing_else_is_public():

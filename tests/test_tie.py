@@ -1,5 +1,7 @@
 """Ordering changes no bit, and is there in the compiled program."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,16 @@ def test_gpus_get_barriers_and_no_copies():
     traced = jax.jit(lambda x, to: tie(compute_once(x), to=to)).trace(SPECIAL, SPECIAL)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "optimization_barrier" in text and "select" not in text and "divide" not in text
+
+
+def test_on_gpus_two_barriers_hold_the_predicate():
+    """Of one alone XLA would remove it, as nothing else reads it."""
+    traced = jax.jit(lambda x, to: tie(x, to=to)).trace(jnp.zeros((2, 3)), jnp.zeros(4))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    of_x = [line for line in text.splitlines() if "optimization_barrier" in line and "2x3" in line]
+    predicates = [re.search(r"optimization_barrier %\S+, (%\S+) :.*tensor<i1>", x) for x in of_x]
+    assert len(of_x) == 2 and all(predicates)
+    assert predicates[0].group(1) == predicates[1].group(1)
 
 
 def test_frozen_factors_keep_no_input():

@@ -6,6 +6,7 @@ import json
 
 from mlg_jax._errors import MAX_LINE, printable
 from mlg_jax.cli._options import add_engine_arguments, load, positive_integer, write
+from mlg_jax.data import FORMAT_NAMES
 from mlg_jax.engine import BATCH_SIZES, Label
 
 NAME = "predict"
@@ -16,7 +17,7 @@ _CHUNK_PIXELS = 2**21  # that are decoded, and go through the network, at a time
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file, the images, how many classes to show."""
     add_engine_arguments(parser)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="PNG or JPEG files")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help=f"{FORMAT_NAMES} files")
     parser.add_argument("--top", type=positive_integer, default=5, metavar="N", help="default: 5")
 
 

@@ -24,7 +24,16 @@ training batch is dropped if it is not full; the last evaluation batch is filled
 Sets that fit live on the device as uint8 (`residency`), larger ones stream through Grain; the
 batches are the same. Names: see `NAMES`. `cifar10` and `cifar100` are downloaded where they are
 missing (`prepare_cifar`); the others of tensorflow-datasets are read where they were prepared as
-array_record. Neither needs TensorFlow. Other data: `npz`, `image_folder`, `digits`, `synthetic`.
+array_record. Neither needs TensorFlow. `digits` and `synthetic` need no files. Your own data:
+
+- `npz`: `train.npz` and `test.npz` in `data_dir` with `images`, uint8 [n, h, w, 1 or 3], and
+  `labels`, [n], which are 0 to n - 1, each at least once in train, or indices into `class_names`.
+- `image_folder`: `train/<class>/<image>` and `test/<class>/<image>` in `data_dir`, PNG, JPEG or
+  WebP, which become the pixels that a viewer shows (`decode_image`). One warning counts what is
+  left out.
+
+What is wrong with them raises `DataError`, as far as it can be found without decoding every image
+when the data set is opened, the test split included; the rest when an image is read.
 """
 
 from mlg_jax.data._augment import Preprocessing as Preprocessing
@@ -40,6 +49,9 @@ from mlg_jax.data._batches import holdout_indices as holdout_indices
 from mlg_jax.data._cifar import prepare_cifar as prepare_cifar
 from mlg_jax.data._dataset import Dataset as Dataset
 from mlg_jax.data._dataset import load_dataset as load_dataset
+from mlg_jax.data._examples import DataError as DataError
+from mlg_jax.data._images import FORMAT_NAMES as FORMAT_NAMES
+from mlg_jax.data._images import IMAGE_FORMATS as IMAGE_FORMATS
 from mlg_jax.data._images import decode_image as decode_image
 from mlg_jax.data._spec import NAMES as NAMES
 from mlg_jax.data._spec import AugmentSpec as AugmentSpec

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 
 import numpy as np
 from jax.sharding import NamedSharding
@@ -37,7 +37,7 @@ class Dataset:
         train_examples: the training images on the host, those held out excluded.
         train_split: serves training batches.
         validation_split: serves the held-out ones; None if none are held out.
-        open_test: opens the test examples; only `test_batches` calls it.
+        test_examples: the test images on the host; only `test_batches` reads them.
         sharding: of a batch; None is the default device.
     """
 
@@ -48,7 +48,7 @@ class Dataset:
     train_examples: Examples
     train_split: Split
     validation_split: Split | None
-    open_test: Callable[[], Examples]
+    test_examples: Examples
     sharding: NamedSharding | None
 
     @property
@@ -117,10 +117,10 @@ class Dataset:
 
         For the end of a run, once: choose nothing by what it says.
         """
-        examples = self.open_test()
-        kept = limited_indices(len(examples), self.spec.test_limit, self.spec.split_seed)
+        num = len(self.test_examples)
+        kept = limited_indices(num, self.spec.test_limit, self.spec.split_seed)
         split = StreamedSplit(
-            SubsetExamples(examples, kept),
+            SubsetExamples(self.test_examples, kept),
             num_threads=self.spec.num_threads,
             sharding=self.sharding,
         )
@@ -197,7 +197,7 @@ def load_dataset(spec: DataSpec, *, sharding: NamedSharding | None = None) -> Da
             processes); None is the default device.
 
     Returns:
-        The data set. The test images are not read before `Dataset.test_batches` is called.
+        The data set. Its test images are checked, but used by `Dataset.test_batches` only.
 
     Raises:
         FileNotFoundError: the data set is not there; the message says how to get it.
@@ -228,6 +228,6 @@ def load_dataset(spec: DataSpec, *, sharding: NamedSharding | None = None) -> Da
         train_examples=train,
         train_split=split(train),
         validation_split=split(validation) if len(validation) else None,
-        open_test=source.open_test,
+        test_examples=source.test,
         sharding=sharding,
     )

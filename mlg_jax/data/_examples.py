@@ -1,6 +1,7 @@
 """Random access to the labelled uint8 images of one split, on the host."""
 
 import abc
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,6 +9,17 @@ import numpy as np
 HostBatch = dict[str, np.ndarray]  # image: uint8 [n, h, w, c]; label: int32 [n]
 
 _CHUNK = 256  # images that one thread reads at a time
+
+
+class DataError(ValueError):
+    """Images or labels that are not what they should be, found when a data set is opened or read.
+
+    The message is one line, also where a library's or a file name in it has several, and names the
+    file or the argument.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 def check_images(where: str, images: np.ndarray) -> None:
@@ -18,25 +30,30 @@ def check_images(where: str, images: np.ndarray) -> None:
             f"first); got {images.dtype}."
         )
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ValueError(
+        raise DataError(
             f"`images` of {where} must have the shape [n, height, width, 1 or 3]; "
             f"got {list(images.shape)}."
         )
     if not images.size:
-        raise ValueError(f"`images` of {where} must not be empty; got {list(images.shape)}.")
+        raise DataError(f"`images` of {where} must not be empty; got {list(images.shape)}.")
 
 
-def check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
-    """Raises unless `labels` are integers `[n]` in `[0, num_classes)`."""
+def check_label_type(where: str, labels: np.ndarray) -> None:
+    """Raises TypeError unless `labels` are integers `[n]`."""
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         raise TypeError(
             f"`labels` of {where} must be integers of the shape [n]; "
             f"got {labels.dtype} {list(labels.shape)}."
         )
+
+
+def check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
+    """Raises unless `labels` are integers `[n]` in `[0, num_classes)`."""
+    check_label_type(where, labels)
     is_wrong = (labels < 0) | (labels >= num_classes)
     if is_wrong.any():
         index = int(np.argmax(is_wrong))
-        raise ValueError(
+        raise DataError(
             f"`labels` of {where} must be in [0, {num_classes - 1}]; "
             f"got {labels[index]} at index {index}."
         )
@@ -72,7 +89,7 @@ class ArrayExamples(Examples):
         where: names the source in error messages.
 
     Raises:
-        TypeError, ValueError: arrays of another type, shape, length or range.
+        TypeError, DataError: arrays of another type, shape, length or range.
     """
 
     def __init__(
@@ -81,7 +98,7 @@ class ArrayExamples(Examples):
         check_images(where, images)
         check_labels(where, labels, num_classes)
         if len(images) != len(labels):
-            raise ValueError(
+            raise DataError(
                 f"`labels` of {where} must be as many as its images, {len(images)}; "
                 f"got {len(labels)}."
             )
@@ -136,12 +153,22 @@ def read_all(examples: Examples, num_threads: int) -> HostBatch:
     images = np.empty((num, *examples.image_shape), np.uint8)
     labels = np.empty((num,), np.int32)
 
-    def fill(start: int) -> None:
-        part = examples.read(np.arange(start, min(start + _CHUNK, num)))
-        images[start : start + _CHUNK] = part["image"]
-        labels[start : start + _CHUNK] = part["label"]
+    def fill(indices: np.ndarray) -> None:
+        part = examples.read(indices)
+        images[indices] = part["image"]
+        labels[indices] = part["label"]
 
-    with ThreadPoolExecutor(num_threads) as pool:
-        for _ in pool.map(fill, range(0, num, _CHUNK)):
-            pass
+    visit_chunks(fill, num, num_threads)
     return {"image": images, "label": labels}
+
+
+def visit_chunks(visit: Callable[[np.ndarray], None], num: int, num_threads: int) -> None:
+    """Calls `visit` in `num_threads` threads with chunks of `arange(num)`; raises what it raises.
+
+    Of several errors it is that of the first chunk.
+    """
+    starts = range(0, num, _CHUNK)
+    chunks = (np.arange(start, min(start + _CHUNK, num)) for start in starts)
+    with ThreadPoolExecutor(num_threads) as pool:
+        for _ in pool.map(visit, chunks):
+            pass

@@ -1,65 +1,64 @@
-"""Image folders: `train/<class>/*.png|jpg|jpeg` and `test/<class>/...`."""
+"""Image folders: `train/<class>/*` and `test/<class>/*`, files of the `IMAGE_FORMATS`."""
 
+import collections
+import itertools
+import logging
 import os
 
 import numpy as np
 
-from mlg_jax.data._examples import Examples, HostBatch
-from mlg_jax.data._images import decode_image
+from mlg_jax.data._examples import DataError, Examples, HostBatch, visit_chunks
+from mlg_jax.data._images import FORMAT_NAMES, IMAGE_FORMATS, decode_image, header_size
 from mlg_jax.data._source import Source
 from mlg_jax.data._spec import DataSpec
 
-_SUFFIXES = (".png", ".jpg", ".jpeg")
+_SUFFIXES = tuple(itertools.chain.from_iterable(IMAGE_FORMATS.values()))
 _CHANNELS = 3  # grey files are converted
+_LOGGER = logging.getLogger(__name__)
 
-
-def _directories(root: str) -> list[str]:
-    """Sorted names of the directories in `root` that are not hidden."""
-    if not os.path.isdir(root):
-        raise FileNotFoundError(
-            "`data_dir` must have the directories train/<class> and test/<class> of PNG or JPEG "
-            f"files; there is no {root}."
-        )
-    return sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != "."
-    )
+Files = dict[str, list[str]]  # paths by the name of a class, or by why they are left out
 
 
 class FolderExamples(Examples):
     """The image files of one split, sorted by class and name, converted to RGB.
 
+    Every file is looked at when the split is opened: its header, and whether it ends as it should.
+    One that looks wrong is decoded, so that a run does not stop at it later.
+
     Args:
-        root: the directory that has one directory a class.
+        files: paths by the name of their class; at least one.
         class_names: in the order of the labels.
         size: side in pixels; None is that of the first image, which all must then have.
+        num_threads: looking at the files.
 
     Raises:
-        ValueError: a class unknown to `class_names`, or no images.
+        DataError: a file that cannot be read, or that has another size.
     """
 
-    def __init__(self, root: str, class_names: tuple[str, ...], size: int | None) -> None:
-        unknown = [name for name in _directories(root) if name not in class_names]
-        if unknown:
-            raise ValueError(
-                f"{root} must have classes of the training images only, {sorted(class_names)}; "
-                f"got {unknown}."
-            )
+    def __init__(
+        self, files: Files, class_names: tuple[str, ...], *, size: int | None, num_threads: int
+    ) -> None:
         self._size = size
-        self._paths: list[str] = []
-        labels: list[int] = []
-        for label, name in enumerate(class_names):
-            files = _image_files(os.path.join(root, name))
-            self._paths += files
-            labels += [label] * len(files)
-        if not labels:
-            raise ValueError(f"{root} must have PNG or JPEG files in its directories; got none.")
-        self._labels = np.array(labels, np.int32)
+        self._paths = [path for name in class_names for path in files.get(name, [])]
+        counts = [len(files.get(name, [])) for name in class_names]
+        self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         height, width, channels = self._decode(0).shape
         self._shape = (height, width, channels)
+        visit_chunks(self._check, len(self), num_threads)
 
     def _decode(self, index: int) -> np.ndarray:
         path = self._paths[index]
-        return decode_image(path, channels=_CHANNELS, size=self._size, where=path)
+        try:
+            return decode_image(path, channels=_CHANNELS, size=self._size, where=path)
+        except FileNotFoundError as error:
+            raise DataError(f"{path} must stay where it is during a run; it is gone.") from error
+
+    def _check(self, indices: np.ndarray) -> None:
+        """Decodes those of the images whose first and last bytes do not show that they fit."""
+        for index in indices:
+            size = header_size(self._paths[index])
+            if size is None or (self._size is None and size != self._shape[:2]):
+                self.read(np.array([index]))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -75,7 +74,7 @@ class FolderExamples(Examples):
         for target, index in zip(images, indices, strict=True):
             image = self._decode(int(index))
             if image.shape != self._shape:
-                raise ValueError(
+                raise DataError(
                     "`image_size` must be set for images that differ in size; "
                     f"got {list(image.shape)} in {self._paths[index]} and {list(self._shape)} in "
                     f"{self._paths[0]}."
@@ -88,23 +87,95 @@ class FolderExamples(Examples):
         return self._labels
 
 
-def _image_files(directory: str) -> list[str]:
-    """Sorted paths of the images in `directory`; none if there is no such directory."""
-    if not os.path.isdir(directory):
-        return []
-    names = sorted(os.listdir(directory))
-    return [os.path.join(directory, name) for name in names if name.lower().endswith(_SUFFIXES)]
+def _list_class(directory: str, left_out: Files) -> list[str]:
+    """The images in the directory of a class; adds what is no such image to `left_out`."""
+    images = []
+    for entry in _entries(directory):
+        is_hidden, is_image = entry.name.startswith("."), _is_image(entry.name)
+        if entry.is_dir():
+            left_out["images in sub-directories"] += _images_below(entry.path)
+        elif is_image and not is_hidden:
+            images.append(entry.path)
+        elif is_image:  # a Mac's ._x.png, which holds no pixels
+            left_out["hidden images"].append(entry.path)
+        elif not is_hidden:
+            left_out[f"files that are no {FORMAT_NAMES}"].append(entry.path)
+    return images
+
+
+def _list_split(root: str, left_out: Files) -> Files:
+    """The images of a split by class; a directory without any, such as `__MACOSX`, is no class."""
+    classes: Files = {}
+    for entry in _entries(root):
+        if not entry.is_dir():
+            left_out["images beside the classes"] += [entry.path] * _is_image(entry.name)
+        elif not entry.name.startswith("."):
+            images = _list_class(entry.path, left_out)
+            if images:
+                classes[entry.name] = images
+            else:
+                left_out["directories without images"].append(entry.path)
+    if not classes:
+        raise DataError(
+            f"{root} must have one directory of {FORMAT_NAMES} files for each class; got none. "
+            f"{_describe(left_out)}".rstrip()
+        )
+    return classes
+
+
+def _entries(directory: str) -> list[os.DirEntry[str]]:
+    """What is in a directory, sorted by name."""
+    with os.scandir(directory) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(_SUFFIXES)
+
+
+def _images_below(directory: str) -> list[str]:
+    """The images in a directory and all below it, hidden ones excluded."""
+    return [
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(directory)
+        for name in sorted(names)
+        if _is_image(name) and not name.startswith(".")
+    ]
+
+
+def _describe(left_out: Files) -> str:
+    """One line that counts what is left out, with an example of each kind; empty if nothing is."""
+    kinds = [
+        f"{kind}: {len(paths):,} (such as {paths[0]})" for kind, paths in left_out.items() if paths
+    ]
+    return f"Left out: {'; '.join(kinds)}." if kinds else ""
 
 
 def open_folder(spec: DataSpec) -> Source:
-    """The classes are the directories of `train`, sorted."""
-    train, test = (os.path.join(spec.directory, split) for split in ("train", "test"))
-    names = tuple(_directories(train))
-    _directories(test)  # so that a run does not end with the news that there is no test split
-    if not names:
-        raise ValueError(f"{train} must have one directory a class; got none.")
-    return Source(
-        class_names=names,
-        train=FolderExamples(train, names, spec.image_size),
-        open_test=lambda: FolderExamples(test, names, spec.image_size),
-    )
+    """The classes are the directories of `train` that have images, sorted.
+
+    One warning counts what is left out of both splits.
+    """
+    left_out: Files = collections.defaultdict(list)
+    roots = [os.path.join(spec.directory, split) for split in ("train", "test")]
+    for root in roots:
+        if not os.path.isdir(root):
+            raise FileNotFoundError(
+                "`data_dir` must have the directories train/<class> and test/<class> of "
+                f"{FORMAT_NAMES} files; there is no {root}."
+            )
+    train, test = (_list_split(root, left_out) for root in roots)
+    unknown = sorted(set(test) - set(train))
+    if unknown:
+        raise DataError(
+            f"{roots[1]} must have classes of the training images only, {sorted(train)}; "
+            f"got {unknown}."
+        )
+    if message := _describe(left_out):
+        _LOGGER.warning("%s: %s", spec.directory, message)
+    names = tuple(train)
+
+    def examples(files: Files) -> FolderExamples:
+        return FolderExamples(files, names, size=spec.image_size, num_threads=spec.num_threads)
+
+    return Source(class_names=names, train=examples(train), test=examples(test))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mlg_jax.data._cifar import ARCHIVES, prepare_cifar, prepare_command
-from mlg_jax.data._examples import Examples, HostBatch, check_labels
+from mlg_jax.data._examples import DataError, Examples, HostBatch, check_labels
 from mlg_jax.data._images import decode_image
 from mlg_jax.data._source import Source
 from mlg_jax.data._spec import DataSpec
@@ -105,7 +105,7 @@ class RecordExamples(Examples):
         where: names the split in error messages.
 
     Raises:
-        ValueError: there are no records.
+        DataError: there are no records.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class RecordExamples(Examples):
         where: str,
     ) -> None:
         if not len(records):
-            raise ValueError(f"{where} must not be empty; got no records.")
+            raise DataError(f"{where} must not be empty; got no records.")
         self._records = records
         self._shape = image_shape
         self._size = size
@@ -144,9 +144,15 @@ class RecordExamples(Examples):
         images = np.empty((len(records), *self._shape), np.uint8)
         for target, record, index in zip(images, records, indices, strict=True):
             where = f"{index} of {self._where}"
-            target[...] = decode_image(
+            image = decode_image(
                 record["image"], channels=self._shape[-1], size=self._size, where=where
             )
+            if image.shape != self._shape:
+                raise DataError(
+                    f"The image {where} must have the shape {list(self._shape)}; "
+                    f"got {list(image.shape)}."
+                )
+            target[...] = image
         return {"image": images, "label": self._labels_of(records)}
 
     def read_labels(self) -> np.ndarray:
@@ -209,4 +215,4 @@ def open_records(spec: DataSpec) -> Source:
         )
 
     train, test = _SPLITS.get(spec.name, ("train", "test"))
-    return Source(class_names=names, train=examples(train), open_test=lambda: examples(test))
+    return Source(class_names=names, train=examples(train), test=examples(test))

@@ -1,7 +1,6 @@
 """What every kind of source opens to."""
 
 import dataclasses
-from collections.abc import Callable
 
 from mlg_jax.data._examples import Examples
 
@@ -13,9 +12,10 @@ class Source:
     Args:
         class_names: one a label.
         train: the training examples, before any is held out for validation.
-        open_test: opens the test examples; nothing else reads them.
+        test: the test examples. They are checked when they are opened, and otherwise read at the
+            end of a run only.
     """
 
     class_names: tuple[str, ...]
     train: Examples
-    open_test: Callable[[], Examples]
+    test: Examples

@@ -1,13 +1,22 @@
 """Where examples come from, by name: arrays embedded, generated or in npz files, and the table."""
 
 import dataclasses
+import logging
 import os
+import reprlib
 import zipfile
+import zlib
 from collections.abc import Callable
 
 import numpy as np
 
-from mlg_jax.data._examples import ArrayExamples, Examples, SubsetExamples
+from mlg_jax.data._examples import (
+    ArrayExamples,
+    DataError,
+    Examples,
+    SubsetExamples,
+    check_label_type,
+)
 from mlg_jax.data._folder import open_folder
 from mlg_jax.data._images import array_examples
 from mlg_jax.data._records import open_records
@@ -19,6 +28,19 @@ _TEST_SHARE = 0.2  # of the sets that come without a test split: digits and tf_f
 _TEST_SEED = 0  # of that split; a constant, so that results compare across runs
 _PATTERN_SIZE = 4  # side of the coarse pattern behind a synthetic class
 _NPZ_KEYS = ("images", "labels")
+_NPZ_NAMES = "class_names"  # the array which an npz file may have besides
+# Of zip files and headers that are damaged, encrypted, or announce more than the memory holds.
+_NPZ_ERRORS = (
+    ValueError,
+    TypeError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_LOGGER = logging.getLogger(__name__)
 
 
 def stratified_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +68,7 @@ def split_source(source: Source) -> Source:
     return dataclasses.replace(
         source,
         train=SubsetExamples(source.train, kept),
-        open_test=lambda: SubsetExamples(source.train, given),
+        test=SubsetExamples(source.train, given),
     )
 
 
@@ -63,7 +85,7 @@ def open_digits(spec: DataSpec) -> Source:
         images, labels, num_classes=10, size=spec.image_size, where="the digits"
     )
     names = tuple(str(digit) for digit in range(10))
-    return split_source(Source(class_names=names, train=examples, open_test=lambda: examples))
+    return split_source(Source(class_names=names, train=examples, test=examples))
 
 
 def _class_patterns(spec: SyntheticSpec, size: int) -> np.ndarray:
@@ -95,43 +117,74 @@ def open_synthetic(spec: DataSpec) -> Source:
     return Source(
         class_names=tuple(f"class_{index}" for index in range(num_classes)),
         train=_synthetic_examples(spec, 1),
-        open_test=lambda: _synthetic_examples(spec, 2),
+        test=_synthetic_examples(spec, 2),
     )
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
-    """The arrays of an npz file; pickled objects are refused."""
+    """The arrays of an npz file that we know; pickled objects are refused."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"`data_dir` must have the files train.npz and test.npz; there is no {path}."
+        )
     try:
         # Opened by us: np.load leaves its own file open when the content is no npz.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} must be an npz file without objects; {error}.") from error
-    missing = [key for key in _NPZ_KEYS if key not in arrays]
-    if missing:
-        raise ValueError(f"{path} must have the arrays {list(_NPZ_KEYS)}; got {sorted(arrays)}.")
+            names = sorted(archive.files)
+            arrays = {key: archive[key] for key in (*_NPZ_KEYS, _NPZ_NAMES) if key in names}
+    except _NPZ_ERRORS as error:
+        raise DataError(f"{path} must be an npz file without objects; {error}.") from error
+    if not arrays.keys() >= set(_NPZ_KEYS):
+        raise DataError(f"{path} must have the arrays {list(_NPZ_KEYS)}; got {names}.")
     return arrays
 
 
-def _npz_names(arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
-    """`class_names` of the file, else the numbers up to the largest label."""
-    if "class_names" in arrays:
-        return tuple(str(name) for name in arrays["class_names"])
-    labels = arrays["labels"]
-    num_classes = int(labels.max()) + 1 if labels.size and labels.dtype.kind in "iu" else 1
-    return tuple(str(index) for index in range(num_classes))
+def _npz_class_names(arrays: dict[str, np.ndarray], path: str) -> tuple[str, ...] | None:
+    """What the file calls its classes; None if it does not say."""
+    if _NPZ_NAMES not in arrays:
+        return None
+    names = arrays[_NPZ_NAMES]
+    if names.ndim != 1:
+        raise DataError(f"`{_NPZ_NAMES}` of {path} must have the shape [n]; got {[*names.shape]}.")
+    return tuple(n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names)
+
+
+def _numbered_classes(labels: np.ndarray, path: str) -> tuple[str, ...]:
+    """Names of classes that have none: their numbers, 0 to n - 1, of which none may be missing."""
+    check_label_type(path, labels)
+    found = np.unique(labels)
+    if not np.array_equal(found, np.arange(len(found))):
+        raise DataError(
+            f"`labels` of {path} must be 0 to n - 1, each with an image, unless `{_NPZ_NAMES}` "
+            f"lists the classes; got {len(found):,} different labels from {found[0]} to "
+            f"{found[-1]}, which np.unique(labels, return_inverse=True)[1] renumbers."
+        )
+    return tuple(map(str, found))
+
+
+def _warn_of_empty_classes(names: tuple[str, ...], labels: np.ndarray, path: str) -> None:
+    """Logs which of the named classes have no label."""
+    empty = np.setdiff1d(np.arange(len(names)), labels)
+    if empty.size:
+        message = "%s: %s of the %s `class_names` are without images, the first is %r."
+        _LOGGER.warning(message, path, f"{len(empty):,}", f"{len(names):,}", names[empty[0]])
 
 
 def open_npz(spec: DataSpec) -> Source:
-    """`train.npz` and `test.npz`: `images` [n, h, w, c], `labels` [n], maybe `class_names`."""
+    """`train.npz` and `test.npz`: `images` [n, h, w, c], `labels` [n], maybe `class_names`.
+
+    Without names the labels of train must be 0 to n - 1, each at least once; with names, classes
+    may be without images, of which a warning tells.
+    """
     paths = [os.path.join(spec.directory, f"{split}.npz") for split in ("train", "test")]
-    for path in paths:
-        if not os.path.isfile(path):
-            raise FileNotFoundError(
-                f"`data_dir` must have the files train.npz and test.npz; there is no {path}."
-            )
-    train = _read_npz(paths[0])
-    names = _npz_names(train)
+    train, test = map(_read_npz, paths)
+    given = _npz_class_names(train, paths[0])
+    names = _numbered_classes(train["labels"], paths[0]) if given is None else given
+    if (others := _npz_class_names(test, paths[1])) not in (None, names):
+        raise DataError(
+            f"`{_NPZ_NAMES}` of {paths[1]} must be those of {paths[0]} in the same order; "
+            f"got {reprlib.repr(others)}."
+        )
 
     def examples(arrays: dict[str, np.ndarray], path: str) -> Examples:
         return array_examples(
@@ -142,11 +195,11 @@ def open_npz(spec: DataSpec) -> Source:
             where=path,
         )
 
-    return Source(
-        class_names=names,
-        train=examples(train, paths[0]),
-        open_test=lambda: examples(_read_npz(paths[1]), paths[1]),
+    source = Source(
+        class_names=names, train=examples(train, paths[0]), test=examples(test, paths[1])
     )
+    _warn_of_empty_classes(names, train["labels"], paths[0])
+    return source
 
 
 def open_tfds(spec: DataSpec) -> Source:
@@ -165,11 +218,18 @@ SOURCES: dict[str, Callable[[DataSpec], Source]] = {
 
 
 def open_source(spec: DataSpec) -> Source:
-    """Finds the data set of `spec`; reads what is small, and no test image.
+    """Finds the data set of `spec`; reads what is small, and checks both splits.
 
     Raises:
         FileNotFoundError: it is not there; the message says where it was looked for, and what
             prepares it.
-        TypeError, ValueError: what is there is not what it should be.
+        TypeError, DataError: what is there is not what it should be.
     """
-    return SOURCES[spec.name](spec)
+    source = SOURCES[spec.name](spec)
+    expected, found = source.train.image_shape, source.test.image_shape
+    if found != expected:
+        raise DataError(
+            f"The test images of {spec.name!r} must have the shape of the training images, "
+            f"{list(expected)}; got {list(found)}."
+        )
+    return source

@@ -107,7 +107,7 @@ class SyntheticSpec:
         if self.channels not in (1, 3):
             raise ValueError(f"`channels` must be 1 or 3; got {self.channels!r}.")
         check_real("noise", self.noise, 0.0)
-        check_integer("seed", self.seed, 0)
+        check_integer("seed", self.seed, 0, 2**63 - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,7 +199,7 @@ class DataSpec:
         for name in ("batch_size", "eval_batch_size", "resident_limit_bytes", "num_threads"):
             check_integer(name, getattr(self, name), 1)
         for name in ("seed", "split_seed"):
-            check_integer(name, getattr(self, name), 0)
+            check_integer(name, getattr(self, name), 0, 2**63 - 1)
 
     @property
     def directory(self) -> str:

@@ -56,23 +56,18 @@ class ImagePreprocessing:
         return normalize_images(images, self.mean, self.std)
 
     def read(self, paths: Sequence[str | os.PathLike[str]]) -> np.ndarray:
-        """The pixels of PNG or JPEG files, uint8 [N, H, W, C].
+        """The pixels of PNG, JPEG or WebP files, uint8 [N, H, W, C]; see `decode_image`.
 
         Raises:
             ValueError: a file that is no image, or one that cannot be fitted.
-            OSError: a file that cannot be read.
+            FileNotFoundError: there is no such file.
         """
         return np.stack([self._read(os.fspath(path)) for path in paths])
 
     def _read(self, path: str) -> np.ndarray:
-        import PIL.Image
-
         height, width, channels = self.image_shape
         size = height if height == width else None
-        try:
-            image = decode_image(path, channels=channels, size=size, where=path)
-        except PIL.Image.DecompressionBombError as error:
-            raise ValueError(f"The image {path} must be smaller; {error}") from error
+        image = decode_image(path, channels=channels, size=size, where=path)
         if image.shape != self.image_shape:
             raise ValueError(
                 f"The image {path} must have {width} x {height} pixels, as only squares are "

@@ -2,6 +2,6 @@
 
 from mlg_jax.experiment._launch import load_config as load_config
 from mlg_jax.experiment._launch import main as main
+from mlg_jax.experiment._modes import MODES as MODES
+from mlg_jax.experiment._modes import run_experiment as run_experiment
 from mlg_jax.experiment._report import write_report as write_report
-from mlg_jax.experiment._run import MODES as MODES
-from mlg_jax.experiment._run import run_experiment as run_experiment

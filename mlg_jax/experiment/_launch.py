@@ -4,23 +4,20 @@ import argparse
 import logging
 import runpy
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 
+from mlg_jax._errors import user_message
 from mlg_jax.config import ConfigError, ExperimentConfig, parse_config
 from mlg_jax.experiment._hosts import add_host_flags, join_hosts
+from mlg_jax.experiment._modes import MODES, run_experiment
 from mlg_jax.experiment._profile_report import PROFILE_DIR, profile_table
-from mlg_jax.experiment._run import MODES, run_experiment
-from mlg_jax.train import (
-    CheckpointError,
-    NonFiniteError,
-    TrainingInterrupted,
-    WorkDirError,
-    enable_compilation_cache,
-)
+from mlg_jax.train import TrainingInterrupted, enable_compilation_cache
 
 _PREFIX = "--config."
 
@@ -42,8 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingInterrupted as stop:
         logging.getLogger("mlg_jax").warning("%s Run the same command to go on.", stop)
         return stop.exit_code
-    except (ConfigError, WorkDirError, CheckpointError, NonFiniteError) as error:
-        sys.stderr.write(f"error: {error}\n")
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        sys.stderr.write(f"error: {message}\n")
         return 2
     if jax.process_index() == 0:
         if options.mode == "profile":
@@ -58,20 +58,42 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     """The experiment in a Python file that defines `get_config()`, with `--config.a.b=value`s.
 
     Raises:
-        ConfigError: no such file, no `get_config` in it, or keys and values that do not fit.
+        ConfigError: no such file, one that cannot be run, no `get_config` in it, or keys and values
+            that do not fit.
     """
     if not Path(path).is_file():
         raise ConfigError(f"`config` must be a Python file; there is no {path}.")
-    namespace = runpy.run_path(str(path))
-    if "get_config" not in namespace:
-        raise ConfigError(f"`config` must define get_config(); {path} does not.")
+    values = _values_of(path)
     pairs: dict[str, str] = {}
     for override in overrides:
         key, separator, value = override.removeprefix(_PREFIX).partition("=")
         if not separator:
             raise ConfigError(f"{override} must have a value: {_PREFIX}{key}=VALUE.")
         pairs[key] = value
-    return parse_config(namespace["get_config"](), pairs)
+    return parse_config(values, pairs)
+
+
+def _values_of(path: str | Path) -> Mapping[str, Any]:
+    """What the file's `get_config()` returns."""
+    try:
+        namespace = runpy.run_path(str(path))
+        if "get_config" not in namespace:
+            raise ConfigError(f"`config` must define get_config(); {path} does not.")
+        values = namespace["get_config"]()
+    except ConfigError:
+        raise
+    except Exception as error:
+        lines = [
+            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
+        ]
+        where = f" in line {lines[-1]}" if lines else ""
+        raise ConfigError(
+            f"`config` must be a file that Python can run; {path} fails{where}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(values, Mapping | ml_collections.ConfigDict):
+        raise ConfigError(f"get_config() in {path} must return a ConfigDict; got {values!r}.")
+    return values
 
 
 def _log_to_stderr() -> None:
@@ -80,6 +102,8 @@ def _log_to_stderr() -> None:
         format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
     )
     logging.getLogger("mlg_jax").setLevel(logging.INFO)
+    for name in ("absl", "asyncio"):  # orbax's threads log, with tracebacks, what it also raises
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -20,6 +20,7 @@ from mlg_jax.experiment._profile import (
     PolicyProfile,
     largest_activation,
 )
+from mlg_jax.export import write_atomically
 from mlg_jax.memory import STORAGES, crossover_density, densities_to_markdown, storage_curve
 from mlg_jax.plots import plot_batch_memory, plot_densities, plot_residuals, plot_storage
 from mlg_jax.train import WorkDirError
@@ -68,9 +69,9 @@ def write_profile(
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "config": config,
     }
-    (directory / "profile.json").write_text(json.dumps(profile, indent=1) + "\n")
+    write_atomically(directory / "profile.json", f"{json.dumps(profile, indent=1)}\n".encode())
     pictures = _draw(directory, profile, networks)
-    (directory / "profile.md").write_text(_markdown(profile, networks, pictures))
+    write_atomically(directory / "profile.md", _markdown(profile, networks, pictures).encode())
     return json.loads((directory / "profile.json").read_text())
 
 

@@ -124,7 +124,9 @@ class RematTraining:
 
     def _policy(self, preset: str) -> Policy:
         fixed = self._config.capacity
-        policy = Policy(preset, 1.0 if fixed is None else fixed, mesh=self._mesh)
+        capacity = 1.0 if fixed is None else fixed
+        # Silent: the loop sees the NaN, repeats the step exactly and counts it.
+        policy = Policy(preset, capacity, mesh=self._mesh, on_overflow="silent")
         return policy if fixed is not None else policy.with_capacities(self._capacities)
 
     def _temporary_bytes(self, variables: Mapping[str, Any], batch: Any, preset: str) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from mlg_jax.export import write_atomically
 from mlg_jax.models import SizeReport
 from mlg_jax.plots import plot_curves, plot_sizes
 
@@ -48,10 +49,10 @@ def write_report(
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "config": config,
     }
-    (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_atomically(directory / "summary.json", f"{json.dumps(summary, indent=1)}\n".encode())
     plot_curves(directory / "curves.png", curves)
     plot_sizes(directory / "sizes.png", sizes.to_dict()["layers"])
-    (directory / "report.md").write_text(_markdown(summary, sizes))
+    write_atomically(directory / "report.md", _markdown(summary, sizes).encode())
 
 
 def _counted(executions: Mapping[str, Mapping[str, int]]) -> str:

@@ -9,13 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from flax import traverse_util
 
-from mlg_jax._checks import check_choice
 from mlg_jax.compress import project_model
 from mlg_jax.config import ConfigError, ExperimentConfig, to_json
+from mlg_jax.experiment._check import check_experiment
 from mlg_jax.experiment._execution import student_execution
 from mlg_jax.experiment._export import export_student
 from mlg_jax.experiment._inputs import check_fits, compute_dtype, has_checkpoint, load_data
@@ -23,14 +21,19 @@ from mlg_jax.experiment._profile import Network, profile_networks
 from mlg_jax.experiment._profile_report import make_profile_dir, write_profile
 from mlg_jax.experiment._remat import MakeLoss, RematTraining
 from mlg_jax.experiment._report import write_report
-from mlg_jax.experiment._store import NpzStore, save_projection
+from mlg_jax.experiment._store import (
+    NpzStore,
+    is_projected,
+    load_projection,
+    save_projection,
+)
 from mlg_jax.experiment._tasks import Batches, classification_loss, make_task, student_loss
 from mlg_jax.experiment._transfer import model_to_train, trainable_rule, transferred
 from mlg_jax.layers import count_executions, layer_records
 from mlg_jax.models import create_model, size_report
 from mlg_jax.train import (
     CHECKPOINT_DIR,
-    CheckpointError,
+    all_agree,
     claim_work_dir,
     evaluate,
     initial_masks,
@@ -45,52 +48,9 @@ from mlg_jax.train import (
     zero_fraction,
 )
 
-MODES = ("train", "eval", "export", "profile")
 _log = logging.getLogger("mlg_jax.experiment")
 
 Variables = dict[str, Any]
-
-
-def run_experiment(
-    config: ExperimentConfig, work_dir: str | Path, *, mode: str = "train"
-) -> dict[str, Any]:
-    """Runs an experiment, or what is left of it, in its work directory.
-
-    Stage 0 trains the teacher (or takes it from `teacher.checkpoint`), stage 1 projects its
-    kernels, stage 2 trains the student; then the test set is read, once, and the report and the
-    packed student are written.
-
-    Args:
-        config: the experiment.
-        work_dir: holds `teacher/`, `projection/`, `student/`, `report/` and `packed/`.
-        mode: `train`; `eval` trains nothing and reports on what is there; `export` only writes the
-            packed student anew, with what it reaches on the validation set; `profile` measures the
-            memory of both networks' training, of whatever is there, and writes `profile/` alone.
-
-    Returns:
-        The content of `report/summary.json`; of `profile/profile.json` after `profile`; after
-        `export` `{"packed": {"file", "bytes"}}`.
-
-    Raises:
-        ValueError: another mode.
-        WorkDirError: the work directory of another experiment.
-        CheckpointError: a checkpoint of another model, a damaged one, none where one is needed.
-        ConfigError: after `export`, a factor that its bits cannot hold.
-        TrainingInterrupted, NonFiniteError: as from `mlg_jax.train.train`.
-    """
-    check_choice("mode", mode, MODES)
-    directory = Path(work_dir).absolute()
-    if mode == "profile":
-        return _Experiment(config, directory).profile()
-    claim_work_dir(directory, to_json(config))
-    run = _Experiment(config, directory)
-    if mode == "export":
-        return run.export()
-    if mode == "train":
-        run.train_teacher()
-        run.project()
-        run.train_student()
-    return run.report()
 
 
 class _Experiment:
@@ -100,6 +60,7 @@ class _Experiment:
         self._config, self._directory = config, directory
         self._mesh = make_mesh()
         self._dataset = load_data(config.data, sharded(self._mesh))
+        check_experiment(config, self._dataset, self._mesh.size)
         self._key = jax.random.key(config.seed)
         common = {
             "num_classes": self._dataset.num_classes,
@@ -108,7 +69,7 @@ class _Experiment:
             "dtype": compute_dtype(config.model.dtype),
         }
         self._teacher = create_model(config.model.name, **common)
-        student = functools.partial(
+        self._make_student = functools.partial(
             create_model,
             config.model.name,
             **common,
@@ -116,10 +77,24 @@ class _Experiment:
             weight_bits=config.generation.weight_bits,
             activation_bits=config.generation.activation_bits,
         )
+        for model in (self._teacher, self._make_student(execution="auto")):
+            self._shapes(model)  # raises where the images do not fit the network
+
+    def claim(self) -> None:
+        """Binds the directory to the configuration, now that it has proved to fit the data."""
+        claim_work_dir(self._directory, to_json(self._config))
+        _ = self._student  # measured before anything is trained
+
+    @functools.cached_property
+    def _student(self) -> nn.Module:
         execution = student_execution(
-            config, directory, student, self._dataset.image_shape, self._mesh.size
+            self._config,
+            self._directory,
+            self._make_student,
+            self._dataset.image_shape,
+            self._mesh.size,
         )
-        self._student = student(execution=execution)
+        return self._make_student(execution=execution)
 
     def train_teacher(self) -> None:
         """Stage 0; nothing to do where the teacher is given."""
@@ -132,9 +107,11 @@ class _Experiment:
 
     def project(self) -> None:
         """Stage 1."""
-        if self._config.student.start == "random" or self._projection_path.exists():
+        if self._config.student.start == "random":
             return
         is_first = jax.process_index() == 0
+        if all_agree(not is_first or is_projected(self._projection_path)):
+            return
         self._projection_path.parent.mkdir(parents=True, exist_ok=True)
         store = NpzStore(self._projection_path.parent / "state.npz", is_writable=is_first)
         spec = self._config.projection
@@ -151,8 +128,7 @@ class _Experiment:
         )
         wait_for_all("projected")  # until then another one may still look for the files
         if is_first:
-            save_projection(self._projection_path, projection)
-            store.remove()
+            save_projection(self._projection_path, projection, store)
         wait_for_all("projection saved")
 
     def train_student(self) -> None:
@@ -372,11 +348,7 @@ class _Experiment:
         return variables
 
     def _projected(self) -> Variables:
-        if not self._projection_path.exists():
-            raise CheckpointError(f"No projection at {self._projection_path}; run --mode=train.")
-        with np.load(self._projection_path) as archive:
-            flat = {tuple(name.split("/")): archive[name] for name in archive.files}
-        return traverse_util.unflatten_dict(flat)
+        return load_projection(self._projection_path)
 
     def _shapes(self, model: nn.Module) -> Any:
         x = jax.ShapeDtypeStruct(self._input_shape, jnp.float32)

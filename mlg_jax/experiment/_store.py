@@ -1,8 +1,8 @@
 """Files of a projection: its result, and its state while it is under way."""
 
+import io
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ import numpy as np
 from flax import traverse_util
 
 from mlg_jax.compress import History, Projection
+from mlg_jax.export import write_atomically
+from mlg_jax.train import CheckpointError, damage, seal
 
 _log = logging.getLogger("mlg_jax.experiment")
 
@@ -22,12 +24,16 @@ class NpzStore:
         self._path, self._is_writable = path, is_writable
 
     def load(self) -> tuple[list[np.ndarray], History] | None:
-        """The state, if there is one."""
+        """The state, if there is one; a damaged one is none, with a warning."""
         if not self._path.exists():
             return None
-        with np.load(self._path) as archive:
-            history = tuple((int(step), float(loss)) for step, loss in archive["history"])
-            leaves = [archive[f"leaf{i}"] for i in range(len(archive.files) - 1)]
+        try:
+            arrays = _load_npz(self._path)
+            history = tuple((int(step), float(loss)) for step, loss in arrays.pop("history"))
+            leaves = [arrays[f"leaf{i}"] for i in range(len(arrays))]
+        except (CheckpointError, KeyError, TypeError, ValueError) as error:
+            _log.warning("%s is damaged: the projection starts again. (%s)", self._path, error)
+            return None
         _log.info("projection: resumes after %d reports", len(history))
         return leaves, history
 
@@ -43,18 +49,52 @@ class NpzStore:
         self._path.unlink(missing_ok=True)
 
 
-def save_projection(path: Path, projection: Projection) -> None:
-    """The variables at `path`, errors and losses as `projection.json` beside it."""
+def is_projected(path: Path) -> bool:
+    """Whether a projection is complete and as it was written; warns of one that is damaged."""
+    if not path.exists():
+        return False
+    reason = damage(path.parent)
+    if reason is not None:
+        _log.warning("%s is damaged: it is computed again. (%s)", path, reason)
+    return reason is None
+
+
+def save_projection(path: Path, projection: Projection, store: NpzStore) -> None:
+    """The variables at `path`, errors and losses as `projection.json` beside it; sealed.
+
+    The state of the projection goes only then.
+    """
     flat = traverse_util.flatten_dict(projection.variables, sep="/")
     curve = {"errors": projection.errors, "history": projection.history}
-    path.with_name("projection.json").write_text(json.dumps(curve, indent=1))
+    write_atomically(path.with_name("projection.json"), json.dumps(curve, indent=1).encode())
     _save_npz(path, flat)
+    seal(path.parent, [path.name, "projection.json"])
+    store.remove()
+
+
+def load_projection(path: Path) -> dict[str, Any]:
+    """The variables that `save_projection` wrote.
+
+    Raises:
+        CheckpointError: there are none, or damaged ones.
+    """
+    if not path.exists():
+        raise CheckpointError(f"No projection at {path}; run --mode=train.")
+    if (reason := damage(path.parent)) is not None:
+        raise CheckpointError(f"{path} is damaged ({reason}); --mode=train computes it again.")
+    flat = {tuple(name.split("/")): value for name, value in _load_npz(path).items()}
+    return traverse_util.unflatten_dict(flat)
+
+
+def _load_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file, np.load(file) as archive:  # NumPy leaves it open on errors
+            return dict(archive)
+    except Exception as error:  # by what is damaged: zipfile's, zlib's, NumPy's
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def _save_npz(path: Path, arrays: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()})
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()})
+    write_atomically(path, buffer.getvalue())

@@ -13,6 +13,7 @@ from mlg_jax.layers import layer_records, total_penalty
 from mlg_jax.train import LossFn, Task, TrainableRule
 
 Batch = dict[str, jax.Array]
+EVAL_METRICS = ("accuracy", "loss")  # of every evaluation
 Prepare = Callable[[jax.Array, Batch], Batch]
 
 

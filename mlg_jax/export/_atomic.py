@@ -9,7 +9,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file; what was at `path` stays until all of it is on disk.
 
     Raises:
-        OSError: the file cannot be written; the error names it.
+        OSError: the file cannot be written; it names `path`.
     """
     target = pathlib.Path(os.path.realpath(path))
     partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
@@ -19,9 +19,9 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
-    except OSError as error:
+    except OSError as error:  # of a write to a full disk it names no file
         partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error  # not `partial`
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -8,9 +8,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from mlg_jax._checks import check_integer, check_pair
 from mlg_jax._types import CONV_OUTPUT, Array, KernelShape, LayerRecord
+from mlg_jax.generation import GenerationSpec
 from mlg_jax.layers._kernel import DenseKernel, KernelChoice
 from mlg_jax.layers._product import check_layer, kernel_product, quantized_input
-from mlg_jax.quant import ActivationSpec
+from mlg_jax.quant import ActivationSpec, QuantSpec
 
 
 class Conv(nn.Module):
@@ -23,7 +24,8 @@ class Conv(nn.Module):
         padding: `((top, bottom), (left, right))`; None pads `k // 2` on both sides.
         groups: channel groups; the number of input channels makes the layer depthwise.
         use_bias: adds a bias, one entry a feature.
-        kernel: what the kernel is made of.
+        kernel: what the kernel is made of: a `GenerationSpec`, a `QuantSpec` for an ordinary kernel
+            that is quantised as a whole, or a `KernelChoice`.
         input_quant: quantiser of the input.
         execution: how a generated kernel is applied, the same function in every case: `generate`
             builds it, then convolves; `factored_out` convolves with U B, then multiplies with V;
@@ -43,7 +45,7 @@ class Conv(nn.Module):
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     use_bias: bool = False
-    kernel: KernelChoice = DenseKernel()
+    kernel: KernelChoice | GenerationSpec | QuantSpec = DenseKernel()
     input_quant: ActivationSpec = ActivationSpec()
     execution: str | tuple[tuple[str, str], ...] = "auto"
     dtype: Any = None

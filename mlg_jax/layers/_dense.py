@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mlg_jax._types import Array, KernelShape, LayerRecord
+from mlg_jax.generation import GenerationSpec
 from mlg_jax.layers._kernel import DenseKernel, KernelChoice
 from mlg_jax.layers._product import check_layer, kernel_product, quantized_input
-from mlg_jax.quant import ActivationSpec
+from mlg_jax.quant import ActivationSpec, QuantSpec
 
 
 class Dense(nn.Module):
@@ -19,7 +20,7 @@ class Dense(nn.Module):
 
     features: int
     use_bias: bool = True
-    kernel: KernelChoice = DenseKernel()
+    kernel: KernelChoice | GenerationSpec | QuantSpec = DenseKernel()
     input_quant: ActivationSpec = ActivationSpec()
     execution: str | tuple[tuple[str, str], ...] = "auto"
     dtype: Any = None

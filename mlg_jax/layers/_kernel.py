@@ -223,6 +223,18 @@ class KernelsByPath(KernelChoice):
         return next(matches, self.default).resolve(path, shape)
 
 
+def as_choice(kernel: KernelChoice | GenerationSpec | QuantSpec) -> KernelChoice:
+    """What a layer's `kernel` stands for: a spec is the kernel that it describes.
+
+    Raises:
+        TypeError: something else.
+    """
+    check_instance("kernel", kernel, (KernelChoice, GenerationSpec, QuantSpec))
+    if isinstance(kernel, GenerationSpec):
+        return GeneratedKernel(kernel)
+    return DenseKernel(kernel) if isinstance(kernel, QuantSpec) else kernel
+
+
 def _key_for(key: Key | None, name: str) -> Key | None:
     """An independent key for each factor."""
     return None if key is None else jax.random.fold_in(key, FactorShapes._fields.index(name))

@@ -113,8 +113,16 @@ def _affine(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilo
 
 
 def _moments(x: Array, dtype: Any) -> tuple[Array, Array]:
-    """Mean and biased variance per channel, in one pass over `x`."""
+    """Mean and biased variance per channel, in one pass over `x`.
+
+    `E[x^2] - E[x]^2` cancels where the mean is large, so both are taken of `x - shift`. With the
+    mean of one of the N examples as the shift, `(mean - shift)^2 <= (N - 1) var`: the relative
+    error of the variance is bounded by about N times the rounding error, whatever the input.
+    """
     wide = x.astype(jnp.promote_types(x.dtype, dtype))
+    shift = jnp.mean(wide[0], tuple(range(x.ndim - 2)))
     axes = tuple(range(x.ndim - 1))
-    mean = jnp.mean(wide, axes)
-    return mean, jnp.maximum(jnp.mean(jnp.square(wide), axes) - jnp.square(mean), 0.0)
+    shifted = wide - shift
+    mean = jnp.mean(shifted, axes)
+    variance = jnp.maximum(jnp.mean(jnp.square(shifted), axes) - jnp.square(mean), 0.0)
+    return shift + mean, variance

@@ -11,7 +11,7 @@ from mlg_jax._checks import check_choice, check_floating, check_instance, check_
 from mlg_jax._types import Array, FactorRecord, Key, LayerRecord
 from mlg_jax.generation import EXECUTIONS
 from mlg_jax.layers._activation import ActivationQuantizer
-from mlg_jax.layers._kernel import KernelChoice, KernelProvider
+from mlg_jax.layers._kernel import KernelProvider, as_choice
 from mlg_jax.layers._records import record_layer
 from mlg_jax.quant import ActivationSpec
 
@@ -22,7 +22,7 @@ def check_layer(layer: Any, x: Array) -> None:
     """Raises unless the attributes that both kinds of layers have fit, and `x` is floating."""
     check_execution(layer.execution)
     check_integer("features", layer.features, 1)
-    check_instance("kernel", layer.kernel, KernelChoice)
+    as_choice(layer.kernel)
     check_instance("input_quant", layer.input_quant, ActivationSpec)
     check_floating("x", x)
 
@@ -49,7 +49,7 @@ def quantized_input(layer: Any, x: Array, train: bool) -> Array:
 def kernel_product(layer: nn.Module, record: LayerRecord, x: Array, train: bool) -> Array:
     """The layer's product plus bias, in its dtype; to be called in its compact method."""
     assert record.kernel is not None
-    provider = layer.kernel.resolve(record.name, record.kernel)
+    provider = as_choice(layer.kernel).resolve(record.name, record.kernel)
     entries = provider.records(record.kernel)
     params = {
         e.name: layer.param(

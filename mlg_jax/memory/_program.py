@@ -79,7 +79,8 @@ def make_program(
     def call(leaves: Sequence[Any]) -> Any:
         values = iter(leaves)
         pairs = zip(paths, is_traced, strict=True)
-        return fn(*jax.tree.unflatten(treedef, [next(values) if t else x for (_, x), t in pairs]))
+        given = [next(values) if t else x for (_, x), t in pairs]
+        return jax.tree.map(jnp.asarray, fn(*jax.tree.unflatten(treedef, given)))
 
     kept = [pair for pair, traced in zip(paths, is_traced, strict=True) if traced]
     return Program(

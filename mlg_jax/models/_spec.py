@@ -125,7 +125,7 @@ class ModelSpec:
         values["generation"] = _generation_from_json(values["generation"])
         if not isinstance(values["execution"], str):
             values["execution"] = _pairs(values["execution"], "model.execution")
-        remat = _entries(Policy, values["remat"], "model.remat")
+        remat = _entries(Policy, values["remat"], "model.remat", absent={"on_overflow": "warn"})
         remat["capacities"] = _pairs(remat["capacities"], "model.remat.capacities")
         if remat["mesh"] is not None:
             raise ValueError(f"`model.remat.mesh` must be None; got {remat['mesh']!r}.")
@@ -181,9 +181,16 @@ def _to_json(value: Any) -> Any:
     return float(value) if isinstance(value, Real) else value
 
 
-def _entries(spec: type, tree: Any, where: str) -> dict[str, Any]:
-    """The mapping `tree`, whose keys must be the fields of the dataclass `spec`."""
+def _entries(
+    spec: type, tree: Any, where: str, *, absent: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The mapping `tree`, whose keys must be the fields of the dataclass `spec`.
+
+    `absent` has the values of fields that older files do not know.
+    """
     names = [field.name for field in dataclasses.fields(spec)]
+    if isinstance(tree, Mapping):
+        tree = {**(absent or {}), **tree}
     if not isinstance(tree, Mapping) or sorted(map(str, tree)) != sorted(names):
         found = sorted(map(str, tree)) if isinstance(tree, Mapping) else tree
         raise ValueError(f"`{where}` must have the keys {sorted(names)}; got {found!r}.")

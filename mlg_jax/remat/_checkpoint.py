@@ -15,6 +15,7 @@ from mlg_jax._checks import check_integer
 from mlg_jax._tie import compute_once, false_that_depends_on, tie, tie_if
 from mlg_jax._types import Array, Key
 from mlg_jax.remat._codec import Codec, Dense
+from mlg_jax.remat._overflow import check_on_overflow, poison, warn_of
 from mlg_jax.remat._slices import in_slices, pull_back, slice_of
 from mlg_jax.remat._trace import run_named
 
@@ -32,14 +33,20 @@ class Storage:
             slices one after the other, forward and backward, so that what is computed again never
             stands there for all of it. For functions that treat every example alone (no batch
             statistics); not with `names`.
+        name: of the function in warnings; empty: its `__name__`.
+        on_overflow: `warn`, once, when a bitmap had too little room and the gradients are NaN; or
+            `silent`, for a training loop that looks for NaN itself.
     """
 
     activation: Codec = Dense()
     names: tuple[str, ...] = ()
     named: Codec = Dense()
     num_slices: int = 1
+    name: str = ""
+    on_overflow: str = "warn"
 
     def __post_init__(self) -> None:
+        check_on_overflow(self.on_overflow)
         check_integer("num_slices", self.num_slices, 1)
         if self.names and self.num_slices > 1:
             raise ValueError(f"`num_slices` must be 1 beside `names`; got {self.num_slices}.")
@@ -54,6 +61,8 @@ def store_residuals(
     fn: Callable[..., Any], storage: Storage, activations: Sequence[int], key: Key | None
 ) -> Callable[..., Any]:
     """`fn` with `storage` for its residuals; see `checkpoint`."""
+    name = storage.name or getattr(fn, "__name__", type(fn).__name__)
+    storage = dataclasses.replace(storage, name=name)
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -178,9 +187,12 @@ def _with_backward(run: Callable[..., Any], storage: Storage) -> Callable[..., l
 
         wanted = [x for w, x in zip(is_wanted.values, plain, strict=True) if w]
         d_wanted, d_active = pull_back(again, wanted, active, cotangents, storage.num_slices)
-        lost = [storage.activation.is_lost(e) for e in kept_active]
-        lost += [storage.named.is_lost(e) for e in kept_named]
-        d_wanted, d_active = _poison((d_wanted, d_active), [x for x in lost if x is not None])
+        overflows = [storage.activation.overflow(e) for e in kept_active]
+        overflows += [storage.named.overflow(e) for e in kept_named]
+        known = [overflow for overflow in overflows if overflow is not None]
+        if storage.on_overflow == "warn":
+            warn_of(storage.name, known)
+        d_wanted, d_active = poison((d_wanted, d_active), known)
         queue = iter(d_wanted)
         d_plain = [next(queue) if w else None for w in is_wanted.values]
         return None, None, d_plain, d_active
@@ -218,13 +230,6 @@ def _instantiated(cotangent: Any) -> Any:
     if cotangent.dtype == jax.dtypes.float0:
         return np.zeros(cotangent.shape, jax.dtypes.float0)
     return jnp.zeros(cotangent.shape, cotangent.dtype)
-
-
-def _poison(cotangents: Any, lost: list[Array]) -> Any:
-    if not lost:
-        return cotangents
-    is_lost = functools.reduce(jnp.logical_or, lost)
-    return jax.tree.map(lambda c: jnp.where(is_lost, jnp.array(jnp.nan, c.dtype), c), cotangents)
 
 
 def _split(key: Key | None, num: int) -> list[Any]:

@@ -14,6 +14,7 @@ from mlg_jax._tie import tie_if
 from mlg_jax._types import Array, Key
 from mlg_jax.bitmap import Bitmap, pack, unpack
 from mlg_jax.remat._group_quant import GROUP_BITS, GroupCodes, dequantize, quantize
+from mlg_jax.remat._overflow import Overflow, overflow_of
 
 PACKED = "mlg_jax_packed"  # checkpoint_name of everything a codec stores other than dense
 
@@ -42,8 +43,8 @@ class Codec:
         """`x` again."""
         return tie_if(encoded, never)
 
-    def is_lost(self, encoded: Any) -> Array | None:
-        """True (scalar bool) if entries of `x` could not be kept; None: cannot happen."""
+    def overflow(self, encoded: Any) -> Overflow | None:
+        """Whether entries of `x` could not be kept; None: cannot happen."""
         return None
 
 
@@ -68,22 +69,22 @@ class BitmapCodec(Codec):
         check_real("capacity", self.capacity, 0.0, 1.0, exclusive_minimum=True)
 
     def encode(self, x: Array, key: Key | None) -> Any:
-        """The bitmap of `x`, and whether it overflowed."""
+        """The bitmap of `x`, and the number of its non-zeros, device by device."""
 
         def run(x: Array) -> Any:
             bitmap = pack(x, capacity=self.capacity)
-            return bitmap, bitmap.is_overflown[None]
+            return bitmap, bitmap.count[None]
 
-        bitmap, is_lost = _by_device(self.mesh, run, x)
-        return _named(bitmap), is_lost
+        bitmap, counts = _by_device(self.mesh, run, x)
+        return _named(bitmap), counts
 
     def decode(self, encoded: Any, never: Array) -> Array:
         """`x`, where it fitted."""
         return _by_device(self.mesh, unpack, _tie_bits(encoded[0], never))
 
-    def is_lost(self, encoded: Any) -> Array:
-        """True if there were more non-zeros than room."""
-        return jnp.any(encoded[1])
+    def overflow(self, encoded: Any) -> Overflow:
+        """Whether there were more non-zeros than room."""
+        return overflow_of(*encoded)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,16 +170,16 @@ class BitmapGroupCodec(Codec):
         GroupCodec(self.bits, self.group_size)
 
     def encode(self, x: Array, key: Key | None) -> Any:
-        """Bitmap without values, the codes of the values, and whether it overflowed."""
+        """Bitmap without values, the codes of the values, and the number of non-zeros."""
 
         def run(x: Array, key: Key) -> Any:
             bitmap = pack(x, capacity=self.capacity)
             codes = quantize(bitmap.values, self.bits, self.group_size, key)
             empty = dataclasses.replace(bitmap, values=jnp.zeros(0, x.dtype))
-            return empty, codes, bitmap.is_overflown[None]
+            return empty, codes, bitmap.count[None]
 
-        bitmap, codes, is_lost = _by_device(self.mesh, run, x, key)
-        return _named((bitmap, codes)), is_lost
+        bitmap, codes, counts = _by_device(self.mesh, run, x, key)
+        return _named((bitmap, codes)), counts
 
     def decode(self, encoded: Any, never: Array) -> Array:
         """`x`, every non-zero up to one step of its group."""
@@ -191,9 +192,10 @@ class BitmapGroupCodec(Codec):
         codes = codes.replace(step=tie_if(codes.step, never))
         return _by_device(self.mesh, run, (_tie_bits(bitmap, never), codes))
 
-    def is_lost(self, encoded: Any) -> Array:
-        """True if there were more non-zeros than room."""
-        return jnp.any(encoded[1])
+    def overflow(self, encoded: Any) -> Overflow:
+        """Whether there were more non-zeros than room."""
+        (bitmap, _), counts = encoded
+        return overflow_of(bitmap, counts)
 
 
 @dataclasses.dataclass(frozen=True)

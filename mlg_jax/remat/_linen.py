@@ -1,5 +1,6 @@
 """The transform for Linen modules, as `nn.remat` is `jax.checkpoint` for them."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ def lift_storage(
         The same kind of thing. Collections and streams of the module are seen and changed as
         without it; Python values among the arguments stay Python values.
     """
+    if not storage.name:
+        storage = dataclasses.replace(storage, name=getattr(target, "__name__", ""))
 
     def transform(scope_function: Callable[..., Any]) -> Callable[..., Any]:
         def inner(

@@ -13,6 +13,7 @@ from mlg_jax._types import CONV_OUTPUT, Array
 from mlg_jax.remat._checkpoint import Storage
 from mlg_jax.remat._codec import GroupCodec, bitmap_or_dense
 from mlg_jax.remat._linen import lift_storage
+from mlg_jax.remat._overflow import check_on_overflow
 
 DENSITIES = "densities"  # the collection in which a model's activations report their density
 INPUT = "input"  # the name there of a piece that is a module of its own
@@ -81,15 +82,18 @@ class Policy:
             `capacities` says nothing.
         capacities: `(name of the piece, capacity)`, as `choose_capacities` finds them.
         mesh: the devices over which batches are split; None: one device.
+        on_overflow: as of `Storage`.
     """
 
     preset: str = "none"
     capacity: float = 0.75
     capacities: tuple[tuple[str, float], ...] = ()
     mesh: Mesh | None = None
+    on_overflow: str = "warn"
 
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, PRESETS)
+        check_on_overflow(self.on_overflow)
         check_real("capacity", self.capacity, 0.0, 1.0, exclusive_minimum=True)
         for name, capacity in self.capacities:
             check_real(f"capacities[{name!r}]", capacity, 0.0, 1.0, exclusive_minimum=True)
@@ -101,7 +105,7 @@ class Policy:
     @property
     def exact(self) -> "Policy":
         """The same preset with room for everything; where activations are dense, so are these."""
-        return Policy(self.preset, 1.0, mesh=self.mesh)
+        return dataclasses.replace(self, capacity=1.0, capacities=())
 
     @property
     def needs_capacity(self) -> bool:
@@ -158,7 +162,9 @@ class Policy:
                     _report_density(module, name, x)
                 return fn(module, x)
             capacity = capacities.get(piece, self.capacity) if is_sparse else 1.0
-            stored = storage(capacity, self.mesh)
+            stored = dataclasses.replace(
+                storage(capacity, self.mesh), name=piece, on_overflow=self.on_overflow
+            )
             has_statistics = bool(module.variables.get("batch_stats"))
             if is_per_example and not (has_statistics or stored.names or self.mesh):
                 stored = dataclasses.replace(stored, num_slices=math.gcd(len(x), MAX_SLICES))

@@ -1,37 +1,50 @@
-"""Checkpoints of a run: the two latest and the best, each complete or not there at all."""
+"""Checkpoints of a run: the two latest and the best, each complete and sealed or not there."""
 
+import json
 import logging
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from mlg_jax._checks import check_choice
+from mlg_jax.train._arrays import (
+    abstract,
+    check_same_arrays,
+    describe,
+    digests,
+    join_arrays,
+    split_arrays,
+)
 from mlg_jax.train._errors import CheckpointError
+from mlg_jax.train._mesh import all_agree, shared_token, wait_for_all
+from mlg_jax.train._seal import damage, seal
 from mlg_jax.train._spec import MODES
 from mlg_jax.train._state import TrainState
-from mlg_jax.train._tree import named_leaves
+from mlg_jax.train._stored import WORST, best_of, first_line, score_of, steps_in
 
 _LOGGER = logging.getLogger(__name__)
 
 # Two latest ones, so that one that is damaged after it was committed (a disk that lied at a power
-# cut) does not end the run. `max_to_keep` with `best_fn` would delete the newest.
+# cut) does not end the run.
 _NUM_LATEST = 2
-_WORST = -float("inf")  # the score of a checkpoint that was not evaluated
-
-_VARIABLES = ("params", "model_state")  # what a model needs; the rest is the optimiser's and ours
+_UNFINISHED = re.compile(r"\d+\..*tmp")
+_DAMAGED = ".damaged"
 
 
 class Checkpointer:
     """The checkpoints in one directory. Arrays are stored by name, whatever pytree they are in.
 
+    Every checkpoint holds digests of its arrays, and of all its files. One in which any file does
+    not fit is set aside: renamed to `STEP.damaged`, with a warning, and never used or deleted.
+
     Args:
-        directory: made if it is not there.
+        directory: made if it is not there; what a killed process left unfinished is removed.
         best_mode: whether the `max` or `min` score is best.
 
     Raises:
@@ -45,9 +58,19 @@ class Checkpointer:
         self._sign = 1.0 if best_mode == "max" else -1.0
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                _remove_unfinished(self._directory)
         except OSError as error:
             raise CheckpointError(f"Cannot make {self._directory}: {error}.") from error
-        self._manager = _open_manager(self._directory)
+        wait_for_all("unfinished checkpoints removed")
+        self._orbax = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(
+                variables=ocp.StandardCheckpointHandler(),
+                rest=ocp.StandardCheckpointHandler(),
+                meta=ocp.JsonCheckpointHandler(),
+                metrics=ocp.JsonCheckpointHandler(filename="metrics"),
+            )
+        )
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -57,19 +80,28 @@ class Checkpointer:
 
     def close(self) -> None:
         """Releases the directory."""
-        self._manager.close()
+        self._orbax.close()
 
     @property
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, ascending."""
-        return sorted(self._manager.all_steps())
+        return steps_in(self._directory)
+
+    @property
+    def latest_sound_step(self) -> int | None:
+        """The latest step of which every file is as it was written; reads all of them."""
+        return next((s for s in reversed(self.steps) if damage(self._path(s)) is None), None)
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and score of the best checkpoint, of equal ones the latest; None: none has one."""
+        found = best_of(self._directory, self.steps)
+        return None if found is None else (found[0], self._sign * found[1])
 
     @property
     def best_step(self) -> int | None:
-        """The step of the best checkpoint, of equal ones the latest; None: none was evaluated."""
-        scores = {step: self._score(step) for step in self.steps}
-        evaluated = [step for step, score in scores.items() if score > _WORST]
-        return max(evaluated, key=lambda step: (scores[step], step)) if evaluated else None
+        """The step of the best checkpoint; None: none was evaluated."""
+        return None if self.best is None else self.best[0]
 
     def save(
         self, state: TrainState, *, meta: Mapping[str, Any], score: float | None = None
@@ -82,83 +114,119 @@ class Checkpointer:
             score: by which the best is chosen; None or not finite: not evaluated.
 
         Raises:
-            CheckpointError: it cannot be written; those before it are intact.
+            CheckpointError: it cannot be written; those before it are as they were.
         """
         step = int(state.step)
-        variables, rest = _split(state)
-        is_scored = score is not None and np.isfinite(score)
-        contents = ocp.args.Composite(
-            variables=ocp.args.StandardSave(variables),
-            rest=ocp.args.StandardSave(rest),
-            meta=ocp.args.JsonSave({**meta, "step": step, "arrays": _describe(variables | rest)}),
-        )
-        metrics = {"score": self._sign * float(score) if is_scored else _WORST}  # type: ignore[arg-type]
         try:
-            self._manager.save(step, args=contents, metrics=metrics, force=True)
-            self._manager.wait_until_finished()
+            self._write(state, step, meta, score)
+            if jax.process_index() == 0:
+                self._delete_old()
         except Exception as error:  # orbax: OSError, ValueError, RuntimeError ... by what failed
-            last = self.steps[-1] if self.steps else None
             raise CheckpointError(
                 f"Cannot write the checkpoint of step {step} to {self._directory} (is the disk "
-                f"full?); the last good one is of step {last}. Cause: {_first_line(error)}"
+                f"full?); the last good one is of step {self.latest_sound_step}. Cause: "
+                f"{first_line(error)}"
             ) from error
+        wait_for_all("checkpoint saved")
 
     def restore(
         self, template: TrainState, *, step: int | None = None
     ) -> tuple[TrainState, dict[str, Any]] | None:
         """Reads a checkpoint into arrays like the template's, on the template's devices.
 
-        A latest checkpoint that is complete by name but damaged is set aside, with a warning, and
-        the one before it is read.
+        Without `step`, all damaged checkpoints are set aside first, the best one among them: the
+        best is then chosen from the others, and those still to come.
 
         Args:
             template: a state of the run to resume; only shapes, dtypes and shardings are read.
-            step: which one; None: the latest one that can be read.
+            step: which one; None: the latest one that is sound.
 
         Returns:
             The state and its `meta`; None when there is no checkpoint.
 
         Raises:
-            CheckpointError: a checkpoint of another model, of no such step, or none readable.
+            CheckpointError: a checkpoint of another model, of no such step, or damaged ones only:
+                to start again then is for the user to decide, by removing the directory.
         """
         if step is not None:
-            return self._restore_step(template, self._checked(step))
-        steps = self.steps
-        for candidate in reversed(steps):
-            try:
-                return self._restore_step(template, candidate)
-            except CheckpointError:
-                raise
-            except Exception as error:  # by what is damaged: ValueError, KeyError, OSError, ...
-                _LOGGER.warning(
-                    "The checkpoint of step %d in %s is damaged and set aside: %s",
-                    candidate,
-                    self._directory,
-                    _first_line(error),
-                )
-                self._set_aside(candidate)
-        if steps:
+            restored = self._restore_step(template, self._checked(step))
+            if restored is None:
+                raise CheckpointError(f"The checkpoint {self._path(step)} is damaged: its arrays.")
+            return restored
+        self._set_aside_damaged()
+        for candidate in reversed(self.steps):
+            restored = self._restore_step(template, candidate)
+            if restored is not None:
+                return restored
+            self._set_aside(candidate, "its arrays are not those that were saved")
+        if damaged := steps_in(self._directory, _DAMAGED):
             raise CheckpointError(
-                f"No checkpoint in {self._directory} can be read: those of steps {steps} are "
+                f"No checkpoint in {self._directory} can be read: those of steps {damaged} are "
                 "damaged. Remove the directory to start again."
             )
         return None
 
-    def _restore_step(self, template: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        meta = dict(meta["meta"])
-        variables, rest = _split(template)
-        _check_same_arrays(
-            _describe(variables | rest), meta.pop("arrays"), self._directory / str(step)
-        )
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardRestore(_abstract(variables)),
-                rest=ocp.args.StandardRestore(_abstract(rest)),
+    def _write(
+        self, state: TrainState, step: int, meta: Mapping[str, Any], score: float | None
+    ) -> None:
+        """Under a temporary name, which the first process seals and makes the final one."""
+        variables, rest = split_arrays(state)
+        arrays = variables | rest
+        is_scored = score is not None and np.isfinite(score)
+        contents = ocp.args.Composite(
+            variables=ocp.args.StandardSave(variables),
+            rest=ocp.args.StandardSave(rest),
+            meta=ocp.args.JsonSave(
+                {**meta, "step": step, "arrays": describe(arrays), "digests": digests(arrays)}
+            ),
+            metrics=ocp.args.JsonSave(
+                {"score": self._sign * float(score) if is_scored else WORST}  # type: ignore[arg-type]
             ),
         )
-        return _join(template, {**restored["variables"], **restored["rest"]}), meta
+        # Threads of a save that failed may still write under their own name.
+        unsealed = self._path(f"{step}.{shared_token()}.tmp")
+        self._orbax.save(unsealed, args=contents)
+        if jax.process_index() == 0:
+            seal(unsealed)
+            unsealed.rename(self._path(step))
+
+    def _delete_old(self) -> None:
+        """A checkpoint whose score cannot be read stays: it is damaged, which `restore` reports."""
+        steps = self.steps
+        best = best_of(self._directory, steps)
+        kept = {*steps[-_NUM_LATEST:], None if best is None else best[0]}
+        for step in steps:
+            if step not in kept and score_of(self._path(step)) is not None:
+                path = self._path(f"{step}.tmp")  # first: a kill leaves nothing incomplete
+                self._path(step).rename(path)
+                shutil.rmtree(path)
+
+    def _restore_step(
+        self, template: TrainState, step: int
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """None: what was read is not what was saved."""
+        path = self._path(step)
+        if not all_agree(jax.process_index() > 0 or damage(path) is None):
+            return None
+        try:
+            meta = json.loads((path / "meta/metadata").read_text())
+            variables, rest = split_arrays(template)
+            check_same_arrays(describe(variables | rest), meta.pop("arrays"), path)
+            restored = self._orbax.restore(
+                path,
+                args=ocp.args.Composite(
+                    variables=ocp.args.StandardRestore(abstract(variables)),
+                    rest=ocp.args.StandardRestore(abstract(rest)),
+                ),
+            )
+        except CheckpointError:
+            raise
+        except Exception as error:  # orbax: by what failed
+            raise CheckpointError(f"Cannot read {path}: {first_line(error)}") from error
+        arrays = {**restored["variables"], **restored["rest"]}
+        if not all_agree(digests(arrays) == meta.pop("digests")):
+            return None
+        return join_arrays(template, arrays), meta
 
     def _checked(self, step: int) -> int:
         if step not in self.steps:
@@ -167,145 +235,39 @@ class Checkpointer:
             )
         return step
 
-    def _score(self, step: int) -> float:
-        metrics = self._manager.metrics(step)
-        return _WORST if metrics is None else float(metrics["score"])
-
-    def _set_aside(self, step: int) -> None:
-        """Renames the directory: nothing is lost, and the step can be written again."""
+    def _set_aside_damaged(self) -> None:
         if jax.process_index() == 0:
-            source = self._directory / str(step)
-            source.rename(self._directory / f"{step}.damaged")
-        self._manager.reload()
+            for step in self.steps:
+                if (reason := damage(self._path(step))) is not None:
+                    self._rename_damaged(step, reason)
+        wait_for_all("damaged checkpoints set aside")
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        if jax.process_index() == 0:
+            self._rename_damaged(step, reason)
+        wait_for_all("damaged checkpoint set aside")
+
+    def _rename_damaged(self, step: int, reason: str) -> None:
+        """Nothing is lost, and the step can be written again."""
+        target, num_before = self._path(f"{step}{_DAMAGED}"), 0
+        while target.exists():
+            num_before += 1
+            target = self._path(f"{step}{_DAMAGED}.{num_before}")
+        self._path(step).rename(target)
+        _LOGGER.warning(
+            "The checkpoint of step %d in %s is damaged and set aside as %s: %s.",
+            step,
+            self._directory,
+            target.name,
+            reason,
+        )
+
+    def _path(self, name: int | str) -> Path:
+        return self._directory / str(name)
 
 
-def load_variables(
-    directory: str | Path, *, which: str = "best"
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Reads a model out of a run's checkpoints, without knowing its optimiser.
-
-    Args:
-        directory: the checkpoints' own directory.
-        which: `best` (the latest, where none was evaluated) or `latest`.
-
-    Returns:
-        Parameters, model state (nested dictionaries of NumPy arrays) and the checkpoint's `meta`.
-
-    Raises:
-        ValueError: another `which`.
-        CheckpointError: no complete checkpoint in there, or a damaged one.
-    """
-    check_choice("which", which, ("best", "latest"))
-    path = Path(directory).absolute()
-    if not path.is_dir():
-        raise CheckpointError(f"No checkpoint in {path}: there is no such directory.")
-    with Checkpointer(path) as checkpoints:
-        if not checkpoints.steps:
-            raise CheckpointError(f"No complete checkpoint in {path}.")
-        best = checkpoints.best_step if which == "best" else None
-        step = checkpoints.steps[-1] if best is None else best
-    try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            meta = dict(reader.restore(path / str(step) / "meta"))
-        described = meta.pop("arrays")
-        host = {
-            name: np.zeros(shape, dtype)
-            for name, (shape, dtype) in described.items()
-            if name.split("/")[0] in _VARIABLES
-        }
-        with ocp.StandardCheckpointer() as arrays:
-            flat = arrays.restore(path / str(step) / "variables", host)
-    except Exception as error:
-        raise CheckpointError(
-            f"The checkpoint of step {step} in {path} is damaged: {_first_line(error)}"
-        ) from error
-    variables = _nest(flat)
-    return variables.get("params", {}), variables.get("model_state", {}), meta
-
-
-def _open_manager(directory: Path) -> ocp.CheckpointManager:
-    def score(metrics: Any) -> float:
-        return metrics["score"]
-
-    return ocp.CheckpointManager(
-        directory,
-        options=ocp.CheckpointManagerOptions(
-            best_fn=score,  # without it orbax does not store the metrics
-            best_mode="max",
-            preservation_policy=AnyPreservationPolicy(
-                [LatestN(_NUM_LATEST), BestN(get_metric_fn=score, n=1)]
-            ),
-            enable_async_checkpointing=False,  # an error belongs to the step that met it
-        ),
-    )
-
-
-def _split(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state's arrays by name: the model's, and all others; typed keys as their words."""
-    arrays = {
-        name: jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        for name, leaf in named_leaves(state).items()
-    }
-    variables = {k: v for k, v in arrays.items() if k.split("/")[0] in _VARIABLES}
-    return variables, {k: v for k, v in arrays.items() if k not in variables}
-
-
-def _join(template: TrainState, arrays: Mapping[str, Any]) -> TrainState:
-    leaves, structure = jax.tree.flatten(template)
-    values = [
-        jax.random.wrap_key_data(arrays[name], impl=jax.random.key_impl(leaf))
-        if _is_key(leaf)
-        else arrays[name]
-        for name, leaf in zip(named_leaves(template), leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, values)
-
-
-def _is_key(leaf: jax.Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _abstract(arrays: Mapping[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
-    return {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-        for name, leaf in arrays.items()
-    }
-
-
-def _describe(arrays: Mapping[str, jax.Array]) -> dict[str, list[Any]]:
-    return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in arrays.items()}
-
-
-def _check_same_arrays(
-    expected: Mapping[str, list[Any]], found: Mapping[str, list[Any]], path: Path
-) -> None:
-    """Raises CheckpointError that names the first array in which the two differ."""
-    for name in (*expected, *found):
-        if expected.get(name) != found.get(name):
-            raise CheckpointError(
-                f"The checkpoint {path} is of another model or optimiser: {name!r} must be "
-                f"{_words(expected.get(name))}; got {_words(found.get(name))}."
-            )
-
-
-def _words(description: list[Any] | None) -> str:
-    if description is None:
-        return "absent"
-    shape, dtype = description
-    return f"{dtype}{shape}"
-
-
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}."""
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        *parents, last = name.split("/")
-        level = nested
-        for parent in parents:
-            level = level.setdefault(parent, {})
-        level[last] = value
-    return nested
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+def _remove_unfinished(directory: Path) -> None:
+    """As far as possible: threads of a save that failed may still write."""
+    for path in directory.iterdir():
+        if _UNFINISHED.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)

@@ -19,15 +19,16 @@ class CheckpointError(RuntimeError):
 
 
 class TrainingInterrupted(RuntimeError):
-    """SIGTERM or SIGINT arrived; the step was finished and saved, and the run can be resumed.
+    """SIGTERM or SIGINT arrived; what could be saved was saved, and the run can be resumed.
 
     Attributes:
-        step: number of updates in the checkpoint.
+        step: number of updates in the checkpoint that was written; None: no training was under
+            way.
         exit_code: what a program should exit with: 75, `EX_TEMPFAIL`, "try again later".
     """
 
     exit_code = 75
 
-    def __init__(self, message: str, *, step: int) -> None:
+    def __init__(self, message: str, *, step: int | None = None) -> None:
         super().__init__(message)
         self.step = step

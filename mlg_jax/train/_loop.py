@@ -1,7 +1,7 @@
 """The loop: epochs of steps, evaluations, checkpoints and logs. It knows no model."""
 
 import contextlib
-import dataclasses
+import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,74 +10,26 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from mlg_jax._checks import check_instance, check_integer
+from mlg_jax._checks import check_instance
 from mlg_jax.train._checkpoint import Checkpointer
 from mlg_jax.train._errors import CheckpointError, NonFiniteError, TrainingInterrupted
 from mlg_jax.train._evaluate import evaluate
+from mlg_jax.train._lock import lock_work_dir
 from mlg_jax.train._mesh import make_mesh, replicate, shard_batch
 from mlg_jax.train._optimizer import DecayRule, is_decayed_by_rank, make_optimizer
-from mlg_jax.train._partition import TrainableRule
 from mlg_jax.train._pruning import initial_masks, make_pruning, zero_fraction
 from mlg_jax.train._schedule import Schedule, make_schedule
 from mlg_jax.train._signals import StopRequest
 from mlg_jax.train._spec import TrainSpec
 from mlg_jax.train._state import TrainState, create_state
 from mlg_jax.train._step import LossFn, StepReport, TrainStep, make_eval_step, make_train_step
+from mlg_jax.train._task import Task, TrainResult
 from mlg_jax.train._window import Window
 from mlg_jax.train._workdir import claim_work_dir, fingerprint
 from mlg_jax.train._writers import MetricsWriter
 
 CHECKPOINT_DIR = "checkpoints"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
-    """What is trained, as functions.
-
-    Args:
-        loss_fn: `(params, model_state, batch, key, train) -> (loss, (metrics, new_model_state))`;
-            loss and metrics are scalars, means over the batch's examples that count.
-        batches: from an epoch and the number of the first batch wanted, both from 0, to an
-            iterator over the rest of that epoch: this process's rows, the same for the same
-            arguments.
-        steps_per_epoch: batches an epoch has, >= 1.
-        eval_batches: makes an iterator over the validation set; None does not evaluate.
-        eval_loss_fn: like `loss_fn`, called with `train=False`; None: `loss_fn`.
-        exact_loss_fn: like `loss_fn`, for the batch whose gradients came out non-finite though
-            its loss is finite; None: such a batch stops the run.
-        recalibrate: called with the state and the batch after every exact step; returns the
-            `loss_fn` to go on with, or None to keep the present one. It must not keep the state's
-            arrays, whose memory the next step reuses.
-        follow: the same, called at the end of every epoch but the last, with its last batch.
-        is_trainable: from a parameter's name ("block/kernel") to whether it is trained; None: all
-            are. The others stay as they are, and nothing is differentiated with respect to them.
-
-    Raises:
-        TypeError, ValueError: a number of steps that is not positive.
-    """
-
-    loss_fn: LossFn
-    batches: Callable[[int, int], Iterator[Any]]
-    steps_per_epoch: int
-    eval_batches: Callable[[], Iterable[Any]] | None = None
-    eval_loss_fn: LossFn | None = None
-    exact_loss_fn: LossFn | None = None
-    recalibrate: Callable[[TrainState, Any], LossFn | None] | None = None
-    follow: Callable[[TrainState, Any], LossFn | None] | None = None
-    is_trainable: TrainableRule | None = None
-
-    def __post_init__(self) -> None:
-        check_integer("steps_per_epoch", self.steps_per_epoch, 1)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """How a run ended: the last state, the last evaluation, the best one's step and value."""
-
-    state: TrainState
-    metrics: dict[str, float]
-    best_step: int | None
-    best_value: float | None
+_LOGGER = logging.getLogger(__name__)
 
 
 def train(
@@ -115,7 +67,7 @@ def train(
         NonFiniteError: a loss or gradient is not finite; checkpoints are as before.
         TrainingInterrupted: SIGTERM or SIGINT; the state is saved.
         CheckpointError: a checkpoint of another model, no space, ...
-        WorkDirError: the work directory of another experiment.
+        WorkDirError: the work directory of another experiment, or of a run that still lives.
         TypeError, ValueError: arguments, batches or metrics that do not fit.
     """
     check_instance("task", task, Task)
@@ -138,7 +90,10 @@ def train(
         return run.to_end()
     directory = Path(work_dir).absolute()
     claim_work_dir(directory, config or {})
-    with Checkpointer(directory / CHECKPOINT_DIR, best_mode=spec.best_mode) as checkpoints:
+    with (
+        lock_work_dir(directory),
+        Checkpointer(directory / CHECKPOINT_DIR, best_mode=spec.best_mode) as checkpoints,
+    ):
         run.resume(checkpoints, fingerprint(config or {}))
         return run.to_end(directory)
 
@@ -186,9 +141,17 @@ class _Run:
         self._state, meta = restored
         if meta["fingerprint"] != expected_fingerprint:
             raise CheckpointError("The latest checkpoint was written under another configuration.")
+        if meta["devices"] != self._devices():
+            _LOGGER.warning(
+                "The checkpoint was written on %s, this run is on %s: it goes on, but not to the "
+                "same bits.",
+                meta["devices"],
+                self._devices(),
+            )
         self._step = int(self._state.step)
         self._metrics = meta["metrics"]
-        self._best = None if meta["best"] is None else (meta["best"][0], meta["best"][1])
+        self._best = checkpoints.best
+        self._window = Window.from_json(meta["window"])
 
     def to_end(self, work_dir: Path | None = None) -> TrainResult:
         """Runs the epochs that are left."""
@@ -211,7 +174,7 @@ class _Run:
         """The steps that are left of an epoch."""
         length = self._task.steps_per_epoch
         first = self._step - epoch * length
-        self._window = Window()
+        self._window.restart_clock()
         with contextlib.closing(_closable(self._task.batches(epoch, first))) as batches:
             batch = self._next_batch(batches, epoch, first)
             for index in range(first, length):
@@ -265,8 +228,10 @@ class _Run:
         every = self._spec.checkpoint_every_steps
         is_save_due = every is not None and self._step % every == 0
         is_stop = stop.is_agreed(is_sync_point=is_log_due)
-        if is_log_due or is_save_due or is_stop:
+        if is_log_due or is_save_due:
             self._log(epoch, writer)
+        elif is_stop:  # without a line: the run that goes on writes the same lines as any other
+            self._raise_if_broken()
         if is_save_due or is_stop:
             self._save(epoch, score=None)
         if is_stop:
@@ -335,10 +300,14 @@ class _Run:
             "fingerprint": self._fingerprint,
             "epoch": epoch,
             "metrics": self._metrics,
-            "best": self._best,
+            "window": self._window.to_json(),
+            "devices": self._devices(),
         }
         self._checkpoints.save(self._state, meta=meta, score=score)
-        self._window = Window()  # the disk's time is not the steps'
+        self._window.restart_clock()  # the disk's time is not the steps'
+
+    def _devices(self) -> str:
+        return f"{self._mesh.size} x {self._mesh.devices.flat[0].device_kind}"
 
     def _stop_if_asked(self, stop: StopRequest, *, is_sync_point: bool) -> None:
         num_steps = self._spec.num_epochs * self._task.steps_per_epoch
@@ -358,11 +327,11 @@ class _Run:
         step = int(self._state.step)
         epoch, index = divmod(step, self._task.steps_per_epoch)
         what = "the loss" if is_loss_broken else "a gradient"
-        last = self._checkpoints.steps if self._checkpoints is not None else []
+        last = None if self._checkpoints is None else self._checkpoints.latest_sound_step
         raise NonFiniteError(
             f"Training stopped at step {step} (epoch {epoch}, batch {index}): {what} is not "
             "finite. No update was made with it; the last good checkpoint is of step "
-            f"{last[-1] if last else None}.",
+            f"{last}.",
             step=step,
         )
 

@@ -1,5 +1,6 @@
 """One mesh over all devices: batches are sharded over it, the state is replicated."""
 
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,21 @@ def wait_for_all(name: str) -> None:
     """Returns once all processes have called this with `name`; at once where there is one."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def all_agree(answer: bool) -> bool:
+    """Whether all processes give a true answer; each of them must ask at the same point."""
+    if jax.process_count() == 1:
+        return answer
+    return bool(multihost_utils.process_allgather(np.array(answer)).all())
+
+
+def shared_token() -> str:
+    """Random hexadecimal digits, the same on all processes."""
+    token = np.uint32(secrets.randbits(32))
+    if jax.process_count() > 1:
+        token = multihost_utils.broadcast_one_to_all(token)
+    return f"{int(token):08x}"
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -1,14 +1,16 @@
-"""SIGTERM and SIGINT as a wish to stop after the current step."""
+"""SIGTERM and SIGINT as a wish to stop: after the current step, or at once with status 75."""
 
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
+
+from mlg_jax.train._errors import TrainingInterrupted
+from mlg_jax.train._mesh import all_agree
 
 _LOGGER = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -17,17 +19,17 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopRequest:
     """A context manager that turns the first SIGTERM or SIGINT into a flag.
 
-    The second one acts as it did before. Outside the main thread, where Python lets nobody
-    install handlers, signals keep acting as before.
+    The second one acts as it did before, and so does the first where it came too late for
+    `is_agreed` to answer it: it is passed on when the context ends. Outside the main thread, where
+    Python lets nobody install handlers, signals keep acting as before.
     """
 
     def __init__(self) -> None:
-        self._is_requested = False
-        self._previous: dict[signal.Signals, Any] = {}
+        self._requested: signal.Signals | None = None
+        self._handlers = _Handlers(self._receive)
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._receive) for s in _SIGNALS}
+        self._handlers.install()
         return self
 
     def __exit__(
@@ -36,7 +38,9 @@ class StopRequest:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._restore()
+        self._handlers.restore()
+        if kind is None and self._requested is not None:
+            signal.raise_signal(self._requested)
 
     def is_agreed(self, *, is_sync_point: bool) -> bool:
         """Should the run stop after this step? All processes give the same answer.
@@ -45,18 +49,70 @@ class StopRequest:
             is_sync_point: the same on all processes. Where there are several they ask each other
                 only at such a step, as it costs a message; one process alone answers at once.
         """
+        is_requested = self._requested is not None
         if jax.process_count() == 1:
-            return self._is_requested
-        if not is_sync_point:
-            return False
-        return bool(multihost_utils.process_allgather(np.array(self._is_requested)).any())
+            return is_requested
+        return is_sync_point and not all_agree(not is_requested)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        _LOGGER.warning("%s: stopping after this step.", signal.Signals(number).name)
-        self._is_requested = True
-        self._restore()
+        self._requested = signal.Signals(number)
+        self._handlers.restore()
+        _LOGGER.warning("%s: stopping after this step.", self._requested.name)
 
-    def _restore(self) -> None:
+
+class Interruptible:
+    """A context manager that ends what has nothing to finish first, at SIGTERM or SIGINT.
+
+    The first signal raises KeyboardInterrupt, which no `except Exception` stops, and leaves the
+    context as TrainingInterrupted. A second one acts as it did before. Signals outside the main
+    thread keep acting as before.
+
+    Args:
+        name: of what is done in it, for the message.
+
+    Raises:
+        TrainingInterrupted: on leaving.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._is_requested = False
+        self._handlers = _Handlers(self._receive)
+
+    def __enter__(self) -> "Interruptible":
+        self._handlers.install()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._handlers.restore()
+        # Also where the exception was swallowed, as in a destructor, or became another one.
+        if self._is_requested or kind is KeyboardInterrupt:
+            message = f"Interrupted during {self._name}; what was finished before is kept."
+            raise TrainingInterrupted(message) from error
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._is_requested = True
+        self._handlers.restore()
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+class _Handlers:
+    """One handler for both signals, until it is taken back; in the main thread only."""
+
+    def __init__(self, receive: Callable[[int, FrameType | None], None]) -> None:
+        self._receive = receive
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def install(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {s: signal.signal(s, self._receive) for s in _SIGNALS}
+
+    def restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}

@@ -150,7 +150,11 @@ class TrainSpec:
         num_epochs: >= 1.
         optimizer: see `OptimizerSpec`.
         schedule: see `ScheduleSpec`.
-        accumulation_steps: micro-batches a step, >= 1; the batch is split, not multiplied.
+        accumulation_steps: micro-batches a step, >= 1; the batch is split, not multiplied. Norms
+            see one micro-batch at a time. Weight quantisers clamp each micro-batch's cotangent to
+            [-1, 1], so the gradient is that of the whole batch unless an entry exceeds 1 in one of
+            them (the same holds for gradients taken device by device in `jax.shard_map`; the
+            trainer's own data parallelism differentiates the whole batch at once).
         log_every_steps: steps between two fetches of the metrics, >= 1.
         eval_every_epochs: epochs between two evaluations, >= 1; the last epoch is evaluated too.
         checkpoint_every_steps: >= 1, in addition to every epoch's end; None: epochs' ends only.

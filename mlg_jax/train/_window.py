@@ -1,8 +1,11 @@
 """The steps between two fetches of the metrics."""
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+import numpy as np
 
 from mlg_jax.train._metrics import MetricSums, add_sums
 from mlg_jax.train._step import StepReport
@@ -14,6 +17,10 @@ class Window:
     def __init__(self) -> None:
         self.num_steps = 0
         self._sums: MetricSums | None = None
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves all time until now out of `images_per_second`."""
         self._num_timed_examples = 0
         self._start_seconds = time.perf_counter()
 
@@ -25,8 +32,7 @@ class Window:
             self._num_timed_examples += num_examples
             return
         jax.block_until_ready(self._sums)
-        self._num_timed_examples = 0
-        self._start_seconds = time.perf_counter()
+        self.restart_clock()
 
     def means(self) -> dict[str, float]:
         """The averages and `images_per_second` (only if a step was timed); waits for the device."""
@@ -37,3 +43,22 @@ class Window:
         if self._num_timed_examples:
             means["images_per_second"] = self._num_timed_examples / seconds
         return means
+
+    def to_json(self) -> dict[str, Any] | None:
+        """The exact sums, for `from_json`; None: there is no step yet. Waits for the device."""
+        if self._sums is None:
+            return None
+        totals, weight = jax.device_get((self._sums.totals, self._sums.weight))
+        numbers = {name: float(total) for name, total in totals.items()}
+        return {"num_steps": self.num_steps, "totals": numbers, "weight": float(weight)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any] | None) -> "Window":
+        """A window that goes on with stored sums, bit for bit, and with a clock of its own."""
+        window = cls()
+        if stored is not None:
+            # Of NumPy, which several processes may add to arrays that they share.
+            exact: Any = jax.tree.map(np.float32, (stored["totals"], stored["weight"]))
+            window._sums = MetricSums(totals=exact[0], weight=exact[1])
+            window.num_steps = stored["num_steps"]
+        return window

@@ -2,18 +2,19 @@
 
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from mlg_jax.export import write_atomically
+
 FINGERPRINT_FILE = "fingerprint.json"
 
 
 class WorkDirError(RuntimeError):
-    """A work directory that belongs to another experiment."""
+    """A work directory that belongs to another experiment, or to a run that still lives."""
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
@@ -37,33 +38,36 @@ def claim_work_dir(work_dir: str | Path, config: Mapping[str, Any]) -> None:
     Raises:
         WorkDirError: it was made by another configuration; the message names what differs.
         TypeError: a value that JSON cannot hold.
+        OSError: it cannot be written.
     """
     path = Path(work_dir).absolute() / FINGERPRINT_FILE
     text = _canonical(config)
-    if not path.exists():
-        if jax.process_index() > 0:
-            return
+    check_work_dir(work_dir, config)
+    if jax.process_index() == 0 and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text + "\n")
+        write_atomically(path, f"{text}\n".encode())
+
+
+def check_work_dir(work_dir: str | Path, config: Mapping[str, Any]) -> None:
+    """Checks that the directory is this experiment's or nobody's, and claims nothing.
+
+    Raises:
+        WorkDirError: it was made by another configuration; the message names what differs.
+    """
+    path = Path(work_dir).absolute() / FINGERPRINT_FILE
+    if not path.exists():
         return
     try:
         stored = json.loads(path.read_text())
     except ValueError as error:
         raise WorkDirError(f"{path} is not readable: {error}.") from error
-    if stored == (mine := json.loads(text)):
+    if stored == (mine := json.loads(_canonical(config))):
         return
     differences = "; ".join(_differences(stored, mine))
     raise WorkDirError(
         f"{path.parent} is the work directory of another experiment: {differences}. "
         "Choose another `workdir`, or remove this one."
     )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's text in one step: a reader, or a crash, sees the old or the new."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _canonical(config: Mapping[str, Any]) -> str:

@@ -1,17 +1,19 @@
 """Where metrics go: JSON lines, TensorBoard, a progress bar or log lines; process 0 only."""
 
+import contextlib
 import json
 import logging
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
 
-from mlg_jax.train._workdir import write_atomically
+from mlg_jax.export import write_atomically
+from mlg_jax.train._board import Board
 
 _LOGGER = logging.getLogger("mlg_jax.train")
 
@@ -33,16 +35,16 @@ class MetricsWriter:
 
     def __init__(self, work_dir: Path | None, *, resumed_step: int, num_steps: int) -> None:
         self._is_first = jax.process_index() == 0
+        self._path = Path() if work_dir is None else work_dir / METRICS_FILE
         self._file: Any = None
         self._board: Any = None
         self._bar: Any = None
         if not self._is_first:
             return
         if work_dir is not None:
-            path = work_dir / METRICS_FILE
-            drop_lines_after(path, resumed_step)
-            self._file = path.open("a", buffering=1)
-            self._board = _open_board(work_dir / _TENSORBOARD_DIR, resumed_step)
+            drop_lines_after(self._path, resumed_step)
+            self._file = self._path.open("a", buffering=1)
+            self._board = Board(work_dir / _TENSORBOARD_DIR, resumed_step)
         if sys.stderr is not None and sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -57,9 +59,14 @@ class MetricsWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for sink in (self._file, self._board, self._bar):
-            if sink is not None:
-                sink.close()
+        # What ends the run already counts: on a full disk closing fails as writing did.
+        with (
+            contextlib.suppress(OSError) if error else naming(self._path),
+            contextlib.ExitStack() as stack,
+        ):
+            for sink in (self._file, self._board, self._bar):
+                if sink is not None:
+                    stack.callback(sink.close)
 
     def write(self, kind: str, *, step: int, metrics: Mapping[str, float | int]) -> None:
         """Writes one line, `{"kind": kind, "step": step, **metrics}`; NaN becomes null."""
@@ -67,10 +74,12 @@ class MetricsWriter:
             return
         if self._file is not None:
             values = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            with naming(self._path):
+                self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+            named = {f"{kind}/{name}": value for name, value in metrics.items()}
+            with naming(self._path.with_name(_TENSORBOARD_DIR)):
+                self._board.write(named, step=step, is_flushed=kind == "eval")
         text = " ".join(f"{name}={value:.5g}" for name, value in metrics.items())
         if self._bar is None:
             _LOGGER.info("%s step=%d %s", kind, step, text)
@@ -92,20 +101,35 @@ def drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in _complete_lines(path) if line["step"] <= step]
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break  # cut short by a crash: the last one
+    """All lines but one that a crash cut short, the last; warns of others that are no metrics."""
+    *texts, _ = path.read_bytes().split(b"\n")  # what follows the last newline was cut short
+    lines = [line for line in map(_parsed, texts) if line is not None]
+    if len(lines) < len(texts):
+        _LOGGER.warning(
+            "%s: %d of %d lines are damaged and left out.",
+            path,
+            len(texts) - len(lines),
+            len(texts),
+        )
     return lines
 
 
-def _open_board(directory: Path, resumed_step: int) -> Any:
-    from tensorboardX import SummaryWriter
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+        return line if isinstance(line["step"], int) and isinstance(line["kind"], str) else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
-    return SummaryWriter(str(directory), purge_step=resumed_step + 1)
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError from within names the file; that of a write to a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -176,7 +176,8 @@ def test_images_are_taken_a_batch_at_a_time(size, expected):
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
-    "content, message", [(None, "No such file"), (b"no image", "must be a readable PNG or JPEG")]
+    "content, message",
+    [(None, "No such file"), (b"no image", "must be a readable PNG, JPEG or WebP")],
 )
 def test_wrong_images_give_one_line(path, tmp_path, image_paths, content, message, capsys):
     wrong = tmp_path / "wrong.png"

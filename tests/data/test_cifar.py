@@ -69,7 +69,7 @@ def test_prepare_from_a_server(name, server, tmp_path):
     source = open_source(DataSpec(name=name, data_dir=data_dir, download=False))
     layout = LAYOUTS[name]
     num_labels = layout["num_label_bytes"]
-    for split, examples in (("train", source.train), ("test", source.open_test())):
+    for split, examples in (("train", source.train), ("test", source.test)):
         raw = b"".join(files[f] for f in layout["files"] if ("test" in f) == (split == "test"))
         records = np.frombuffer(raw, np.uint8).reshape(-1, num_labels + 3072)
         # Plane by plane on disk; the last label byte is the fine one.

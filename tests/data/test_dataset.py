@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mlg_jax.data import AugmentSpec, DataSpec, SyntheticSpec, load_dataset
+from mlg_jax.data import AugmentSpec, DataError, DataSpec, SyntheticSpec, load_dataset
 from mlg_jax.data._examples import Examples
 from mlg_jax.data._splits import StreamedSplit
-from tests.data._tiny import prepare, random_images, write_npz
+from tests.data._tiny import prepare, random_images, write_folder, write_npz
 
 SPEC = DataSpec(
     name="synthetic",
@@ -142,8 +142,8 @@ def test_limits():
     )
 
 
-class _Counting(Examples):
-    """Counts how often test images are opened and read."""
+class _Recording(Examples):
+    """Records which test images are read."""
 
     def __init__(self, examples, log):
         self._examples, self._log = examples, log
@@ -166,26 +166,20 @@ class _Counting(Examples):
 def test_the_test_set_is_read_by_its_accessor_only(monkeypatch):
     from mlg_jax.data import _dataset
 
-    log, opened = [], []
+    log = []
 
     def open_source(spec):
         from mlg_jax.data._sources import open_source
 
         source = open_source(spec)
-
-        def open_test():
-            opened.append(1)
-            return _Counting(source.open_test(), log)
-
-        return dataclasses.replace(source, open_test=open_test)
+        return dataclasses.replace(source, test=_Recording(source.test, log))
 
     monkeypatch.setattr(_dataset, "open_source", open_source)
     dataset = load_dataset(SPEC)
     collect(dataset.train_batches(0))
     collect(dataset.validation_batches())
-    assert not opened and not log
+    assert not log
     collect(dataset.test_batches())
-    assert len(opened) == 1
     assert sorted(set(log)) == list(range(37))
 
 
@@ -235,6 +229,29 @@ def test_streaming_prepared_records(tmp_path):
     assert_equal(whole[3:], collect(streamed.train_batches(2, 3)))
     assert_equal(collect(streamed.validation_batches()), collect(resident.validation_batches()))
     assert sum(batch["mask"].sum() for batch in collect(streamed.test_batches())) == 9
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_image_that_breaks_later_is_named(tmp_path, split):
+    """Out of the threads that read ahead, too: the error is the one that was raised there."""
+    write_folder(tmp_path, num=6)
+    spec = DataSpec(
+        name="image_folder",
+        data_dir=str(tmp_path),
+        num_validation=0,
+        batch_size=4,
+        eval_batch_size=4,
+        residency="never",
+    )
+    dataset = load_dataset(spec)
+    (tmp_path / split / "dog" / "5.png").write_bytes(b"broken")
+    batches = dataset.test_batches() if split == "test" else dataset.train_batches(0)
+    with pytest.raises(DataError) as caught:
+        collect(batches)
+    name = tmp_path / split / "dog" / "5.png"
+    expected = f"The image {name} must be a readable PNG, JPEG or WebP; it is none of them."
+    assert str(caught.value) == expected
 
 
 def test_closing_stops_the_threads():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlg_jax.data._examples import ArrayExamples, SubsetExamples, read_all
+from mlg_jax.data._examples import ArrayExamples, DataError, SubsetExamples, read_all
 from tests.data._tiny import random_images
 
 LABELS = np.arange(600) % 3
@@ -64,6 +64,11 @@ def test_read_all_keeps_the_order_over_chunks(num_threads):
 def test_arrays_are_checked(arguments, error, message):
     with pytest.raises(error, match=message):
         make(**arguments)
+
+
+@pytest.mark.bad_input
+def test_data_errors_are_one_line():
+    assert str(DataError("the file a\nb.png\r\nis wrong")) == "the file a b.png is wrong"
 
 
 @pytest.mark.bad_input

@@ -1,14 +1,16 @@
 """Data sets prepared by tensorflow-datasets: found, read, and what is said where they are not."""
 
+import io
 import json
 import re
 
 import numpy as np
+import PIL.Image
 import pytest
 
-from mlg_jax.data import DataSpec, load_dataset
+from mlg_jax.data import DataError, DataSpec, load_dataset
 from mlg_jax.data._examples import read_all
-from mlg_jax.data._records import _version_directory
+from mlg_jax.data._records import RecordExamples, _version_directory
 from mlg_jax.data._sources import open_source
 from tests.data._tiny import prepare, random_images
 
@@ -34,7 +36,7 @@ def test_read_the_highest_version(tmp_path):
     (root / "incomplete.X_9.0.0").mkdir()
     source = opened("mnist", tmp_path)
     assert source.class_names == ("0", "1", "2")
-    for name, examples in (("train", source.train), ("test", source.open_test())):
+    for name, examples in (("train", source.train), ("test", source.test)):
         batch = read_all(examples, 2)
         assert sorted_rows(batch["image"], batch["label"]) == sorted_rows(*splits[name])
         np.testing.assert_array_equal(examples.read_labels(), batch["label"])
@@ -66,7 +68,7 @@ def test_versions_are_numbers_and_complete(tmp_path):
 def test_which_split_is_which(tmp_path, name, names, num_train, num_test):
     prepare(name, tmp_path, {key: split(num, num) for key, num in names.items()})
     source = opened(name, tmp_path, image_size=4)
-    test = source.open_test()
+    test = source.test
     assert (len(source.train), len(test)) == (num_train, num_test)
     assert source.train.image_shape == test.image_shape == (4, 4, 3)
     pixels = [set(map(bytes, read_all(part, 1)["image"])) for part in (source.train, test)]
@@ -115,6 +117,43 @@ def test_a_missing_set_names_the_directory_and_the_command(tmp_path, spec, comma
     assert f"The data set {spec['name']!r} must be prepared as array_record" in message
     assert f"nothing was found in {tmp_path}/{spec['name']}" in message
     assert message.endswith(command.format(tmp_path))
+
+
+class _Encoded:
+    """Records whose first image is as it should be."""
+
+    def __init__(self, *contents):
+        self._contents = contents
+
+    def __len__(self):
+        return len(self._contents)
+
+    def read(self, indices):
+        return [{"image": self._contents[index], "label": 0} for index in indices]
+
+
+def _png(side):
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (side, side)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (_png(1), r"The image 1 of here must have the shape \[6, 6, 3\]; got \[1, 1, 3\]\."),
+        (_png(6)[:40], "The image 1 of here must be a readable PNG, JPEG or WebP; "),
+    ],
+)
+def test_images_that_are_not_what_was_declared(content, message):
+    records = _Encoded(_png(6), content)
+    examples = RecordExamples(
+        records, image_shape=(6, 6, 3), size=None, num_classes=1, where="here"
+    )
+    assert examples.read(np.array([0]))["image"].shape == (1, 6, 6, 3)
+    with pytest.raises(DataError, match=message):
+        read_all(examples, 1)
 
 
 @pytest.mark.bad_input

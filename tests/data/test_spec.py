@@ -44,7 +44,7 @@ def test_directory_default_is_that_of_tensorflow_datasets(monkeypatch):
         ({"num_validation": -1}, ValueError, "`num_validation` must be an integer >= 0; got -1"),
         ({"train_limit": 0}, ValueError, "`train_limit` must be an integer >= 1; got 0"),
         ({"image_size": 0}, ValueError, "`image_size` must be an integer >= 1; got 0"),
-        ({"seed": -1}, ValueError, "`seed` must be an integer >= 0; got -1"),
+        ({"seed": -1}, ValueError, r"`seed` must be an integer in \[0, 9223372036854775807\]; got"),
         ({"mean": (0.5, 0.5)}, ValueError, r"`mean` must have 1 or 3 entries.*got \(0.5, 0.5\)"),
         ({"mean": [0.5]}, TypeError, r"`mean` must be tuple or None; got \[0.5\]"),
         ({"std": (0.0,)}, ValueError, r"`std` must be a number in \(0.0, inf\); got 0.0"),

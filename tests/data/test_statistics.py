@@ -1,6 +1,7 @@
 """Channel statistics against NumPy, over chunks."""
 
 import numpy as np
+import pytest
 
 from mlg_jax.data._examples import ArrayExamples
 from mlg_jax.data._spec import TFDS_NAMES
@@ -21,10 +22,36 @@ def test_against_numpy_over_several_chunks():
     np.testing.assert_allclose(std, (images[chosen] / 255).std(axis=(0, 1, 2)), rtol=1e-12)
 
 
-def test_only_the_first_images_are_read():
-    images = np.zeros((4200, 1, 1, 1), np.uint8)
-    images[4096:] = 255
-    assert channel_statistics(examples(images), np.arange(4200))[0] == (0.0,)
+class Recording(ArrayExamples):
+    """Keeps what is read."""
+
+    def read(self, indices):
+        self.indices = np.concatenate([getattr(self, "indices", np.zeros(0, int)), indices])
+        return super().read(indices)
+
+
+@pytest.mark.parametrize("period", [1, 10], ids=["ordered", "in_turn"])
+def test_images_of_large_sets_are_spread_over_the_classes(period):
+    """Ten classes of one grey level each, one after the other or in turn."""
+    num = 40960
+    labels = np.arange(num) // (num // 10) if period == 1 else np.arange(num) % 10
+    images = (labels * 25).astype(np.uint8)[:, None, None, None]
+    source = Recording(images, labels, num_classes=10, where="here")
+    (mean,), (std,) = channel_statistics(source, np.arange(num))
+    # Sampling 4,096 of them leaves a standard error of std / 64.
+    pixels = images / 255
+    assert abs(mean - pixels.mean()) < 4 * pixels.std() / 64
+    assert abs(std - pixels.std()) < 4 * pixels.std() / 64
+    assert len(np.unique(source.indices)) == len(source.indices) == 4096
+    assert (np.diff(source.indices) > 0).all()
+    again = channel_statistics(source, np.arange(num))
+    assert again == ((mean,), (std,))
+
+
+def test_all_of_4096_images_are_read_in_their_order():
+    source = Recording(random_images(4096, size=1), np.zeros(4096, int), num_classes=1, where="")
+    channel_statistics(source, np.arange(4096))
+    np.testing.assert_array_equal(source.indices, np.arange(4096))
 
 
 def test_a_constant_channel_has_the_deviation_of_one_grey_level():

@@ -1,8 +1,9 @@
-"""A network that compiles in half the time of the smallest of ours."""
+"""A network that compiles fast, and a cache of what was compiled."""
 
 import pytest
 
 from tests._models import tiny_networks
+from tests.train.conftest import compilation_cache as compilation_cache
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -43,7 +43,7 @@ def test_a_claimed_directory_remembers(tmp_path, timed):
 
 
 def test_another_directory_stays_as_it_was(tmp_path, timed):
-    _run._Experiment(measured(), tmp_path)
+    _ = _run._Experiment(measured(), tmp_path)._student
     assert timed and not list(tmp_path.iterdir())
 
 
@@ -51,5 +51,5 @@ def test_another_directory_stays_as_it_was(tmp_path, timed):
 def test_processes_would_find_different_ones(tmp_path, timed, monkeypatch):
     monkeypatch.setattr("mlg_jax.experiment._execution.jax.process_count", lambda: 2)
     with pytest.raises(ConfigError, match="generation.execution must be .* got 'measured'"):
-        _run._Experiment(measured(), tmp_path)
+        _ = _run._Experiment(measured(), tmp_path)._student
     assert not timed

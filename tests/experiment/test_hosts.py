@@ -28,10 +28,10 @@ def get_config():
 """
 
 
-def launch(work_dir, *flags, cache):
-    config = work_dir.parent / "tiny.py"
-    config.write_text(CONFIG)
-    args = (f"--config={config}", f"--workdir={work_dir}", *flags)
+def launch(work_dir, *flags, cache, config=CONFIG):
+    path = work_dir.parent / "tiny.py"
+    path.write_text(config)
+    args = (f"--config={path}", f"--workdir={work_dir}", *flags)
     return start("launch", *args, cache=cache, PYTHONWARNINGS="error::FutureWarning")
 
 

@@ -22,6 +22,19 @@ def shapes(tree):
     return jax.tree.map(jnp.shape, tree)
 
 
+@pytest.mark.parametrize(
+    "spec, kernel",
+    [(SPEC, GeneratedKernel(SPEC)), (QuantSpec(4), DenseKernel(QuantSpec(4)))],
+    ids=["generation", "quant"],
+)
+@pytest.mark.parametrize("layer", [Conv, Dense])
+def test_a_spec_stands_for_its_kernel(layer, spec, kernel):
+    x = image()
+    variables = layer(16, kernel=kernel).init(jax.random.key(0), x)
+    got = layer(16, kernel=spec).apply(variables, x)
+    np.testing.assert_array_equal(got, layer(16, kernel=kernel).apply(variables, x))
+
+
 def test_only_factors_and_bias_are_parameters():
     layer = Conv(16, kernel=GeneratedKernel(SPEC), use_bias=True)
     variables = layer.init(jax.random.key(0), image())
@@ -193,7 +206,7 @@ def test_record_describes_the_layer():
             ValueError,
             "`padding` must be an integer >= 0; got -1",
         ),
-        (Conv(4, kernel=SPEC), jnp.ones((1, 8, 8, 3)), TypeError, "`kernel` must be KernelChoice"),
+        (Conv(4, kernel="mlg"), jnp.ones((1, 8, 8, 3)), TypeError, "`kernel` must be KernelChoice"),
         (Conv(4, input_quant=4), jnp.ones((1, 8, 8, 3)), TypeError, "`input_quant` must be Activ"),
         (Conv(4), [[1.0]], TypeError, r"`x` must be an array; got \[\[1\.0\]\]"),
         (Dense(4), jnp.float32(1), ValueError, r"`x` must have shape \[..., C\]; got \(\)"),

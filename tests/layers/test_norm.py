@@ -77,6 +77,32 @@ def test_running_statistics_in_training_stay_and_keep_no_input():
     assert kept_by(layer) < x.size <= kept_by(BatchNorm())
 
 
+@pytest.mark.parametrize("mean", [1e3, -1e4])
+@pytest.mark.parametrize("shape", [(8, 8, 8, 3), (256, 3)])
+def test_a_large_mean_does_not_cancel(mean, shape):
+    x = mean + jax.random.normal(jax.random.key(0), shape)
+    layer = BatchNorm()
+    y, updated = layer.apply(
+        layer.init(jax.random.key(1), x), x, train=True, mutable=["batch_stats"]
+    )
+    flat = np.asarray(x, np.float64).reshape(-1, 3)
+    expected = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
+    # Inputs of this size have a spacing of about 1e-3 between neighbours at 1e4.
+    np.testing.assert_allclose(np.asarray(y).reshape(-1, 3), expected, atol=1e-3)
+    variance = 0.9 + 0.1 * flat.var(0, ddof=1)
+    assert relative_error(updated["batch_stats"]["var"], variance) < 1e-5
+
+
+def test_a_first_example_far_from_the_others_does_not_cancel():
+    x = (1e4 + jax.random.normal(jax.random.key(0), (16, 4, 4, 3))).at[0].set(0.0)
+    layer = BatchNorm()
+    _, updated = layer.apply(
+        layer.init(jax.random.key(1), x), x, train=True, mutable=["batch_stats"]
+    )
+    exact = np.asarray(x, np.float64).reshape(-1, 3).var(0, ddof=1)
+    assert relative_error(updated["batch_stats"]["var"], 0.9 + 0.1 * exact) < 1e-5
+
+
 def test_bfloat16_input_statistics_in_float32():
     x = batch(np.float32).astype(jnp.bfloat16)
     layer = BatchNorm()

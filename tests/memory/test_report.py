@@ -132,3 +132,13 @@ def test_bad_input():
         memory_report(jnp.sum, jnp.arange(3))
     with pytest.raises(ValueError, match=r"must hold a floating-point array; got dtypes \[\]"):
         memory_report(lambda: 0.0)
+
+
+def test_a_loss_with_python_numbers_beside_it():
+    def loss(x):
+        return jnp.sum(jnp.sin(x)), {"n": 3}
+
+    x = jnp.ones((4, 8))
+    expected = memory_report(lambda x: jnp.sum(jnp.sin(x)), x).activation_bytes
+    assert memory_report(loss, x).activation_bytes == expected
+    assert memory_report(loss, x, has_aux=True).activation_bytes == expected

@@ -219,3 +219,16 @@ def test_unquantize_inverts_the_reparametrisation(scheme, bits):
 def test_bad_input(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+@pytest.mark.parametrize("scale, is_equal", [(0.1, True), (100.0, False)])
+def test_gradients_of_parts_average_to_the_whole_unless_the_clamp_binds(scale, is_equal):
+    """What `TrainSpec.accumulation_steps` says of micro-batches."""
+    w = jnp.linspace(-1.0, 1.0, 12)
+    x = scale * jnp.asarray(np.random.default_rng(0).normal(size=(8, 12)), jnp.float32)
+
+    def gradient(x):
+        return jax.grad(lambda w: jnp.mean(x @ fake_quantize(w, QuantSpec(4))))(w)
+
+    parts = (gradient(x[:4]) + gradient(x[4:])) / 2
+    assert (relative_error(parts, np.asarray(gradient(x))) < 1e-6) == is_equal

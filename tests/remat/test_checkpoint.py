@@ -10,12 +10,14 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 import mlg_jax
+from mlg_jax.models import create_model
 from mlg_jax.remat import (
     BitmapCodec,
     BitmapGroupCodec,
     Dense,
     GroupCodec,
     HostCodec,
+    Policy,
     Storage,
     checkpoint_module,
     save_bitmaps,
@@ -95,7 +97,7 @@ def test_residuals_of_each_policy():
 
     assert kept("blocks") == size
     assert kept(EXACT["names"]) == 2 * size
-    packed = mlg_jax.pack(x, capacity=0.5).nbytes + 1  # whether it overflowed
+    packed = mlg_jax.pack(x, capacity=0.5).nbytes + 4  # the number of non-zeros
     assert kept("bitmap_blocks", capacity=0.5) == packed < 0.8 * size
     group = size // 4 + 8 * -(-x.size // 256)
     assert kept(Storage(GroupCodec(8)), key=jax.random.key(0)) == group
@@ -145,11 +147,92 @@ def _narrow(params, x):
 @pytest.mark.parametrize("capacity, is_lost", [(0.9, False), (0.2, True)])
 def test_lost_entries_make_every_cotangent_nan(capacity, is_lost):
     params, x = make()
-    kept = mlg_jax.checkpoint(block, policy="bitmap_blocks", capacity=capacity)
+    kept = mlg_jax.checkpoint(block, policy=Storage(BitmapCodec(capacity), on_overflow="silent"))
     value, grads = jax.value_and_grad(lambda p, x: jnp.sum(kept(p, x)), argnums=(0, 1))(params, x)
+    jax.effects_barrier()
     assert np.isfinite(value)
     for leaf in jax.tree.leaves(grads):
         assert np.all(np.isnan(leaf)) if is_lost else np.all(np.isfinite(leaf))
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        Storage(BitmapCodec(0.8), ("inner",), BitmapCodec(0.8), on_overflow="silent"),
+        Storage(BitmapCodec(0.2), ("inner",), Dense(), on_overflow="silent"),
+    ],
+    ids=["named", "activation"],
+)
+def test_one_lost_array_is_enough(storage):
+    """Half of the activation's entries are zeros, none of the named array's are."""
+    params, x = make()
+    kept = mlg_jax.checkpoint(block, policy=storage)
+    grads = jax.grad(lambda p, x: jnp.sum(kept(p, x)), argnums=(0, 1))(params, x)
+    assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_one_lost_activation_of_two_is_enough(lost):
+    params, x = make()
+    pair = [x, x]
+    pair[lost] = jnp.ones_like(x)
+    storage = Storage(BitmapCodec(0.8), on_overflow="silent")
+    kept = mlg_jax.checkpoint(lambda x, y: jnp.sum(x * y * x), policy=storage, activations=(0, 1))
+    grads = jax.grad(kept, argnums=(0, 1))(*pair)
+    assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(grads))
+
+
+def gelu_block(params, x):
+    return x + jax.nn.gelu(x @ params["in"]) @ params["out"]
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_an_overflow_warns_once_and_names_function_density_and_capacity(wrap):
+    params, _ = make()
+    x = jnp.linspace(-1.0, 1.0, 768).reshape(32, 24)  # no ReLU: no zeros
+    kept = mlg_jax.checkpoint(gelu_block, policy="bitmap_blocks", capacity=0.25)
+    gradient = wrap(jax.grad(lambda p, x: jnp.sum(kept(p, x))))
+    with pytest.warns(RuntimeWarning) as caught:
+        for _ in range(2):
+            assert np.all(np.isnan(gradient(params, x)["in"]))
+        jax.effects_barrier()
+    messages = [str(warning.message) for warning in caught]
+    assert all("gelu_block: a bitmap holds 0.250" in m and "1.000 are" in m for m in messages)
+    assert len(messages) == (1 if wrap is jax.jit else 2)  # eager calls are traced anew
+
+
+def test_a_bitmap_with_room_stays_quiet_under_vmap_and_scan():
+    params, x = make()
+    kept = mlg_jax.checkpoint(block, policy="bitmap_blocks", capacity=0.9)
+
+    def total(p, x):
+        return jnp.sum(jax.lax.scan(lambda carry, _: (kept(p, carry), None), x, None, length=2)[0])
+
+    batched = jax.vmap(jax.grad(total), (None, 0))(params, jnp.stack([x, 2 * x]))
+    jax.effects_barrier()  # warnings are errors here
+    assert np.all(np.isfinite(batched["in"]))
+
+
+def test_a_models_block_is_named_by_its_path():
+    model = create_model(
+        "resnet10", num_classes=3, width=0.125, remat=Policy("bitmap_blocks", 0.02)
+    )
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+
+    @jax.jit
+    def gradient(params, x):
+        def loss(params):
+            values = {**variables, "params": params}
+            return jnp.sum(model.apply(values, x, train=True, mutable=["batch_stats"])[0])
+
+        return jax.grad(loss)(params)
+
+    with pytest.warns(RuntimeWarning) as caught:
+        jax.block_until_ready(gradient(variables["params"], x))
+        jax.effects_barrier()
+    names = sorted(str(warning.message).partition(":")[0] for warning in caught)
+    assert names == [f"stage{stage}_block1" for stage in (1, 2, 3, 4)]
 
 
 def test_defaults_keywords_closures_and_python_values():
@@ -227,6 +310,20 @@ def test_rounding_policies_need_a_key_and_depend_on_it():
 
     assert np.array_equal(grads(0), grads(0)) and not np.array_equal(grads(0), grads(1))
     assert_same(grads(0), jax.grad(functools.partial(loss, block))(params, x)["in"], 0.1)
+
+
+def test_every_stored_array_is_rounded_with_a_key_of_its_own():
+    """Equal arrays under one key would err in the same direction."""
+
+    def fn(weights, x, y):
+        named = [checkpoint_name(jnp.tanh(array), "inner") for array in (x, y)]
+        return sum(jnp.sum(w * array) for w, array in zip(weights, named, strict=True))
+
+    x = make()[1]
+    storage = Storage(Dense(), names=("inner",), named=GroupCodec(2))
+    kept = mlg_jax.checkpoint(fn, policy=storage, key=jax.random.key(0))
+    left, right = jax.grad(kept)([jnp.ones_like(x)] * 2, x, x)
+    assert np.any(left != right) and np.any(left != jnp.tanh(x))
 
 
 def test_gradients_linear_in_the_stored_array_are_unbiased():

@@ -6,7 +6,11 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from mlg_jax.train import enable_compilation_cache
 
-OPTIONS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+OPTIONS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_enable_xla_caches",
+    "jax_persistent_cache_min_compile_time_secs",
+)
 
 
 @pytest.fixture(scope="package", autouse=True)

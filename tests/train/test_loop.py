@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mlg_jax import train
+from mlg_jax.train import Checkpointer, seal
 from tests.train import toy
 
 NUM_STEPS = 3 * toy.STEPS_PER_EPOCH
@@ -71,13 +72,8 @@ def uninterrupted(tmp_path_factory):
 
 
 def comparable(lines):
+    """All but the one value of a clock."""
     return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
-
-
-def weighted(lines, name):
-    """The average over a run's lines, whatever windows they were cut into."""
-    lines = [line for line in lines if line["kind"] == "train"]
-    return sum(line[name] * line["num_steps"] for line in lines) / NUM_STEPS
 
 
 def test_nothing_on_disk_trains_the_same(uninterrupted):
@@ -110,9 +106,7 @@ def test_resume_after_a_signal_is_bit_exact(tmp_path, uninterrupted, at):
     result, (whole, lines) = toy.run(work_dir=tmp_path), uninterrupted
     toy.assert_equal(result.state, whole.state)
     assert (result.metrics, result.best_step) == (whole.metrics, whole.best_step)
-    resumed = train.read_metrics(tmp_path)
-    assert sum(line.get("num_steps", 0) for line in resumed) == NUM_STEPS
-    assert weighted(resumed, "loss") == pytest.approx(weighted(lines, "loss"), rel=1e-6)
+    assert comparable(train.read_metrics(tmp_path)) == comparable(lines)
 
 
 def test_resume_after_a_crash_drops_later_lines(tmp_path, uninterrupted):
@@ -165,6 +159,86 @@ def test_the_best_checkpoint_is_the_best_evaluated_one(tmp_path):
     assert meta["step"] in [int(p.name) for p in checkpoints.iterdir()]
     (checkpoints / "9").rename(tmp_path / "nine")
     toy.assert_equal(train.load_variables(checkpoints, which="latest")[0], params)
+
+
+def scored(scores):
+    """A task whose validation metric takes these values, one an evaluation."""
+    values = iter(scores)
+
+    def eval_batches():
+        yield {**toy.make_batch(1), "score": np.full(toy.ROWS, next(values), np.float32)}
+
+    def eval_loss_fn(params, model_state, batch, key, is_training):
+        return jnp.float32(0), ({"score": jnp.mean(batch["score"])}, model_state)
+
+    return {"eval_batches": eval_batches, "eval_loss_fn": eval_loss_fn}
+
+
+@pytest.mark.parametrize(("mode", "scores"), [("max", (0.75, 0.25)), ("min", (0.25, 0.75))])
+def test_the_best_survives_a_resume(tmp_path, mode, scores):
+    """It is of the first epoch; the run is stopped in the second and ends in a third process."""
+    spec = toy.make_spec(best_metric="score", best_mode=mode)
+    for at in (6, 9):
+        poison = toy.make_batches(poison={at: interrupt(signal.SIGTERM)})
+        with pytest.raises(train.TrainingInterrupted):
+            toy.run(toy.make_task(batches=poison, **scored(scores)), spec, work_dir=tmp_path)
+        scores = scores[1:]
+    result = toy.run(toy.make_task(**scored([0.5])), spec, work_dir=tmp_path)
+    best = 0.75 if mode == "max" else 0.25
+    assert (result.best_step, result.best_value) == (4, best)
+    assert train.load_variables(tmp_path / train.CHECKPOINT_DIR)[2]["step"] == 4
+
+
+def test_the_evaluation_right_after_the_last_pruning_counts():
+    """Of three epochs the first is not sparse enough, the second ends with the last masks."""
+    pruning = train.PruningSpec(final_sparsity=0.5, end_fraction=2 / 3, every_steps=4)
+    spec = toy.make_spec(best_metric="score", pruning=pruning)
+    result = toy.run(toy.make_task(**scored([0.75, 0.5, 0.25])), spec)
+    assert (result.best_step, result.best_value) == (8, 0.5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_last_evaluation_is_not_swallowed(tmp_path, number, uninterrupted):
+    """Nothing is left to stop, so it acts as it did before; the run is complete on disk."""
+    shots = iter([lambda _: None, lambda _: None, interrupt(number)])
+
+    def eval_batches():
+        next(shots)(None)
+        yield from toy.eval_batches()
+
+    task = toy.make_task(eval_batches=eval_batches)
+    with pytest.raises(train.TrainingInterrupted), train.Interruptible("the stage"):
+        toy.run(task, work_dir=tmp_path)
+    assert comparable(train.read_metrics(tmp_path)) == comparable(uninterrupted[1])
+    with Checkpointer(tmp_path / train.CHECKPOINT_DIR) as checkpoints:
+        assert checkpoints.steps[-1] == NUM_STEPS
+
+
+def test_other_devices_are_named_once(tmp_path, caplog, uninterrupted):
+    task = toy.make_task(batches=toy.make_batches(poison={6: interrupt(signal.SIGTERM)}))
+    with pytest.raises(train.TrainingInterrupted):
+        toy.run(task, work_dir=tmp_path)
+    (path,) = (tmp_path / train.CHECKPOINT_DIR).glob("[67]/meta/metadata")
+    path.write_text(path.read_text().replace('"devices": "1 x', '"devices": "4 x'))
+    seal(path.parents[1])
+    with caplog.at_level(logging.WARNING, "mlg_jax"):
+        result = toy.run(work_dir=tmp_path)
+    (message,) = [m for m in caplog.messages if "bits" in m]
+    assert "written on 4 x cpu, this run is on 1 x cpu: it goes on" in message
+    toy.assert_equal(result.state, uninterrupted[0].state)
+
+
+@pytest.mark.bad_input
+def test_a_broken_run_names_the_last_checkpoint_that_is_sound(tmp_path):
+    """The newest one, of step 6, is damaged while the run goes on."""
+
+    def spoil_the_checkpoint_too(batch):
+        (tmp_path / train.CHECKPOINT_DIR / "6/metrics/metrics").write_text("")
+        return spoil(batch)
+
+    task = toy.make_task(batches=toy.make_batches(poison={7: spoil_the_checkpoint_too}))
+    with pytest.raises(train.NonFiniteError, match="last good checkpoint is of step 4"):
+        toy.run(task, work_dir=tmp_path)
 
 
 @pytest.mark.bad_input
@@ -250,6 +324,20 @@ def test_recalibration_replaces_the_step():
     result = toy.run(task)
     assert asked == [(2, True), (4, True)]
     assert int(result.state.num_overflows) == 2
+
+
+def test_follow_is_asked_after_every_epoch_but_the_last():
+    """With that epoch's last batch and the state after it."""
+    asked = []
+
+    def follow(state, batch):
+        asked.append((int(state.step), np.asarray(batch["x"])))
+        return None
+
+    toy.run(toy.make_task(follow=follow, eval_batches=None))
+    assert [step for step, _ in asked] == [4, 8]
+    for step, x in asked:
+        np.testing.assert_array_equal(x, toy.make_batch(step - 1)["x"])
 
 
 def test_overflows_are_logged_and_survive_a_resume(tmp_path):

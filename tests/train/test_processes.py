@@ -27,6 +27,7 @@ def start(module, *args, cache, **environment):
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",  # as in this process
             **environment,
         },
         stdout=subprocess.PIPE,

@@ -198,6 +198,20 @@ def test_an_overflow_is_reported_and_the_state_is_not_frozen():
     assert report.is_applied and int(state.step) == 1
 
 
+@pytest.mark.parametrize("reaction", ["freeze", "report"])
+def test_a_frozen_state_keeps_its_reason(reaction):
+    """What breaks after the first failure is neither recorded nor an overflow to be repeated."""
+    loss_fn = poisoned(toy.make_loss(), of_loss=False, of_gradient=True)
+    step, state = make(loss_fn, when_gradient_breaks=reaction)
+    state = state.replace(is_loss_broken=replicate(jnp.array(True), MESH))
+    before = toy.flat(state)
+    state, report = step(state, put(with_flag(toy.make_batch(0), True)))
+    assert not report.is_applied and not report.is_overflow
+    after = toy.flat(state)
+    for name in after:
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
 def test_a_broken_loss_is_no_overflow():
     loss_fn = poisoned(toy.make_loss(), of_loss=True, of_gradient=True)
     step, state = make(loss_fn, when_gradient_breaks="report")

@@ -1,7 +1,10 @@
 """Metrics on disk and the compilation cache."""
 
+import errno
 import json
+import logging
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +37,48 @@ def test_lines_past_the_resumed_step_are_dropped(tmp_path):
     assert [line["step"] for line in train.read_metrics(tmp_path)] == [2, 4, 5]
 
 
+def test_damaged_lines_are_left_out_and_counted(tmp_path, caplog):
+    """Those after them are kept; the last one, which a crash cut short, is no damage."""
+    good = '{"kind": "train", "step": %d, "loss": 1.0}'
+    bad = ["not json", "3", "[]", "{}", '{"kind": "train", "step": "4"}', "\x80\xff", ""]
+    lines = [good % 1, *bad, good % 9, '{"kind": "train", "step": 1']
+    path = tmp_path / train.METRICS_FILE
+    path.write_bytes("\n".join(lines).encode("latin-1"))
+    with caplog.at_level(logging.WARNING, "mlg_jax"):
+        assert [line["step"] for line in train.read_metrics(tmp_path)] == [1, 9]
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0] == f"{path}: 7 of 9 lines are damaged and left out."
+    with MetricsWriter(tmp_path, resumed_step=9, num_steps=9):
+        pass
+    caplog.clear()
+    assert len(train.read_metrics(tmp_path)) == 2 and not caplog.messages
+
+
+@pytest.mark.bad_input
+def test_a_full_disk_names_the_file(tmp_path):
+    """The first error counts: closing, which fails too, hides nothing and adds nothing."""
+
+    class Full:
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):
+            raise OSError(errno.EIO, "closed on a full disk")
+
+    def full_writer():
+        writer = MetricsWriter(tmp_path, resumed_step=0, num_steps=1)
+        writer._file.close()
+        writer._file = Full()
+        return writer
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'"):
+        with full_writer() as writer:
+            writer.write("train", step=1, metrics={"loss": 1.0})
+    with pytest.raises(OSError, match=r"closed on a full disk: '.*metrics\.jsonl'"):
+        with full_writer():
+            pass
+
+
 def test_no_directory_no_metrics(tmp_path):
     assert train.read_metrics(tmp_path) == []
 
@@ -44,6 +89,22 @@ def test_the_compilation_cache_works_after_a_first_compilation(tmp_path, compila
         train.enable_compilation_cache(tmp_path / "a" / "b", min_compile_seconds=0)
         jax.jit(lambda x: jnp.sin(x) * 3 + x)(jnp.ones(7)).block_until_ready()
         assert any((tmp_path / "a" / "b").iterdir())
+        assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700  # it holds native code
+    finally:
+        train.enable_compilation_cache(compilation_cache, min_compile_seconds=0)
+
+
+def test_a_cache_that_was_moved_is_hit(tmp_path, compilation_cache):
+    def names(directory):
+        train.enable_compilation_cache(directory, min_compile_seconds=0)
+        jax.clear_caches()
+        jax.jit(lambda x: jnp.cos(x) * 5 + x)(jnp.ones(11)).block_until_ready()
+        return {path.name for path in directory.iterdir() if path.name.endswith("-cache")}
+
+    try:
+        before = names(tmp_path / "here")
+        shutil.move(tmp_path / "here", tmp_path / "there")
+        assert before and names(tmp_path / "there") == before
     finally:
         train.enable_compilation_cache(compilation_cache, min_compile_seconds=0)
 
@@ -52,3 +113,24 @@ def test_the_compilation_cache_works_after_a_first_compilation(tmp_path, compila
 def test_error_messages(tmp_path):
     with pytest.raises(ValueError, match="`min_compile_seconds` must be .*; got -1"):
         train.enable_compilation_cache(tmp_path, min_compile_seconds=-1)
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+    """Every record with TensorFlow's framing: length, its checksum, the event, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    with MetricsWriter(tmp_path, resumed_step=4, num_steps=9) as writer:
+        writer.write("train", step=5, metrics={"loss": 0.5, "accuracy": 1})
+        writer.write("eval", step=6, metrics={"loss": math.nan})
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    data, events = path.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        events.append(Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    version, start, *written = events
+    assert version.file_version == "brain.Event:2" and path.name.startswith("events.out.tfevents.")
+    assert (start.step, start.session_log.status) == (5, 1)
+    found = [(e.step, {v.tag: v.simple_value for v in e.summary.value}) for e in written]
+    assert found[0] == (5, {"train/loss": 0.5, "train/accuracy": 1.0})
+    assert found[1][0] == 6 and math.isnan(found[1][1]["eval/loss"])

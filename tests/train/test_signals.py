@@ -1,0 +1,95 @@
+"""Signals: a flag, a clean end, the handlers given back, and nothing swallowed."""
+
+import os
+import signal
+
+import pytest
+
+from mlg_jax.train import Interruptible, TrainingInterrupted
+from mlg_jax.train._signals import StopRequest
+
+NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
+
+@pytest.fixture
+def received():
+    """Signals that reach the handlers from before; these come back whatever a test does."""
+    found = []
+    before = {n: signal.signal(n, lambda number, _: found.append(number)) for n in NUMBERS}
+    yield found
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def shoot(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_first_signal_is_a_flag_and_the_second_acts_as_before(received, number):
+    with pytest.raises(ValueError, match="acted upon"), StopRequest() as stop:
+        assert not stop.is_agreed(is_sync_point=False)
+        shoot(number)
+        assert stop.is_agreed(is_sync_point=False) and not received
+        shoot(number)
+        assert received == [number]
+        raise ValueError("acted upon")
+    assert received == [number]  # an answered one is not passed on
+
+
+@pytest.mark.parametrize("context", [StopRequest, lambda: Interruptible("nothing")])
+def test_handlers_are_given_back(context):
+    """Each to its own signal, after an undisturbed run and after an exception."""
+    before = [signal.getsignal(number) for number in NUMBERS]
+    with context():
+        assert all(signal.getsignal(n) != b for n, b in zip(NUMBERS, before, strict=True))
+    assert [signal.getsignal(number) for number in NUMBERS] == before
+    with pytest.raises(ValueError, match="x"), context():
+        raise ValueError("x")
+    assert [signal.getsignal(number) for number in NUMBERS] == before
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_that_nobody_asked_for_is_passed_on(received, number):
+    with StopRequest():
+        shoot(number)
+    assert received == [number]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_what_can_stop_anywhere_stops_at_once(received, number):
+    with pytest.raises(TrainingInterrupted, match="Interrupted during the report; ") as caught:
+        with Interruptible("the report"):
+            shoot(number)
+            raise AssertionError("not reached")
+    assert caught.value.exit_code == 75 and caught.value.step is None and not received
+
+
+def test_a_swallowed_interruption_counts(received):
+    with pytest.raises(TrainingInterrupted), Interruptible("the report"):
+        try:
+            shoot(signal.SIGTERM)
+        except KeyboardInterrupt:
+            pass
+    assert not received
+
+
+def test_an_interruption_that_became_another_error_counts(received):
+    with pytest.raises(TrainingInterrupted) as caught, Interruptible("the report"):
+        try:
+            shoot(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise OSError("a child was interrupted") from None
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_stages_within_a_run(received):
+    """What a stage cannot finish is passed on to the context around it."""
+    with pytest.raises(TrainingInterrupted, match="during the run"), Interruptible("the run"):
+        with StopRequest():
+            shoot(signal.SIGTERM)
+        raise AssertionError("not reached")
+    with pytest.raises(TrainingInterrupted, match="during a stage"), Interruptible("the run"):
+        with Interruptible("a stage"):
+            shoot(signal.SIGTERM)
+    assert not received

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def check_real(
     try:
         number = float(value)
     except OverflowError:  # an integer beyond every float
-        number = float("inf") if value > 0 else float("-inf")
+        number = float("inf") if cast(int, value) > 0 else float("-inf")
     is_low = number <= minimum if exclusive_minimum else number < minimum
     is_high = number == float("inf") if maximum is None else number > maximum
     if number != number or is_low or is_high:

@@ -1,9 +1,10 @@
 """SIGTERM and SIGINT as a wish to stop: after the current step, or at once with status 75."""
 
+import gc
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -14,6 +15,7 @@ from mlg_jax.train._mesh import all_agree
 
 _LOGGER = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_RETRY_SECONDS = 1.0  # long enough to clean up in
 
 
 class StopRequest:
@@ -64,8 +66,9 @@ class Interruptible:
     """A context manager that ends what has nothing to finish first, at SIGTERM or SIGINT.
 
     The first signal raises KeyboardInterrupt, which no `except Exception` stops, and leaves the
-    context as TrainingInterrupted. A second one acts as it did before. Signals outside the main
-    thread keep acting as before.
+    context as TrainingInterrupted. Where the exception is swallowed, as in a destructor, it is
+    raised again until the context is left. A second signal acts as it did before. Signals outside
+    the main thread keep acting as before.
 
     Args:
         name: of what is done in it, for the message.
@@ -78,6 +81,7 @@ class Interruptible:
         self._name = name
         self._is_requested = False
         self._handlers = _Handlers(self._receive)
+        self._alarm = _Handlers(self._raise, (signal.SIGALRM,))
 
     def __enter__(self) -> "Interruptible":
         self._handlers.install()
@@ -89,8 +93,11 @@ class Interruptible:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._is_requested:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+        self._alarm.restore()
         self._handlers.restore()
-        # Also where the exception was swallowed, as in a destructor, or became another one.
+        # Also where the exception was swallowed to the end, or became another one.
         if self._is_requested or kind is KeyboardInterrupt:
             message = f"Interrupted during {self._name}; what was finished before is kept."
             raise TrainingInterrupted(message) from error
@@ -98,21 +105,44 @@ class Interruptible:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._is_requested = True
         self._handlers.restore()
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        self._alarm.install()
+        signal.setitimer(signal.ITIMER_REAL, _RETRY_SECONDS, _RETRY_SECONDS)
+        self._raise(number, frame)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        if not _is_swallowing(frame):
+            raise KeyboardInterrupt
 
 
 class _Handlers:
-    """One handler for both signals, until it is taken back; in the main thread only."""
+    """One handler for several signals, until it is taken back; in the main thread only."""
 
-    def __init__(self, receive: Callable[[int, FrameType | None], None]) -> None:
-        self._receive = receive
+    def __init__(
+        self,
+        receive: Callable[[int, FrameType | None], None],
+        numbers: Sequence[signal.Signals] = _SIGNALS,
+    ) -> None:
+        self._receive, self._numbers = receive, numbers
         self._previous: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._receive) for s in _SIGNALS}
+            self._previous = {s: signal.signal(s, self._receive) for s in self._numbers}
 
     def restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+def _is_swallowing(frame: FrameType | None) -> bool:
+    """Whether Python would print and forget an exception.
+
+    It does in destructors, and in callbacks of the garbage collector, of which JAX has one.
+    """
+    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_code in callbacks:
+            return True
+        frame = frame.f_back
+    return False

@@ -1,11 +1,13 @@
 """Signals: a flag, a clean end, the handlers given back, and nothing swallowed."""
 
+import gc
 import os
 import signal
+import time
 
 import pytest
 
-from mlg_jax.train import Interruptible, TrainingInterrupted
+from mlg_jax.train import Interruptible, TrainingInterrupted, _signals
 from mlg_jax.train._signals import StopRequest
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
@@ -72,6 +74,53 @@ def test_a_swallowed_interruption_counts(received):
         except KeyboardInterrupt:
             pass
     assert not received
+
+
+def test_a_swallowed_interruption_comes_again(received, monkeypatch):
+    monkeypatch.setattr(_signals, "_RETRY_SECONDS", 0.05)
+    alarm = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(TrainingInterrupted), Interruptible("the report"):
+        try:
+            shoot(signal.SIGTERM)
+        except KeyboardInterrupt:
+            pass
+        time.sleep(60)
+        raise AssertionError("not reached")
+    assert signal.getsignal(signal.SIGALRM) is alarm and not received
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def in_destructor():
+    class Shooting:
+        def __del__(self):
+            shoot(signal.SIGTERM)
+
+    Shooting()
+
+
+def in_callback_of_the_collector():
+    def callback(phase, info):
+        if phase == "start":
+            shoot(signal.SIGTERM)
+
+    gc.callbacks.append(callback)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(callback)
+
+
+@pytest.mark.parametrize("shoot_there", [in_destructor, in_callback_of_the_collector])
+def test_where_python_forgets_exceptions_none_is_raised(received, monkeypatch, shoot_there):
+    """It would be printed with a traceback (an error here) and lost; it comes a little later."""
+    monkeypatch.setattr(_signals, "_RETRY_SECONDS", 0.05)
+    reached = []
+    with pytest.raises(TrainingInterrupted), Interruptible("the report"):
+        shoot_there()
+        reached.append("after the signal")
+        time.sleep(60)
+        raise AssertionError("not reached")
+    assert reached and not received
 
 
 def test_an_interruption_that_became_another_error_counts(received):

@@ -12,12 +12,14 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from mlg_jax._checks import check_choice
+from mlg_jax._errors import printable
 from mlg_jax.data._examples import check_labels
 
 _VERSION = "3.0.2"
@@ -114,12 +116,11 @@ def _download(name: str, data_dir: str, url: str, md5: str, path: str) -> None:
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
     """The bytes of one regular file of an archive, read in memory whatever else is in it."""
-    try:
-        file = archive.extractfile(name)
-    except KeyError:
-        file = None
+    found = {info.name: info for info in archive.getmembers() if info.isreg()}  # links may be loops
+    file = archive.extractfile(found[name]) if name in found else None
     if file is None:
-        raise ValueError(f"The archive must have the file {name}; got {archive.getnames()}.")
+        names = printable(archive.getnames())
+        raise ValueError(f"The archive must have the regular file {name}; got {names}.")
     return file.read()
 
 
@@ -167,8 +168,10 @@ def read_archive(path: str, layout: Archive) -> CifarContent:
             }
             splits = {"train": read(archive, layout.train_files)}
             splits["test"] = read(archive, layout.test_files)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{path} must be a complete tar.gz archive; {error}.") from error
+    except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
+        raise ValueError(
+            f"{path} must be a complete tar.gz archive; {printable(error)}."
+        ) from error
     return CifarContent(classes, splits)
 
 

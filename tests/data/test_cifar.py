@@ -160,8 +160,15 @@ def _without(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_without("test_batch.bin"), "must have the file cifar-10-batches-bin/test_batch.bin"),
-        (_without("batches.meta.txt"), "must have the file .*batches.meta.txt"),
+        (
+            _without("test_batch.bin"),
+            "must have the regular file cifar-10-batches-bin/test_batch.bin",
+        ),
+        (
+            lambda files: files | {"batches.meta.txt": b"\xff"},
+            "must be a complete tar.gz archive; 'utf-8' codec",
+        ),
+        (_without("batches.meta.txt"), "must have the regular file .*batches.meta.txt"),
         (
             lambda files: files | {"data_batch_2.bin": files["data_batch_2.bin"][:-1]},
             r"data_batch_2.bin must have whole records of 3073 bytes; got 36875 bytes",
@@ -193,18 +200,23 @@ def test_a_truncated_archive_of_the_right_checksum(tmp_path):
 
 
 @pytest.mark.bad_input
-def test_links_are_not_followed(tmp_path):
-    """A member that is a link out of the archive is no file of the archive."""
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+@pytest.mark.parametrize("target", ["out", "itself"])
+def test_links_are_not_followed(tmp_path, kind, target):
+    """A member that is a link, out of the archive or to itself, is no file of the archive."""
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(3073))
     path = tmp_path / "a.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         for file in cifar_files("cifar10"):
             info = tarfile.TarInfo(f"cifar-10-batches-bin/{file}")
-            info.type, info.linkname = tarfile.SYMTYPE, str(secret)
+            linked = (
+                str(secret) if target == "out" else info.name if kind == tarfile.LNKTYPE else file
+            )
+            info.type, info.linkname = kind, linked
             archive.addfile(info)
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    with pytest.raises(ValueError, match="The archive must have the file"):
+    with pytest.raises(ValueError, match="The archive must have the regular file"):
         prepare_cifar("cifar10", str(tmp_path / "data"), url=path.as_uri(), md5=md5)
 
 

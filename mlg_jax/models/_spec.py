@@ -33,6 +33,9 @@ from mlg_jax.models.resnet import STEMS
 from mlg_jax.quant import ActivationSpec, QuantSpec
 from mlg_jax.remat import NO_REMAT, PRESETS, Policy
 
+MAX_PAIRS = 1024  # in a file; more than a network has layers
+MAX_PATTERN = 256  # characters
+
 Patterns = tuple[tuple[str, GenerationSpec | None], ...]
 Execution = str | Mapping[str, str] | tuple[tuple[str, str], ...]
 Generation = GenerationSpec | Mapping[str, GenerationSpec | None] | Patterns | None
@@ -198,9 +201,15 @@ def _entries(
 
 
 def _pairs(tree: Any, where: str) -> tuple[tuple[Any, Any], ...]:
-    """A list of lists of two."""
+    """A list of lists of two, for layers or patterns of their names, which are tried in turn."""
     if not _is_pairs(tree, list):
         raise ValueError(f"`{where}` must be a list of pairs; got {tree!r}.")
+    longest = max((len(str(first)) for first, _ in tree), default=0)
+    if len(tree) > MAX_PAIRS or longest > MAX_PATTERN:
+        raise ValueError(
+            f"`{where}` must have at most {MAX_PAIRS} patterns of {MAX_PATTERN} characters; got "
+            f"{len(tree)}, the longest of {longest}."
+        )
     return tuple((first, second) for first, second in tree)
 
 

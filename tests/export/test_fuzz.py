@@ -1,14 +1,25 @@
-"""Files damaged at random, naively and with their lengths and checksum mended: refused, or read."""
+"""Files changed at random, naively and with their lengths and checksum mended: refused, or read."""
 
 import json
 import random
 import tracemalloc
 
 import jax
+import numpy as np
 import pytest
 
-from mlg_jax.export import PackedFileError, read_packed, unpack_variables
+from mlg_jax._errors import user_message
+from mlg_jax.export import (
+    PackedFileError,
+    from_torch,
+    read_packed,
+    torch_num_classes,
+    unpack_variables,
+)
 from mlg_jax.export._archive import to_bytes
+from mlg_jax.layers import layer_records
+from tests._models import tiny_resnet, variable_shapes
+from tests.export import _torch_networks as networks
 from tests.export._examples import blob_of, container_of, example
 
 CONTENT = to_bytes(example())
@@ -21,7 +32,29 @@ WORDS = (
     *(b"true", b"null", b"NaN", b"[]", b"{}", b'""', b'"a"', b'"bool"', b'"qnn:2"', b'"params"'),
     *(b",", b":", b"[", b"]", b"{", b"}", b'"', b"\\", b"\xff"),
 )
-VALUES = (-1, 0, 1, 3, 2**31, 2**64, 1e300, 0.5, True, None, "", "bool", "qnn:3", [], [0], [[]], {})
+VALUES = (
+    -1,
+    0,
+    1,
+    3,
+    2**31,
+    10**400,
+    "\x1b[1m",
+    "\ud800",
+    [[[]]],
+    2**64,
+    1e300,
+    0.5,
+    True,
+    None,
+    "",
+    "bool",
+    "qnn:3",
+    [],
+    [0],
+    [[]],
+    {},
+)
 EDITS = (
     lambda rng, piece: bytes(piece[:-1]) + bytes([piece[-1] ^ 1 << rng.randrange(8)]),
     lambda rng, piece: rng.randbytes(len(piece)),
@@ -76,8 +109,9 @@ def fuzz(path, count, seed):
         tracemalloc.reset_peak()
         try:
             packed = read_packed(path)
-        except PackedFileError:
+        except PackedFileError as error:
             outcomes["refused"] += 1
+            assert user_message(error).isprintable() and len(str(error)) < 600
         else:
             outcomes["read"] += 1
             # Of a file whose checksum was not mended, nothing that counts can have changed.
@@ -100,3 +134,82 @@ def test_damaged_files_are_refused_or_read(tmp_path, count):
         tracemalloc.stop()
     # Neither outcome is rare, so that both the checks and what lies behind them are exercised.
     assert outcomes["refused"] > count // 2 and outcomes["read"] > count // 50, outcomes
+
+
+def changed_name(rng, name):
+    scopes = (
+        "module.",
+        "_orig_mod.",
+        "model.",
+        "ema_model.",
+        "\x1b[1m.",
+        "\ud800",
+        "layer1.",
+        "n.",
+    )
+    return rng.choice(
+        (
+            lambda: rng.choice(scopes) + name,
+            lambda: name.replace(".", f".{rng.choice(scopes)}", 1),
+            lambda: name.rpartition(".")[0],
+            lambda: rng.choice(("", "n_averaged", "a" * 10**5, "a." * 10**4)),
+        )
+    )()
+
+
+def changed_array(rng, array):
+    return rng.choice(
+        (
+            lambda: array[..., :0],
+            lambda: array[..., None],
+            lambda: array.reshape(-1),
+            lambda: array.astype(rng.choice((">f4", "f8", "f2", "i8", "?", "u1"))),
+            lambda: array * np.float32(rng.choice((0, np.nan, np.inf))),
+            lambda: np.zeros((0, 2**40), np.float32),
+        )
+    )()
+
+
+def changed_state(rng, state):
+    """A state dict wrapped, with names and arrays changed, missing and added."""
+    prefix = "".join(rng.choices(("module.", "_orig_mod.", "model.", "net."), k=rng.randint(0, 3)))
+    state = {prefix + name: value for name, value in state.items()}
+    for name in rng.sample(sorted(state), rng.choice((0, 0, 1, 1, 2))):
+        value = state.pop(name)
+        what = rng.randrange(4)
+        if what < 3:
+            key = changed_name(rng, name) if what == 1 else name
+            state[key] = changed_array(rng, value) if what == 2 else value
+    return state
+
+
+@pytest.mark.parametrize(
+    "count", [300, pytest.param(6000, marks=pytest.mark.slow)], ids=["some", "many"]
+)
+@pytest.mark.bad_input
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_changed_state_dicts_are_imported_or_refused(count):
+    """Those of a wrapped network are imported whole; everything else is one error of ours."""
+    rng, net = random.Random(count), networks.Network()
+    networks.resnet(net, np.zeros((1, 3, 8, 8)), 3, sizes=(1, 1), channels=4, is_cifar=True)
+    plain = {name: np.asarray(value, np.float32) for name, value in net.state.items()}
+    model = tiny_resnet(channels=4, num_classes=3)
+    records, template = layer_records(model), variable_shapes(model)
+    expected, outcomes = from_torch(plain, records, template), {"refused": 0, "imported": 0}
+    for _ in range(count):
+        state = changed_state(rng, plain)
+        try:
+            assert torch_num_classes(state, records) < 2**20
+            found = from_torch(state, records, template)
+        except ValueError as error:
+            outcomes["refused"] += 1
+            message = user_message(error)
+            assert message is not None and message.isprintable() and len(str(error)) < 20_000
+            continue
+        outcomes["imported"] += 1
+        assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, expected)
+        if len(state) == len(plain) and sum(map(np.sum, state.values())) == sum(
+            map(np.sum, plain.values())
+        ):
+            jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert min(outcomes.values()) > count // 5, outcomes

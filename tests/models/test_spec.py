@@ -74,6 +74,12 @@ def changed(path, value):
         (["weight_bits"], 17, r"`bits` must be an integer in \[1, 16\]; got 17"),
         (["execution"], "quick", "`execution` must be one of"),
         (["execution"], [["*", "quick"]], r"`execution\['\*'\]` must be one of"),
+        (
+            ["generation"],
+            [["*", None]] * 1025,
+            "at most 1024 patterns .*; got 1025, the longest of 1",
+        ),
+        (["execution"], [["*" * 257, "auto"]], "patterns of 256 characters; got 1, .* of 257"),
         (["execution"], [[]], "`model.execution` must be a list of pairs"),
         (["dtype"], "int8", "`dtype` must be a floating-point dtype"),
         (["remat"], None, "`model.remat` must have the keys"),

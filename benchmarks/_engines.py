@@ -176,7 +176,7 @@ CONTESTANTS = {
     "mlg float, folded": Packed(fold=True),
     "mlg codes": Packed(residency="codes"),
     "mlg packed": Packed(residency="packed"),
-    "mlg float, generate": Packed(execution="generate"),
+    "mlg float, generate": Packed(implementation="generate"),
     "flax dense": FlaxDense(),
     "torch dense": TorchDense(),
     "onnxruntime dense": OnnxDense(),

@@ -87,5 +87,5 @@ def without_our_gradients():
         for name in modules:
             stack.enter_context(mock.patch(f"mlg_jax.models.{name}.max_pool", plain_max_pool))
         stack.enter_context(mock.patch.object(_blocks, "after", lambda x, y: x))
-        stack.enter_context(mock.patch.object(_blocks, "cotangent_once", lambda x: x))
+        stack.enter_context(mock.patch.object(_blocks, "materialize_cotangent", lambda x: x))
         yield

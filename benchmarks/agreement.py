@@ -27,7 +27,7 @@ from _measure import RESULTS, save
 from mlg_jax import create_model
 from mlg_jax.data import DataSpec, load_dataset
 from mlg_jax.plots import plot_curves, plot_tradeoff
-from mlg_jax.remat import Policy, choose_capacities, measure_densities
+from mlg_jax.remat import RematSpec, choose_capacities, measure_densities
 
 
 def loss_function(model):
@@ -91,8 +91,8 @@ def run(args, seed, policy):
         variables, next(stream)["image"]
     )
     capacities = choose_capacities(densities, margin=0.5)
-    kept = model.clone(remat=Policy(policy).with_capacities(capacities))
-    gradient, plain = (loss_function(m) for m in (kept, model.clone(remat=Policy("none"))))
+    kept = model.clone(remat=RematSpec(policy).with_capacities(capacities))
+    gradient, plain = (loss_function(m) for m in (kept, model.clone(remat=RematSpec("none"))))
     optimizer = optax.adamw(1e-3)
     opt_state = jax.jit(optimizer.init)(params)
     update = jax.jit(optimizer.update)

@@ -43,7 +43,7 @@ def measure(x, density, num_runs):
     packing = jax.jit(lambda x: pack(x, capacity=density + MARGIN)).lower(x).compile()
     bitmap = packing(x)
     unpacking = jax.jit(unpack).lower(bitmap).compile()
-    assert not bitmap.is_overflown and jnp.array_equal(unpacking(bitmap), x)
+    assert not bitmap.overflowed and jnp.array_equal(unpacking(bitmap), x)
     calls = {"pack": (packing, x), "unpack": (unpacking, bitmap)}
     return {
         name: {

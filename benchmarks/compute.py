@@ -1,4 +1,4 @@
-"""Time of forward passes and training steps: dense against every execution of generated layers.
+"""Time of forward passes and training steps: dense and every generated implementation.
 
     python benchmarks/compute.py [--network resnet18 resnet50] [--forward 1 8 128]
                                  [--train 32 128] [--dtype float32] [--rounds 5]
@@ -37,7 +37,7 @@ NETWORKS = {
     "resnet18": ((2, 2, 2, 2), BasicBlock, "cifar", 10, 32),
     "resnet50": ((3, 4, 6, 3), BottleneckBlock, "imagenet", 1000, 224),
 }
-EXECUTIONS = ("generate", "factored_out", "factored", "auto")
+IMPLEMENTATIONS = ("generate", "factored_out", "factored", "auto")
 QUANTISED = GenerationSpec.from_bits(2, 44, 3, 6, 3)
 STORED = GenerationSpec.from_bits(2, 44)
 
@@ -57,11 +57,13 @@ def contestants(network, dtype, *, is_training):
         create_model, network, num_classes=num_classes, stem=stem, dtype=dtype
     )
     models = {"dense": plain}
-    for execution in EXECUTIONS:
-        quantised = create(generation=QUANTISED, weight_bits=8, execution=execution)
-        models[f"{execution}, quantised"] = quantised
+    for implementation in IMPLEMENTATIONS:
+        quantised = create(generation=QUANTISED, weight_bits=8, implementation=implementation)
+        models[f"{implementation}, quantised"] = quantised
         if not is_training:
-            models[f"{execution}, stored"] = create(generation=STORED, execution=execution)
+            models[f"{implementation}, stored"] = create(
+                generation=STORED, implementation=implementation
+            )
     return models
 
 
@@ -82,15 +84,19 @@ def compiled_call(model, is_training, batch, size):
 def multiply_adds_of(name, network, batch):
     """Of the convolutions in one forward pass, by the formulas of the cost model."""
     *_, stem, num_classes, size = NETWORKS[network]
-    execution = name.split(",")[0].replace("dense", "generate")
+    implementation = name.split(",")[0].replace("dense", "generate")
     model = create_model(
-        network, num_classes=num_classes, stem=stem, generation=STORED, execution=execution
+        network,
+        num_classes=num_classes,
+        stem=stem,
+        generation=STORED,
+        implementation=implementation,
     )
     total = 0
     for record in layer_records(model, (batch, size, size, 3)):
         if record.kind == "conv":
             features = cost_features(
-                record.execution, STORED.resolve(record.kernel), record, is_training=False
+                record.implementation, STORED.resolve(record.kernel), record, is_training=False
             )
             if name.startswith("dense"):
                 del features["building_multiply_adds"]

@@ -24,7 +24,7 @@ from _plain import CheckpointedBlocks, PlainConv, PlainDense, PlainNorm, without
 
 from mlg_jax import create_model
 from mlg_jax.models import MODELS
-from mlg_jax.remat import PRESETS, Policy
+from mlg_jax.remat import PRESETS, RematSpec
 
 # stem, batch, image size
 CASES = {
@@ -56,7 +56,7 @@ def contestants(name, stem, capacity):
     yield "flax, nn.remat", plain(remat=CheckpointedBlocks()), without_our_gradients(), options
     for preset in PRESETS:
         model = create_model(
-            name, num_classes=num_classes, stem=stem, remat=Policy(preset, capacity)
+            name, num_classes=num_classes, stem=stem, remat=RematSpec(preset, capacity)
         )
         yield preset, model, contextlib.nullcontext(), {}
 

@@ -66,7 +66,7 @@ class FactorRecord:
 
     @property
     def num_bits(self) -> int:
-        """Storage, in bits."""
+        """ResidualPolicy, in bits."""
         return self.num_params * (32 if self.bits is None else self.bits)
 
 
@@ -85,7 +85,9 @@ class LayerRecord:
     dilation: tuple[int, int] = (1, 1)
     padding: tuple[tuple[int, int], ...] = ()
     input_shape: tuple[int, ...] = ()  # of the call that the record is of
-    execution: str | None = None  # how a generated kernel is applied; None: it is not generated
+    implementation: str | None = (
+        None  # how a generated kernel is applied; None: it is not generated
+    )
 
     @property
     def name(self) -> str:
@@ -104,7 +106,7 @@ class LayerRecord:
 
     @property
     def num_bits(self) -> int:
-        """Storage of the layer, in bits."""
+        """ResidualPolicy of the layer, in bits."""
         return sum(factor.num_bits for factor in self.factors)
 
     @property

@@ -11,7 +11,7 @@ import ml_collections
 
 from mlg_jax._checks import check_choice, check_instance, check_integer, check_real
 from mlg_jax.data import DataSpec
-from mlg_jax.generation import EXECUTIONS, GenerationSpec, ProjectionSpec
+from mlg_jax.generation import IMPLEMENTATIONS, GenerationSpec, ProjectionSpec
 from mlg_jax.models import MODELS
 from mlg_jax.quant import QuantSpec, recommended_ratio
 from mlg_jax.remat import PRESETS
@@ -61,7 +61,7 @@ class GenerationConfig:
         scheme: the factors' quantiser.
         ratio: share of entries rounded in training: a number in (0, 1] or `recommended`.
         init: `fan_out` or `variance`; where the student starts without a projection.
-        execution: how generated kernels are applied: `auto`, `generate`, `factored_out`,
+        implementation: how generated kernels are applied: `auto`, `generate`, `factored_out`,
             `factored`, the same function in every case; or `measured`: what is fastest in training
             here, timed layer by layer at the first start and kept in the work directory.
     """
@@ -76,11 +76,11 @@ class GenerationConfig:
     scheme: str = "dorefa_sym"
     ratio: float | str = 1.0
     init: str = "fan_out"
-    execution: str = "auto"
+    implementation: str = "auto"
 
     def __post_init__(self) -> None:
         assert self.spec  # its own checks
-        check_choice("execution", self.execution, (*EXECUTIONS, MEASURED))
+        check_choice("implementation", self.implementation, (*IMPLEMENTATIONS, MEASURED))
 
     @property
     def spec(self) -> GenerationSpec:

@@ -144,7 +144,7 @@ def plot_speedups(path: Path, points: Mapping[str, Sequence[tuple[float, float]]
 
     Args:
         path: of the file.
-        points: `{execution: [(multiply-adds of generate / its own, seconds of generate / its
+        points: `{implementation: [(multiply-adds of generate / its own, seconds of generate / its
             own), ...]}`.
     """
     figure = Figure(figsize=(5, 3.6), layout="constrained")

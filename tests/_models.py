@@ -29,7 +29,7 @@ def tiny_resnet(
     weight_bits=None,
     dtype=None,
     remat=NO_REMAT,
-    execution="generate",
+    implementation="generate",
 ):
     """A residual network of a few blocks, made as `create_model` makes its own."""
     fallback = DenseKernel(QuantSpec(weight_bits))
@@ -40,7 +40,7 @@ def tiny_resnet(
         num_classes=num_classes,
         stem=stem,
         base_channels=channels,
-        conv=functools.partial(Conv, kernel=kernel, dtype=dtype, execution=execution),
+        conv=functools.partial(Conv, kernel=kernel, dtype=dtype, implementation=implementation),
         dense=functools.partial(
             Dense, kernel=DenseKernel(QuantSpec(weight_bits), fan="in"), dtype=dtype
         ),

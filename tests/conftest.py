@@ -48,7 +48,7 @@ def pytest_configure(config):
 
         packages = [
             "mlg_jax.quant",
-            # Not what applies the factors (nor mlg_jax._tie): a constant closed over arrives there
+            # Not what applies the factors (nor mlg_jax._ordering): a constant arrives there
             # as a literal of JAX's own, which is no jax.Array.
             *(f"mlg_jax.generation._{name}" for name in _CHECKED_GENERATION),
             "mlg_jax.bitmap",

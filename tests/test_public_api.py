@@ -21,7 +21,7 @@ SIGNATURES = {
     "project_kernel": "(kernel, spec)",
     "create_model": (
         "(name, *, num_classes, stem, width, generation, weight_bits, activation_bits, "
-        "execution, remat, dtype)"
+        "implementation, remat, dtype)"
     ),
     "size_report": "(model, variables, *, input_shape)",
     "pack": "(x, *, capacity, implementation)",
@@ -29,7 +29,7 @@ SIGNATURES = {
     "checkpoint": "(fn, *, policy, capacity, activations, key)",
     "memory_report": "(fn, args, *, argnums, has_aux)",
     "save_packed": "(path, model, variables, *, preprocessing, class_names, metrics)",
-    "load_packed": "(path, *, residency, fold, execution, batch_sizes)",
+    "load_packed": "(path, *, residency, fold, implementation, batch_sizes)",
 }
 PUBLIC = sorted(name for name in vars(mlg_jax) if not name.startswith("_"))
 

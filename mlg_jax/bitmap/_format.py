@@ -50,7 +50,7 @@ class Bitmap:
         return self.offsets[..., -1]
 
     @property
-    def is_overflown(self) -> Array:
+    def overflowed(self) -> Array:
         """Whether values were lost (boolean scalar): the count exceeds the capacity."""
         return self.count > self.capacity
 

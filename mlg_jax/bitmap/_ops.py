@@ -29,7 +29,7 @@ def pack(
     """Stores an array as one bit an entry and the values that are not zero.
 
     Exact: `unpack(pack(x))` has the bits of `x`, as long as the values fit. If they do not,
-    `is_overflown` of the result is true, `words` and `offsets` are right all the same, and
+    `overflowed` of the result is true, `words` and `offsets` are right all the same, and
     the values that did not fit are lost. No gradient passes: what is packed is a residual.
 
     On CPU entries are moved one after the other by a loop that XLA compiles into one kernel,
@@ -52,7 +52,7 @@ def pack(
 
     Example:
         >>> bitmap = pack(jnp.array([0.0, 1.5, 0.0, -0.0]), capacity=0.5)
-        >>> int(bitmap.count), bool(bitmap.is_overflown)
+        >>> int(bitmap.count), bool(bitmap.overflowed)
         (2, False)
         >>> unpack(bitmap)
         Array([ 0. ,  1.5,  0. , -0. ], dtype=float32)
@@ -79,7 +79,7 @@ def unpack(bitmap: Bitmap, *, implementation: str = "xla") -> Float[Array, "*sha
 
     Returns:
         An array of the shape and dtype that were packed. After an overflow the values that were
-        lost are replaced by unspecified ones; check `bitmap.is_overflown`.
+        lost are replaced by unspecified ones; check `bitmap.overflowed`.
 
     Raises:
         TypeError: `bitmap` is no `Bitmap`.

@@ -15,7 +15,7 @@ from mlg_jax.engine import (
     export_stablehlo,
 )
 from mlg_jax.export import read_packed, write_atomically, write_torch
-from mlg_jax.generation import EXECUTIONS
+from mlg_jax.generation import IMPLEMENTATIONS
 
 NAME = "export"
 
@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weights", default="constants", choices=WEIGHTS, help="where they are")
     group.add_argument("--residency", default="float", choices=RESIDENCIES, help="of the weights")
     group.add_argument("--fold", action="store_true", help="norms into the convolutions")
-    group.add_argument("--execution", default="auto", choices=EXECUTIONS, help="of convolutions")
+    group.add_argument(
+        "--implementation", default="auto", choices=IMPLEMENTATIONS, help="of convolutions"
+    )
     group.add_argument(
         "--batch-size", type=positive_integer, default=1, help="what `auto` chooses for"
     )
@@ -53,7 +55,15 @@ def run(args: argparse.Namespace) -> int:
     if suffix == ".safetensors":
         num_bytes = write_torch(args.output, dense_state(packed, name=args.file))
     else:
-        options = ("images", "weights", "residency", "fold", "execution", "batch_size", "platforms")
+        options = (
+            "images",
+            "weights",
+            "residency",
+            "fold",
+            "implementation",
+            "batch_size",
+            "platforms",
+        )
         chosen = {name: getattr(args, name) for name in options}
         data = export_stablehlo(packed, name=args.file, **chosen)
         write_atomically(args.output, data)

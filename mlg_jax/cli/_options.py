@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from mlg_jax.engine import RESIDENCIES, Predictor, load_packed
-from mlg_jax.layers import EXECUTIONS
+from mlg_jax.layers import IMPLEMENTATIONS
 
 
 def positive_integer(text: str) -> int:
@@ -27,11 +27,13 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a packed model")
     parser.add_argument("--residency", default="float", choices=RESIDENCIES, help="of the weights")
     parser.add_argument("--fold", action="store_true", help="norms into the convolutions")
-    parser.add_argument("--execution", default="auto", choices=EXECUTIONS, help="of convolutions")
+    parser.add_argument(
+        "--implementation", default="auto", choices=IMPLEMENTATIONS, help="of convolutions"
+    )
     parser.add_argument("--json", action="store_true", help="write JSON")
 
 
 def load(args: argparse.Namespace, **options: Any) -> Predictor:
     """The predictor that the arguments ask for."""
-    names = ("residency", "fold", "execution")
+    names = ("residency", "fold", "implementation")
     return load_packed(args.file, **{name: getattr(args, name) for name in names}, **options)

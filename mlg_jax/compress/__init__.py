@@ -13,7 +13,7 @@ from mlg_jax.compress._project import History as History
 from mlg_jax.compress._project import Projection as Projection
 from mlg_jax.compress._project import ProjectionStore as ProjectionStore
 from mlg_jax.compress._project import project_model as project_model
-from mlg_jax.compress._sensitivity import Choice as Choice
+from mlg_jax.compress._sensitivity import Candidate as Candidate
 from mlg_jax.compress._sensitivity import LayerChoices as LayerChoices
 from mlg_jax.compress._sensitivity import Sensitivity as Sensitivity
 from mlg_jax.compress._sensitivity import measure_sensitivity as measure_sensitivity

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlg_jax._checks import check_instance, check_real
-from mlg_jax.compress._sensitivity import Choice, Sensitivity
+from mlg_jax.compress._sensitivity import Candidate, Sensitivity
 from mlg_jax.generation import GenerationSpec
 
 _BITS_PER_KB = 8 * 1024
@@ -19,7 +19,7 @@ _NUM_CELLS = 50_000  # of the budget's table; its resolution is the budget over 
 class Allocation:
     """What was chosen: `generation` and `weight_bits` are arguments of `create_model`."""
 
-    choices: dict[str, Choice]  # by layer
+    choices: dict[str, Candidate]  # by layer
     weight_bits: int | None
     num_bits: int  # of the whole model, as `size_report` counts them
 
@@ -34,9 +34,9 @@ class Allocation:
         return self.num_bits / _BITS_PER_KB
 
     @property
-    def harm(self) -> float:
+    def kl(self) -> float:
         """The sum of the layers' measured divergences, nats an image."""
-        return sum(choice.harm for choice in self.choices.values())
+        return sum(choice.kl for choice in self.choices.values())
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -47,27 +47,27 @@ class Allocation:
                 "setting": _words(choice.generation, self.weight_bits),
                 "kb": choice.num_bits / _BITS_PER_KB,
                 "error": choice.error,
-                "harm": choice.harm,
+                "kl": choice.kl,
             }
             for name, choice in self.choices.items()
         ]
 
     def to_markdown(self) -> str:
         """A table, one row a layer."""
-        lines = ["| layer | Bi-Bo-qb-qu-qv | KB | error | harm |", "|---|---|--:|--:|--:|"]
+        lines = ["| layer | Bi-Bo-qb-qu-qv | KB | error | KL |", "|---|---|--:|--:|--:|"]
         lines += [
             f"| {row['layer']} | {row['setting']} | {row['kb']:.2f} | {row['error']:.3f} "
-            f"| {row['harm']:.4f} |"
+            f"| {row['kl']:.4f} |"
             for row in self.rows
         ]
         return "\n".join(lines)
 
 
 def allocate(sensitivity: Sensitivity, *, target_kb: float) -> Allocation:
-    """Chooses for every layer such that the sum of harms is least within the budget.
+    """Chooses for every layer such that the sum of divergences is least within the budget.
 
     A multiple-choice knapsack, solved by dynamic programming over the bits above the smallest
-    model; harms of several layers are taken to add up.
+    model; divergences of several layers are taken to add up.
 
     Args:
         sensitivity: from `measure_sensitivity`.
@@ -92,7 +92,7 @@ def allocate(sensitivity: Sensitivity, *, target_kb: float) -> Allocation:
     budget = budget_bits(target_kb, smallest)
     picks = knapsack(
         [[c.num_bits for c in row] for row in rows],
-        [[c.harm for c in row] for row in rows],
+        [[c.kl for c in row] for row in rows],
         budget - sensitivity.fixed_bits,
     )
     names = (layer.name for layer in sensitivity.layers)
@@ -116,12 +116,12 @@ def budget_bits(target_kb: float, smallest: int) -> int:
 
 def knapsack(
     sizes: Sequence[Sequence[int]],
-    harms: Sequence[Sequence[float]],
+    divergences: Sequence[Sequence[float]],
     budget: int,
     *,
     num_cells: int = _NUM_CELLS,
 ) -> list[int]:
-    """One index a row: the least sum of harms whose sum of sizes is at most `budget`.
+    """One index a row: the least sum of divergences whose sum of sizes is at most `budget`.
 
     Exact while the budget exceeds the smallest sum by at most `num_cells`; beyond, what a choice
     adds to its row's smallest is rounded up to `1 / num_cells` of that, so the budget is kept.
@@ -129,14 +129,14 @@ def knapsack(
     smallest = [min(row) for row in sizes]
     spare = budget - sum(smallest)
     cell = max(1, -(-spare // num_cells))
-    best = np.zeros(spare // cell + 1)  # the least harm of the rows so far within so many cells
+    best = np.zeros(spare // cell + 1)  # the least sum of the rows so far within so many cells
     tables = []
-    for row, row_harms, base in zip(sizes, harms, smallest, strict=True):
+    for row, row_divergences, base in zip(sizes, divergences, smallest, strict=True):
         extras = [-(-(size - base) // cell) for size in row]
         table = np.full((len(row), len(best)), np.inf)
-        for i, (extra, harm) in enumerate(zip(extras, row_harms, strict=True)):
+        for i, (extra, kl) in enumerate(zip(extras, row_divergences, strict=True)):
             if extra < len(best):
-                table[i, extra:] = best[: len(best) - extra] + harm
+                table[i, extra:] = best[: len(best) - extra] + kl
         tables.append((extras, np.argmin(table, axis=0)))
         best = np.min(table, axis=0)
     picks: list[int] = []

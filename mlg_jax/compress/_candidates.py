@@ -30,7 +30,7 @@ class AllocationSpec:
             always a choice.
         bits: choices of each factor's width, 2 to 16; all triples are tried.
         weight_bits: width of the classifier and of kernels left ordinary; None is 32.
-        num_measured: generated kernels of each layer whose harm is measured, >= 2; the harm of
+        num_measured: generated kernels of each layer whose divergence is measured, >= 2; that of
             those between is interpolated by their squared errors.
         num_images: calibration images used to measure, >= 1.
 
@@ -63,7 +63,7 @@ class AllocationSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
+class ClosedForm:
     """One way to generate a kernel, from the closed-form projection."""
 
     generation: GenerationSpec
@@ -71,7 +71,7 @@ class Candidate:
     error: float  # |W' - W|^2 / |W|^2
 
 
-def candidates_of(kernel: np.ndarray, shape: KernelShape, spec: AllocationSpec) -> list[Candidate]:
+def candidates_of(kernel: np.ndarray, shape: KernelShape, spec: AllocationSpec) -> list[ClosedForm]:
     """The lower convex hull of squared error against bits, by bits.
 
     Args:
@@ -80,7 +80,7 @@ def candidates_of(kernel: np.ndarray, shape: KernelShape, spec: AllocationSpec) 
         spec: the grid.
     """
     whole = decompose(kernel)
-    found: list[Candidate] = []
+    found: list[ClosedForm] = []
     for shapes, request in _requests(shape, spec).items():
         found += _candidates(kernel, whole, request, shapes, spec.bits)
     return _lower_hull(found)
@@ -115,7 +115,7 @@ def _candidates(
     request: tuple[int, int],
     shapes: FactorShapes,
     widths: Sequence[int],
-) -> list[Candidate]:
+) -> list[ClosedForm]:
     """All triples of widths, by `|V M - W|^2 = <V'V, M M'> - 2 <V'W, M> + |W|^2`, `M = U B`.
 
     So every factor is rounded once a width, and no kernel is built.
@@ -137,7 +137,7 @@ def _candidates(
             error = energy + float(power - 2.0 * np.sum(projected * rows))
             spec = GenerationSpec.from_bits(*request, basis_bits, in_bits, out_bits)
             relative = max(error, 0.0) / max(energy, 1e-30)
-            found.append(Candidate(spec, _num_bits(spec, shapes), relative))
+            found.append(ClosedForm(spec, _num_bits(spec, shapes), relative))
     return found
 
 
@@ -150,9 +150,9 @@ def _grids(values: np.ndarray | None, widths: Sequence[int]) -> dict[int | None,
     return {None: None} if values is None else {bits: rounded(values, bits) for bits in widths}
 
 
-def _lower_hull(candidates: Sequence[Candidate]) -> list[Candidate]:
+def _lower_hull(candidates: Sequence[ClosedForm]) -> list[ClosedForm]:
     """Those below every line between two others, by bits; errors fall."""
-    hull: list[Candidate] = []
+    hull: list[ClosedForm] = []
     for point in sorted(candidates, key=lambda c: (c.num_bits, c.error)):
         if hull and point.error >= hull[-1].error:
             continue
@@ -162,5 +162,5 @@ def _lower_hull(candidates: Sequence[Candidate]) -> list[Candidate]:
     return hull
 
 
-def _slope(left: Candidate, right: Candidate) -> float:
+def _slope(left: ClosedForm, right: ClosedForm) -> float:
     return (right.error - left.error) / (right.num_bits - left.num_bits)

@@ -11,25 +11,25 @@ from flax import linen as nn
 
 from mlg_jax._checks import check_floating, check_instance
 from mlg_jax._types import Array, Float, LayerRecord
-from mlg_jax.compress._candidates import AllocationSpec, Candidate, candidates_of
+from mlg_jax.compress._candidates import AllocationSpec, ClosedForm, candidates_of
 from mlg_jax.compress._closed_form import rounded, rounded_kernel
 from mlg_jax.generation import GenerationSpec, from_layout, to_layout
 from mlg_jax.layers import layer_params, layer_records
 from mlg_jax.models import ModelSpec, size_report
 
 _DEFAULT = AllocationSpec()
-_BATCH_SIZE = 128  # images that share their batch statistics while harm is measured
+_BATCH_SIZE = 128  # images that share their batch statistics while divergences are measured
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
-    """What one layer's kernel may become."""
+class Candidate:
+    """What one layer's kernel may become, and what that costs."""
 
     generation: GenerationSpec | None  # None: an ordinary kernel at the model's `weight_bits`
     num_bits: int
     error: float  # of the kernel, |W' - W|^2 / |W|^2
     # KL(network || network with this kernel replaced), nats an image, measured or interpolated
-    harm: float
+    kl: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LayerChoices:
     """The choices of one layer, by bits."""
 
     name: str
-    choices: tuple[Choice, ...]
+    choices: tuple[Candidate, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def measure_sensitivity(
     For every convolution the grid of `spec` is projected in closed form, and thinned to the convex
     hull of squared error against bits. Some kernels of the hull replace the layer's own, alone,
     and the network runs over the images with batch statistics, as it will after its running
-    statistics are estimated anew. The harm is the divergence of the predicted classes; no labels
+    statistics are estimated anew. `kl` is the divergence of the predicted classes; no labels
     are needed. For kernels between two measured ones it is interpolated by their errors.
 
     Args:
@@ -79,10 +79,10 @@ def measure_sensitivity(
         TypeError, ValueError: no images, a model with generated kernels, variables of another one.
     """
     fixed_bits = check_compressible(model, variables, images, spec)
-    harm_of = _harm_function(model, variables, images[: spec.num_images])
+    kl_of = _harm_function(model, variables, images[: spec.num_images])
     layers = []
     for record in convolutions(model, images):
-        layers.append(_measure(record, variables["params"], spec, harm_of))
+        layers.append(_measure(record, variables["params"], spec, kl_of))
         on_report(layers[-1])
     return Sensitivity(tuple(layers), fixed_bits, spec.weight_bits)
 
@@ -139,19 +139,19 @@ def _measure(
     record: LayerRecord,
     params: Any,
     spec: AllocationSpec,
-    harm_of: Callable[[LayerRecord, np.ndarray], float],
+    kl_of: Callable[[LayerRecord, np.ndarray], float],
 ) -> LayerChoices:
     """One layer's choices: generated kernels, and the ordinary one."""
     assert record.kernel is not None
     kernel = np.asarray(from_layout(layer_params(params, record)["kernel"]), np.float32)
     candidates = candidates_of(kernel, record.kernel, spec)
     curve = {
-        c.error: harm_of(record, rounded_kernel(kernel, c.generation, record.kernel))
+        c.error: kl_of(record, rounded_kernel(kernel, c.generation, record.kernel))
         for c in _spread(candidates, spec.num_measured)
     }
     errors = sorted(curve)
     choices = [
-        Choice(
+        Candidate(
             c.generation,
             c.num_bits,
             c.error,
@@ -162,11 +162,11 @@ def _measure(
     ordinary = kernel if spec.weight_bits is None else rounded(kernel, spec.weight_bits)
     error = float(np.sum((ordinary - kernel) ** 2)) / max(float(np.sum(kernel**2)), 1e-30)
     num_bits = _ordinary_bits(record, spec.weight_bits)
-    choices.append(Choice(None, num_bits, error, harm_of(record, ordinary)))
+    choices.append(Candidate(None, num_bits, error, kl_of(record, ordinary)))
     return LayerChoices(record.name, tuple(sorted(choices, key=lambda c: c.num_bits)))
 
 
-def _spread(candidates: list[Candidate], count: int) -> list[Candidate]:
+def _spread(candidates: list[ClosedForm], count: int) -> list[ClosedForm]:
     """At most `count`, the ends among them, evenly in the logarithm of bits."""
     if not candidates:  # a kernel too small for any factors
         return []
@@ -198,7 +198,7 @@ def _harm_function(
 
     before = [log_probabilities(variables["params"], batch) for batch in batches]
 
-    def harm(record: LayerRecord, kernel: np.ndarray) -> float:
+    def kl(record: LayerRecord, kernel: np.ndarray) -> float:
         assert record.kernel is not None
         new = to_layout(jnp.asarray(kernel), record.kernel)
         params = replaced(variables["params"], (*record.path, "kernel"), new)
@@ -206,7 +206,7 @@ def _harm_function(
         total = sum(float(_divergence(p, q)) for p, q in zip(before, after, strict=True))
         return max(total, 0.0) / len(images)
 
-    return harm
+    return kl
 
 
 def _divergence(log_p: Array, log_q: Array) -> Array:

@@ -1,11 +1,11 @@
 """Inference from a packed file: save a trained model, load it, predict."""
 
 from mlg_jax.engine._batching import BATCH_SIZES as BATCH_SIZES
-from mlg_jax.engine._dense import dense_state as dense_state
 from mlg_jax.engine._files import load_packed as load_packed
 from mlg_jax.engine._files import save_packed as save_packed
 from mlg_jax.engine._images import ImagePreprocessing as ImagePreprocessing
 from mlg_jax.engine._manifest import Manifest as Manifest
+from mlg_jax.engine._materialized import dense_state as dense_state
 from mlg_jax.engine._predictor import Label as Label
 from mlg_jax.engine._predictor import Predictor as Predictor
 from mlg_jax.engine._resident import RESIDENCIES as RESIDENCIES

@@ -14,7 +14,7 @@ from mlg_jax.engine._network import spec_of
 from mlg_jax.engine._predictor import Predictor
 from mlg_jax.export import pack_variables, read_packed, write_packed
 from mlg_jax.layers import layer_records
-from mlg_jax.models import Execution, size_report
+from mlg_jax.models import ImplementationChoice, size_report
 
 Path = str | os.PathLike[str]
 
@@ -71,13 +71,13 @@ def load_packed(
     *,
     residency: str = "float",
     fold: bool = False,
-    execution: Execution = "auto",
+    implementation: ImplementationChoice = "auto",
     batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> Predictor:
     """Reads a packed file; nothing is compiled before the first call.
 
     The logits are those of `model.apply(variables, x, train=False)` of the model that was saved,
-    bit for bit under the same execution at a batch size that is not padded, without `fold`.
+    bit for bit under the same implementation at a batch size that is not padded, without `fold`.
 
     Args:
         path: of the file.
@@ -85,7 +85,7 @@ def load_packed(
             entry), `codes` (8 or 16 bits an entry) or `packed` (as in the file). The latter two
             are decoded inside the program, at every call.
         fold: norms become part of the convolutions; the same up to rounding.
-        execution: how generated kernels are applied, as `create_model` takes it.
+        implementation: how generated kernels are applied, as `create_model` takes it.
         batch_sizes: that programs are compiled for, when first needed; other numbers of images are
             cut and padded to them.
 
@@ -104,7 +104,7 @@ def load_packed(
         read_packed(path),
         residency=residency,
         fold=fold,
-        execution=execution,
+        implementation=implementation,
         batch_sizes=batch_sizes,
         name=os.fspath(path),
     )

@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from mlg_jax._checks import check_instance
 from mlg_jax.generation import GenerationSpec
-from mlg_jax.models import Execution, ModelSpec
+from mlg_jax.models import ImplementationChoice, ModelSpec
 from mlg_jax.quant import QuantSpec
 from mlg_jax.remat import NO_REMAT
 
@@ -31,7 +31,9 @@ def spec_of(model: nn.Module) -> ModelSpec:
     return spec
 
 
-def decoded_network(spec: ModelSpec, *, execution: Execution, is_folded: bool) -> nn.Module:
+def decoded_network(
+    spec: ModelSpec, *, implementation: ImplementationChoice, is_folded: bool
+) -> nn.Module:
     """The network for decoded factors.
 
     They are on their grids already, and rounding them again would move them: the grid of a tanh
@@ -39,14 +41,14 @@ def decoded_network(spec: ModelSpec, *, execution: Execution, is_folded: bool) -
 
     Args:
         spec: of the model that was saved.
-        execution: as `create_model` takes it.
+        implementation: as `create_model` takes it.
         is_folded: leaves the norms out; convolutions then have biases.
     """
     decoded = dataclasses.replace(
         spec,
         weight_bits=None,
         generation=_unquantized(spec.generation),
-        execution=execution,
+        implementation=implementation,
     )
     network = decoded.create()
     return network.clone(norm=None) if is_folded else network

@@ -21,7 +21,7 @@ from mlg_jax.engine._manifest import Manifest
 from mlg_jax.engine._network import decoded_network, norm_epsilon
 from mlg_jax.engine._resident import RESIDENCIES, make_resident
 from mlg_jax.export import PackedModel
-from mlg_jax.models import Execution, ModelSpec
+from mlg_jax.models import ImplementationChoice, ModelSpec
 
 MAX_UNDER_WAY = 2  # batches that the device has before the host waits for the first of them
 
@@ -46,7 +46,7 @@ class Predictor:
 
     Args:
         packed: the content of a file.
-        residency, fold, execution, batch_sizes: as `load_packed` takes them.
+        residency, fold, implementation, batch_sizes: as `load_packed` takes them.
         name: of the file, for messages.
 
     Raises:
@@ -61,7 +61,7 @@ class Predictor:
         *,
         residency: str = "float",
         fold: bool = False,
-        execution: Execution = "auto",
+        implementation: ImplementationChoice = "auto",
         batch_sizes: Sequence[int] = BATCH_SIZES,
         name: str = "the packed model",
     ) -> None:
@@ -71,7 +71,7 @@ class Predictor:
         self._name, self._tree = name, packed.manifest
         self._manifest = Manifest.of(packed, name)
         with naming_misfits(name):
-            network = decoded_network(self.spec, execution=execution, is_folded=fold)
+            network = decoded_network(self.spec, implementation=implementation, is_folded=fold)
             epsilon = norm_epsilon(self.spec)
         to_served = functools.partial(fold_norms, epsilon=epsilon) if fold else dict
         self._network: Any = network

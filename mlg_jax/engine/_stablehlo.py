@@ -14,7 +14,7 @@ from mlg_jax.engine._network import decoded_network
 from mlg_jax.engine._predictor import Predictor
 from mlg_jax.export import PackedModel
 from mlg_jax.layers import layer_records
-from mlg_jax.models import Execution
+from mlg_jax.models import ImplementationChoice
 
 PLATFORMS = ("cpu", "cuda")
 IMAGE_DTYPES = ("float32", "uint8")
@@ -28,7 +28,7 @@ def export_stablehlo(
     weights: str = "constants",
     residency: str = "float",
     fold: bool = False,
-    execution: Execution = "auto",
+    implementation: ImplementationChoice = "auto",
     batch_size: int = 1,
     platforms: Sequence[str] = PLATFORMS,
     name: str = "the packed model",
@@ -47,8 +47,8 @@ def export_stablehlo(
         residency: as `load_packed` takes it; `packed` makes a small artefact, which decodes the
             weights in every call.
         fold: as `load_packed` takes it.
-        execution: as `load_packed` takes it.
-        batch_size: what `auto` chooses executions for; the artefact takes any.
+        implementation: as `load_packed` takes it.
+        batch_size: what `auto` chooses implementations for; the artefact takes any.
         platforms: what the program is lowered for, `cpu`, `cuda` or both.
         name: of the file, for messages.
 
@@ -76,8 +76,8 @@ def export_stablehlo(
     for platform in platforms:
         check_choice("platforms", platform, PLATFORMS)
     check_integer("batch_size", batch_size, 1)
-    chosen = _executions(packed, execution, fold, batch_size, name)
-    predictor = Predictor(packed, residency=residency, fold=fold, execution=chosen, name=name)
+    chosen = _implementations(packed, implementation, fold, batch_size, name)
+    predictor = Predictor(packed, residency=residency, fold=fold, implementation=chosen, name=name)
     if images == "uint8" and predictor.preprocessing is None:
         raise ValueError(
             "`images` must be 'float32', as the file has no preprocessing; got 'uint8'."
@@ -100,15 +100,21 @@ def export_stablehlo(
         raise ImportError(f"An artefact needs `pip install mlg-jax[export]`. {error}") from None
 
 
-def _executions(
-    packed: PackedModel, execution: Execution, fold: bool, batch_size: int, name: str
+def _implementations(
+    packed: PackedModel,
+    implementation: ImplementationChoice,
+    fold: bool,
+    batch_size: int,
+    name: str,
 ) -> dict[str, str]:
     """By layer: nothing can be chosen while the batch is a symbol."""
     manifest = Manifest.of(packed, name)
     with naming_misfits(name):
-        network: Any = decoded_network(manifest.model, execution=execution, is_folded=fold)
+        network: Any = decoded_network(
+            manifest.model, implementation=implementation, is_folded=fold
+        )
     preprocessing = manifest.preprocessing
     shape = preprocessing.image_shape if preprocessing else network.input_shape[1:]
     with naming_misfits(name, ValueError):
         records = layer_records(network, (batch_size, *shape))
-    return {r.name: r.execution for r in records if r.execution is not None}
+    return {r.name: r.implementation for r in records if r.implementation is not None}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mlg_jax.config import ConfigError, RematConfig
-from mlg_jax.experiment._remat import MakeLoss, RematTraining
+from mlg_jax.experiment._remat import AdaptiveRemat, MakeLoss
 from mlg_jax.experiment._tasks import Batches
 from mlg_jax.memory import (
     BatchMemory,
@@ -24,7 +24,7 @@ from mlg_jax.memory import (
     summarize_densities,
     update_densities,
 )
-from mlg_jax.remat import Policy, measure_densities
+from mlg_jax.remat import RematSpec, measure_densities
 from mlg_jax.train import (
     LossFn,
     TrainableRule,
@@ -37,12 +37,15 @@ from mlg_jax.train import (
 PLAIN = "none"  # the policy that every other one is set beside
 BATCH_SIZES = (1, 8, 32)  # of the sweep, beside the configuration's own
 
-_BLOCKS, _PIECES = Policy("bitmap_blocks"), Policy("bitmap_units")  # whose densities they report
+_BLOCKS, _PIECES = (
+    RematSpec("bitmap_blocks"),
+    RematSpec("bitmap_units"),
+)  # whose densities they report
 _log = logging.getLogger("mlg_jax.experiment")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Network:
+class Stage:
     """A network as its stage trains it, and what it is trained on."""
 
     model: Any
@@ -60,7 +63,7 @@ class Network:
 class PolicyProfile:
     """One network under one policy."""
 
-    policy: Policy  # with the capacities that training would start with
+    policy: RematSpec  # with the capacities that training would start with
     batch_size: int  # rows that are differentiated at a time
     report: MemoryReport
     sweep: tuple[BatchMemory, ...]
@@ -68,7 +71,7 @@ class PolicyProfile:
 
 @dataclasses.dataclass(frozen=True)
 class DensityProfile:
-    """Share of non-zero entries of what the pieces of a network are given, over batches."""
+    """Share of non-zero entries of what the segments of a network are given, over batches."""
 
     num_batches: int
     kinds: Mapping[str, str]  # of each layer: "block" or "unit"
@@ -86,7 +89,7 @@ class NetworkProfile:
 
 
 def profile_networks(
-    networks: Mapping[str, Network], remat: RematConfig, mesh: Mesh
+    networks: Mapping[str, Stage], remat: RematConfig, mesh: Mesh
 ) -> dict[str, NetworkProfile]:
     """Measures every network under `remat` and under "none".
 
@@ -117,8 +120,8 @@ def profile_networks(
     }
 
 
-def _measured(network: Network, remat: RematConfig, mesh: Mesh) -> PolicyProfile:
-    training = RematTraining(remat, network.model, network.make_loss, mesh, network.key)
+def _measured(network: Stage, remat: RematConfig, mesh: Mesh) -> PolicyProfile:
+    training = AdaptiveRemat(remat, network.model, network.make_loss, mesh, network.key)
     with contextlib.closing(network.batches.train(0, 0)) as batches:
         training.prepare(network.variables, batches)
     loss = _loss_of_trained(training.loss_fn)
@@ -147,7 +150,7 @@ def _loss_of_trained(loss_fn: LossFn) -> Callable[..., Any]:
     return loss
 
 
-def _arguments(network: Network, mesh: Mesh) -> tuple[Any, ...]:
+def _arguments(network: Stage, mesh: Mesh) -> tuple[Any, ...]:
     """`(trained, frozen, state, key, batch)` on the devices; the batch is the last."""
     with contextlib.closing(network.batches.train(0, 0)) as batches:
         batch = next(batches)
@@ -176,7 +179,7 @@ def _batch_sizes(own: int, num_devices: int) -> list[int]:
     return sorted({-(-size // num_devices) * num_devices for size in (*BATCH_SIZES, own)})
 
 
-def _densities(network: Network, mesh: Mesh) -> DensityProfile:
+def _densities(network: Stage, mesh: Mesh) -> DensityProfile:
     """Over the first epoch."""
     variables = replicate(dict(network.variables), mesh)
     stats = None
@@ -204,10 +207,10 @@ def _updated(model: Any, stats: Any, variables: Any, image: jax.Array, key: jax.
     return update_densities(stats, measure_densities(model, variables, image, rngs=_streams(key)))
 
 
-def _kinds(network: Network, variables: Any, image: jax.Array) -> dict[str, str]:
-    """The pieces that report densities; those that a policy of blocks alone has are blocks."""
+def _kinds(network: Stage, variables: Any, image: jax.Array) -> dict[str, str]:
+    """The segments that report densities; those that a policy of blocks alone has are blocks."""
 
-    def names(policy: Policy) -> list[str]:
+    def names(policy: RematSpec) -> list[str]:
         measure = functools.partial(measure_densities, network.model.clone(remat=policy))
         return list(jax.eval_shape(measure, variables, image, rngs=_streams(network.key)))
 

@@ -215,8 +215,8 @@ def _network_markdown(name: str, network: NetworkProfile, pictures: Sequence[str
     for label, measured in network.policies.items():
         parts += [f"### Batch sizes: {name}, {label}", _sweep_table(measured)]
         if measured.policy.capacities:
-            capacities = [(piece, f"{c:.4f}") for piece, c in measured.policy.capacities]
-            parts += ["Capacities of the bitmaps:", _table([("piece", "capacity"), *capacities])]
+            capacities = [(segment, f"{c:.4f}") for segment, c in measured.policy.capacities]
+            parts += ["Capacities of the bitmaps:", _table([("segment", "capacity"), *capacities])]
     return [*parts, f"### Densities: {name}", *_density_markdown(network.densities)]
 
 
@@ -231,9 +231,9 @@ def _sweep_table(measured: PolicyProfile) -> str:
 
 def _density_markdown(densities: DensityProfile) -> list[str]:
     if not densities.by_layer:
-        return ["No piece of this model reports a density."]
+        return ["No segment of this model reports a density."]
     return [
-        "Share of entries that are not zero in what each piece is given, over an epoch of "
+        "Share of entries that are not zero in what each segment is given, over an epoch of "
         f"{densities.num_batches} batches.",
         densities_to_markdown(densities.by_kind),
         densities_to_markdown(densities.by_layer),

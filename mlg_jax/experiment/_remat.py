@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from mlg_jax.config import ConfigError, RematConfig
 from mlg_jax.memory import compiled_memory
 from mlg_jax.planner import MIB, plan_policy
-from mlg_jax.remat import Policy, choose_capacities, measure_densities
+from mlg_jax.remat import RematSpec, choose_capacities, measure_densities
 from mlg_jax.train import LossFn, TrainState, shard_batch
 
 _log = logging.getLogger(__name__)
@@ -21,10 +21,10 @@ _log = logging.getLogger(__name__)
 MakeLoss = Callable[[nn.Module], LossFn]
 CALIBRATION_BATCHES = 4
 DRIFT = 1.25  # a capacity stays as long as it is at most this much too large
-_MEASURING = Policy("bitmap_units")  # reports the densities of blocks and of units
+_MEASURING = RematSpec("bitmap_units")  # reports the densities of blocks and of units
 
 
-class RematTraining:
+class AdaptiveRemat:
     """The loss functions of a stage under `config.remat`.
 
     Args:
@@ -74,7 +74,7 @@ class RematTraining:
         return self._make_loss(self._model.clone(remat=self.policy))
 
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> RematSpec:
         """The preset that was chosen, with the capacities so far."""
         return self._policy(self._preset)
 
@@ -86,7 +86,7 @@ class RematTraining:
             return None
         return self._make_loss(self._model.clone(remat=policy.exact))
 
-    def recalibrate(self, state: TrainState, batch: Any) -> LossFn | None:
+    def on_overflow(self, state: TrainState, batch: Any) -> LossFn | None:
         """The loss with room for a batch that did not fit; see `mlg_jax.train.Task`."""
         before = dict(self._capacities)
         self._raise_capacities({"params": state.params, **state.model_state}, batch)
@@ -95,7 +95,7 @@ class RematTraining:
         _log.info("remat: new capacities, the step is compiled again")
         return self.loss_fn
 
-    def follow(self, state: TrainState, batch: Any) -> LossFn | None:
+    def on_epoch_end(self, state: TrainState, batch: Any) -> LossFn | None:
         """The loss with less room where activations have become much emptier, or with more.
 
         A batch that then does not fit is repeated exactly, as ever.
@@ -122,11 +122,11 @@ class RematTraining:
         chosen = choose_capacities(densities, margin=self._config.margin, largest=self._capacities)
         self._capacities |= chosen
 
-    def _policy(self, preset: str) -> Policy:
+    def _policy(self, preset: str) -> RematSpec:
         fixed = self._config.capacity
         capacity = 1.0 if fixed is None else fixed
         # Silent: the loop sees the NaN, repeats the step exactly and counts it.
-        policy = Policy(preset, capacity, mesh=self._mesh, on_overflow="silent")
+        policy = RematSpec(preset, capacity, mesh=self._mesh, on_overflow="silent")
         return policy if fixed is not None else policy.with_capacities(self._capacities)
 
     def _temporary_bytes(self, variables: Mapping[str, Any], batch: Any, preset: str) -> int:

@@ -55,10 +55,10 @@ def write_report(
     write_atomically(directory / "report.md", _markdown(summary, sizes).encode())
 
 
-def _counted(executions: Mapping[str, Mapping[str, int]]) -> str:
+def _counted(implementations: Mapping[str, Mapping[str, int]]) -> str:
     return "; ".join(
         f"{when}: " + ", ".join(f"{num} {name}" for name, num in counts.items())
-        for when, counts in executions.items()
+        for when, counts in implementations.items()
     )
 
 
@@ -82,7 +82,7 @@ def _markdown(summary: Mapping[str, Any], sizes: SizeReport) -> str:
         f"{size['kb']:,.2f} of {size['dense_kb']:,.2f} KB, ratio {size['ratio']:.4f}.",
         "",
         *packed_lines,
-        f"Executions of generated layers: {_counted(summary.get('executions', {}))}.",
+        f"Implementations of generated layers: {_counted(summary.get('implementations', {}))}.",
         "",
         "![curves](curves.png)",
         "",

@@ -14,27 +14,27 @@ from flax import linen as nn
 from mlg_jax.compress import project_model
 from mlg_jax.config import ConfigError, ExperimentConfig, to_json
 from mlg_jax.experiment._check import check_experiment
-from mlg_jax.experiment._execution import student_execution
 from mlg_jax.experiment._export import export_student
+from mlg_jax.experiment._implementation import student_implementation
 from mlg_jax.experiment._inputs import check_fits, compute_dtype, has_checkpoint, load_data
-from mlg_jax.experiment._profile import Network, profile_networks
+from mlg_jax.experiment._profile import Stage, profile_networks
 from mlg_jax.experiment._profile_report import make_profile_dir, write_profile
-from mlg_jax.experiment._remat import MakeLoss, RematTraining
+from mlg_jax.experiment._remat import AdaptiveRemat, MakeLoss
 from mlg_jax.experiment._report import write_report
 from mlg_jax.experiment._store import (
-    NpzStore,
+    ProjectionCheckpoint,
     is_projected,
     load_projection,
     save_projection,
 )
 from mlg_jax.experiment._tasks import Batches, classification_loss, make_task, student_loss
 from mlg_jax.experiment._transfer import model_to_train, trainable_rule, transferred
-from mlg_jax.layers import count_executions, layer_records
+from mlg_jax.layers import count_implementations, layer_records
 from mlg_jax.models import create_model, size_report
 from mlg_jax.train import (
     CHECKPOINT_DIR,
     all_agree,
-    claim_work_dir,
+    bind_work_dir,
     evaluate,
     initial_masks,
     load_variables,
@@ -77,24 +77,24 @@ class _Experiment:
             weight_bits=config.generation.weight_bits,
             activation_bits=config.generation.activation_bits,
         )
-        for model in (self._teacher, self._make_student(execution="auto")):
+        for model in (self._teacher, self._make_student(implementation="auto")):
             self._shapes(model)  # raises where the images do not fit the network
 
     def claim(self) -> None:
         """Binds the directory to the configuration, now that it has proved to fit the data."""
-        claim_work_dir(self._directory, to_json(self._config))
+        bind_work_dir(self._directory, to_json(self._config))
         _ = self._student  # measured before anything is trained
 
     @functools.cached_property
     def _student(self) -> nn.Module:
-        execution = student_execution(
+        implementation = student_implementation(
             self._config,
             self._directory,
             self._make_student,
             self._dataset.image_shape,
             self._mesh.size,
         )
-        return self._make_student(execution=execution)
+        return self._make_student(implementation=implementation)
 
     def train_teacher(self) -> None:
         """Stage 0; nothing to do where the teacher is given."""
@@ -113,7 +113,9 @@ class _Experiment:
         if all_agree(not is_first or is_projected(self._projection_path)):
             return
         self._projection_path.parent.mkdir(parents=True, exist_ok=True)
-        store = NpzStore(self._projection_path.parent / "state.npz", is_writable=is_first)
+        store = ProjectionCheckpoint(
+            self._projection_path.parent / "state.npz", is_writable=is_first
+        )
         spec = self._config.projection
         projection = project_model(
             self._student,
@@ -166,7 +168,7 @@ class _Experiment:
             name: {f"test_{k}": v for k, v in self._evaluate(model, values, test).items()}
             for name, (model, values) in variables.items()
         }
-        summary["executions"] = self._executions()
+        summary["implementations"] = self._implementations()
         summary["teacher"] |= self._teacher_zeros(variables["teacher"][1]["params"])
         sizes = size_report(self._student, variables["student"][1], input_shape=self._input_shape)
         curves = {
@@ -183,13 +185,13 @@ class _Experiment:
         wait_for_all("report")
         return json.loads((self._directory / "report/summary.json").read_text())
 
-    def _executions(self) -> dict[str, dict[str, int]]:
+    def _implementations(self) -> dict[str, dict[str, int]]:
         """How many of the student's layers `auto` runs how."""
         size = self._input_shape[1:]
         training = (self._config.data.batch_size, *size)
         return {
-            "forward, batch 1": count_executions(layer_records(self._student, (1, *size))),
-            f"training, batch {training[0]}": count_executions(
+            "forward, batch 1": count_implementations(layer_records(self._student, (1, *size))),
+            f"training, batch {training[0]}": count_implementations(
                 layer_records(self._student, training, is_training=True)
             ),
         }
@@ -237,7 +239,7 @@ class _Experiment:
         state = {k: v for k, v in start.items() if k != "params"}
         key, batches = self._key_and_batches(name, teach)
         trained, make_loss = self._as_trained(name)
-        remat = RematTraining(self._config.remat, trained, make_loss, self._mesh, key)
+        remat = AdaptiveRemat(self._config.remat, trained, make_loss, self._mesh, key)
         remat.prepare(start, batches.train(0, 0))
         train(
             make_task(
@@ -247,8 +249,8 @@ class _Experiment:
                 classification_loss(model),
                 trainable_rule(stage.trainable),
                 exact_loss_fn=remat.exact_loss_fn,
-                recalibrate=remat.recalibrate,
-                follow=remat.follow,
+                on_overflow=remat.on_overflow,
+                on_epoch_end=remat.on_epoch_end,
             ),
             stage.train,
             params=start["params"],
@@ -259,12 +261,12 @@ class _Experiment:
             mesh=self._mesh,
         )
 
-    def _network(self, name: str, variables: Variables, source: str, teach: Any = None) -> Network:
+    def _network(self, name: str, variables: Variables, source: str, teach: Any = None) -> Stage:
         """A stage, to be profiled."""
         stage: Any = getattr(self._config, name)
         key, batches = self._key_and_batches(name, teach)
         model, make_loss = self._as_trained(name)
-        return Network(
+        return Stage(
             model=model,
             make_loss=make_loss,
             variables=variables,

@@ -17,7 +17,7 @@ from mlg_jax.train import CheckpointError, damage, seal
 _log = logging.getLogger("mlg_jax.experiment")
 
 
-class NpzStore:
+class ProjectionCheckpoint:
     """The state of a projection under way, in one file that is replaced as a whole."""
 
     def __init__(self, path: Path, *, is_writable: bool) -> None:
@@ -59,7 +59,7 @@ def is_projected(path: Path) -> bool:
     return reason is None
 
 
-def save_projection(path: Path, projection: Projection, store: NpzStore) -> None:
+def save_projection(path: Path, projection: Projection, store: ProjectionCheckpoint) -> None:
     """The variables at `path`, errors and losses as `projection.json` beside it; sealed.
 
     The state of the projection goes only then.

@@ -68,7 +68,8 @@ def make_task(
 ) -> Task:
     """A stage's task; without a validation set nothing is evaluated.
 
-    `overflow`: `exact_loss_fn`, `recalibrate`, `follow`, for a loss under a policy that may do so.
+    `overflow`: `exact_loss_fn`, `on_overflow`, `on_epoch_end`, for a loss whose
+    policy may overflow.
     """
     return Task(
         loss_fn=loss_fn,

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from mlg_jax._tie import rebuild_in_backward
+from mlg_jax._linear_vjp import rebuild_in_backward
 from mlg_jax._types import Array, Float, KernelShape, LayerRecord
 
 

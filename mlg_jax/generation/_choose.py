@@ -1,4 +1,4 @@
-"""Which execution should be fastest: a cost model over static shapes, calibrated by measurement."""
+"""Which implementation should be fastest: a cost model of static shapes, calibrated on timings."""
 
 import functools
 import importlib.resources
@@ -14,15 +14,15 @@ from mlg_jax._types import LayerRecord
 from mlg_jax.generation._cost import generation_multiply_adds
 from mlg_jax.generation._spec import FactorShapes
 
-EXECUTIONS = ("auto", "generate", "factored_out", "factored")
+IMPLEMENTATIONS = ("auto", "generate", "factored_out", "factored")
 # What was timed may not hold on another machine: far more arithmetic than needed is never chosen.
 MAX_MULTIPLY_ADDS = 1.5
 
 
-def choose_execution(
+def choose_implementation(
     shapes: FactorShapes, record: LayerRecord, dtype: Any, *, is_training: bool
 ) -> str:
-    """The execution with the least predicted time for this layer, batch, dtype and backend.
+    """The implementation with the least predicted time for this layer, batch, dtype and backend.
 
     Args:
         shapes: of the factors.
@@ -31,8 +31,8 @@ def choose_execution(
         is_training: a backward pass will follow.
 
     Returns:
-        One of `distinct_executions(shapes)`. Where a backend was not calibrated, the one with the
-        fewest multiply-adds.
+        One of `distinct_implementations(shapes)`. Where a backend was not calibrated, the one with
+        the fewest multiply-adds.
     """
     kind = "training" if is_training else "forward"
     backend = jax.default_backend()
@@ -48,61 +48,65 @@ def cheapest(
     *,
     is_training: bool,
 ) -> str:
-    """The execution with the least predicted time, of those with little arithmetic.
+    """The implementation with the least predicted time, of those with little arithmetic.
 
     Where `costs` lack one of the kinds, the one with the fewest multiply-adds.
     """
-    sizes = {e: multiply_adds(e, shapes, record) for e in distinct_executions(shapes)}
+    sizes = {e: multiply_adds(e, shapes, record) for e in distinct_implementations(shapes)}
     fewest = min(sizes, key=sizes.__getitem__)
     if any(cost_kind(e, record) not in costs for e in sizes):
         return fewest
 
-    def seconds(execution: str) -> float:
-        rates = costs[cost_kind(execution, record)]
-        features = cost_features(execution, shapes, record, is_training=is_training)
+    def seconds(implementation: str) -> float:
+        rates = costs[cost_kind(implementation, record)]
+        features = cost_features(implementation, shapes, record, is_training=is_training)
         return sum(rates[name] * value for name, value in features.items())
 
     return min((e for e in sizes if sizes[e] <= MAX_MULTIPLY_ADDS * sizes[fewest]), key=seconds)
 
 
-def distinct_executions(shapes: FactorShapes) -> tuple[str, ...]:
-    """The executions that differ: `factored` needs both levels to be none of the others."""
+def distinct_implementations(shapes: FactorShapes) -> tuple[str, ...]:
+    """The implementations that differ.
+
+    Without level 1, `factored` equals `factored_out`; without level 2, `factored_out` equals
+    `generate`.
+    """
     if shapes.coeff_in is None:
         return ("generate", "factored_out")
-    return ("generate", "factored") if shapes.coeff_out is None else EXECUTIONS[1:]
+    return ("generate", "factored") if shapes.coeff_out is None else IMPLEMENTATIONS[1:]
 
 
-def multiply_adds(execution: str, shapes: FactorShapes, record: LayerRecord) -> int:
+def multiply_adds(implementation: str, shapes: FactorShapes, record: LayerRecord) -> int:
     """Those of one forward pass, the building of kernels included."""
     return sum(
         count
-        for name, count in cost_features(execution, shapes, record, is_training=False).items()
+        for name, count in cost_features(implementation, shapes, record, is_training=False).items()
         if name.endswith("multiply_adds")
     )
 
 
-def cost_kind(execution: str, record: LayerRecord) -> str:
-    """What is calibrated on its own: an execution with one of the compiler's products."""
+def cost_kind(implementation: str, record: LayerRecord) -> str:
+    """What is calibrated on its own: an implementation with one of the compiler's products."""
     assert record.kernel is not None
     if record.groups > 1:
-        return f"{execution}, grouped"
-    return f"{execution}, {'1 x 1' if record.kernel.taps == 1 else 'k x k'}"
+        return f"{implementation}, grouped"
+    return f"{implementation}, {'1 x 1' if record.kernel.taps == 1 else 'k x k'}"
 
 
 def cost_features(
-    execution: str, shapes: FactorShapes, record: LayerRecord, *, is_training: bool
+    implementation: str, shapes: FactorShapes, record: LayerRecord, *, is_training: bool
 ) -> dict[str, int]:
     """What a layer's time is a linear function of: counts of one forward pass."""
     kernel = record.kernel
     assert kernel is not None
-    if execution not in distinct_executions(shapes):
-        execution = "factored_out" if shapes.coeff_in is None else "generate"
+    if implementation not in distinct_implementations(shapes):
+        implementation = "factored_out" if shapes.coeff_in is None else "generate"
     num_in, num_out = _positions(record)
     num_bases, base_in, taps = shapes.basis
     groups = record.groups
     moved = num_in * groups * kernel.in_channels + num_out * kernel.out_channels
     across = num_out * kernel.out_channels * num_bases if shapes.coeff_out else 0
-    if execution == "generate":
+    if implementation == "generate":
         return {
             "calls": 1,
             "kernel_entries": kernel.size,
@@ -110,7 +114,7 @@ def cost_features(
             "building_multiply_adds": generation_multiply_adds(shapes, kernel),
             "multiply_adds": num_out * kernel.size,
         }
-    if execution == "factored_out":
+    if implementation == "factored_out":
         rows = num_bases * kernel.in_channels * taps
         return {
             "calls": 1,
@@ -147,6 +151,6 @@ def _positions(record: LayerRecord) -> tuple[int, int]:
 
 @functools.cache
 def _costs() -> dict[str, dict[str, dict[str, float]]]:
-    """Seconds by setting, kind and feature, as `benchmarks/calibrate_execution.py` found them."""
+    """Seconds by setting, kind and feature, found by `benchmarks/calibrate_implementation.py`."""
     file = importlib.resources.files("mlg_jax.generation") / "_costs.json"
     return json.loads(file.read_text())["seconds"]

@@ -1,4 +1,4 @@
-"""Executions that multiply with the factors one after the other and never build the kernel."""
+"""Implementations that multiply with the factors one after the other and never build the kernel."""
 
 import functools
 import math
@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mlg_jax._tie import compute_once
+from mlg_jax._ordering import materialize
 from mlg_jax._types import Array, Float, LayerRecord
 from mlg_jax.generation._apply import convolve_as
 from mlg_jax.generation._generate import generate_kernel
-from mlg_jax.generation._passes import Passes, run_by_platform
+from mlg_jax.generation._implementation import Implementation, dispatch_by_platform
 from mlg_jax.generation._shifts import (
     shifted_products,
     shifted_sum,
@@ -48,14 +48,14 @@ def apply_factored(factors: Factors, x: Array, record: LayerRecord) -> Array:
     sample = math.prod(x.shape[1:]) // in_channels * num_bases * base_in
     prepare = functools.partial(_prepare_levels, record=record)
     backward = None if record.groups > 1 else functools.partial(_backward_by_shifts, record=record)
-    cpu = Passes(
+    cpu = Implementation(
         prepare,
         functools.partial(_forward_by_shifts, record=record),
         backward,
         _num_parts(x.shape[0], sample),
     )
-    default = Passes(prepare, functools.partial(_forward_by_groups, record=record))
-    return run_by_platform(factors, x, cpu=cpu, default=default)
+    default = Implementation(prepare, functools.partial(_forward_by_groups, record=record))
+    return dispatch_by_platform(factors, x, cpu=cpu, default=default)
 
 
 def apply_factored_out(factors: Factors, x: Array, record: LayerRecord) -> Array:
@@ -69,13 +69,13 @@ def apply_factored_out(factors: Factors, x: Array, record: LayerRecord) -> Array
     if record.kernel.taps == 1 and record.groups == 1 and "coeff_out" in factors:
         forward = functools.partial(_pointwise, record=record)
         backward = functools.partial(_pointwise_backward, record=record)
-        passes = Passes(_prepare_pointwise, forward, backward)
-        return run_by_platform(factors, x, cpu=passes, default=passes)
-    passes = Passes(
+        passes = Implementation(_prepare_pointwise, forward, backward)
+        return dispatch_by_platform(factors, x, cpu=passes, default=passes)
+    passes = Implementation(
         functools.partial(_prepare_rows, record=record),
         functools.partial(_forward_by_rows, record=record),
     )
-    return run_by_platform(factors, x, cpu=passes, default=passes)
+    return dispatch_by_platform(factors, x, cpu=passes, default=passes)
 
 
 def _prepare_levels(factors: Factors, record: LayerRecord) -> Prepared:
@@ -117,12 +117,12 @@ def _backward_by_shifts(
     t = _bases_last(_down(x, within), prepared)
     gradients, d_z = {}, cotangent
     if "across" in prepared:
-        z = compute_once(shifted_sum(t, basis, record))
+        z = materialize(shifted_sum(t, basis, record))
         gradients["across"] = _outer(z, cotangent)
         d_z = _down(cotangent, prepared["across"])
     gradients["basis"] = shifted_products(t, d_z, record)
     d_t = shifted_sum_transposed(d_z, basis, x.shape[1:3], record)
-    d_t = compute_once(d_t.reshape(*x.shape[:-1], -1))
+    d_t = materialize(d_t.reshape(*x.shape[:-1], -1))
     gradients["within"] = _outer(d_t, x)
     d_x = _up(d_t, within).astype(dtype)
     return {name: value.astype(dtypes[name]) for name, value in gradients.items()}, d_x

@@ -1,6 +1,6 @@
 """Flax Linen layers whose kernels come from injected providers, and the records they leave."""
 
-from mlg_jax.generation import EXECUTIONS as EXECUTIONS
+from mlg_jax.generation import IMPLEMENTATIONS as IMPLEMENTATIONS
 from mlg_jax.layers._activation import ActivationQuantizer as ActivationQuantizer
 from mlg_jax.layers._conv import Conv as Conv
 from mlg_jax.layers._dense import Dense as Dense
@@ -12,12 +12,12 @@ from mlg_jax.layers._kernel import KernelsByPath as KernelsByPath
 from mlg_jax.layers._norm import BatchNorm as BatchNorm
 from mlg_jax.layers._pool import global_mean_pool as global_mean_pool
 from mlg_jax.layers._pool import max_pool as max_pool
-from mlg_jax.layers._product import check_execution as check_execution
-from mlg_jax.layers._records import count_executions as count_executions
+from mlg_jax.layers._product import check_implementation as check_implementation
+from mlg_jax.layers._records import count_implementations as count_implementations
 from mlg_jax.layers._records import layer_params as layer_params
 from mlg_jax.layers._records import layer_records as layer_records
 from mlg_jax.layers._records import total_penalty as total_penalty
 from mlg_jax.layers._relu import relu6_by_sign as relu6_by_sign
 from mlg_jax.layers._relu import relu_by_sign as relu_by_sign
-from mlg_jax.layers._tune import time_executions as time_executions
-from mlg_jax.layers._tune import tune_executions as tune_executions
+from mlg_jax.layers._tune import time_implementations as time_implementations
+from mlg_jax.layers._tune import tune_implementations as tune_implementations

@@ -27,10 +27,10 @@ class Conv(nn.Module):
         kernel: what the kernel is made of: a `GenerationSpec`, a `QuantSpec` for an ordinary kernel
             that is quantised as a whole, or a `KernelChoice`.
         input_quant: quantiser of the input.
-        execution: how a generated kernel is applied, the same function in every case: `generate`
-            builds it, then convolves; `factored_out` convolves with U B, then multiplies with V;
-            `factored` multiplies with U, B and V in turn; `auto` takes what should be fastest for
-            these shapes. Or `(path pattern, one of these)` pairs, the first match decides.
+        implementation: how a generated kernel is applied, the same function in every case:
+            `generate` builds it, then convolves; `factored_out` convolves with U B, then multiplies
+            by V; `factored` multiplies by U, B and V in turn; `auto` takes what should be fastest
+            for these shapes. Or `(path pattern, one of these)` pairs, the first match decides.
         dtype: of the computation; None follows the input and the parameters.
         param_dtype: of the parameters.
 
@@ -47,7 +47,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     kernel: KernelChoice | GenerationSpec | QuantSpec = DenseKernel()
     input_quant: ActivationSpec = ActivationSpec()
-    execution: str | tuple[tuple[str, str], ...] = "auto"
+    implementation: str | tuple[tuple[str, str], ...] = "auto"
     dtype: Any = None
     param_dtype: Any = jnp.float32
 

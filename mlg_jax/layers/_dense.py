@@ -22,7 +22,7 @@ class Dense(nn.Module):
     use_bias: bool = True
     kernel: KernelChoice | GenerationSpec | QuantSpec = DenseKernel()
     input_quant: ActivationSpec = ActivationSpec()
-    execution: str | tuple[tuple[str, str], ...] = "auto"
+    implementation: str | tuple[tuple[str, str], ...] = "auto"
     dtype: Any = None
     param_dtype: Any = jnp.float32
 

@@ -11,13 +11,13 @@ import jax
 from flax import linen as nn
 
 from mlg_jax._checks import check_choice, check_instance
-from mlg_jax._tie import factors_first
+from mlg_jax._linear_vjp import weight_grad_first
 from mlg_jax._types import Array, FactorRecord, Initializer, KernelShape, Key, LayerRecord
 from mlg_jax.generation import (
     FactorShapes,
     GenerationSpec,
     apply_generated,
-    choose_execution,
+    choose_implementation,
     convolve_as,
     factor_records,
     generate_kernel,
@@ -56,7 +56,7 @@ class KernelProvider(KernelChoice):
         """The kernel in Flax's layout, from quantised parameters."""
 
     @abc.abstractmethod
-    def execution(
+    def implementation(
         self, wanted: str, record: LayerRecord, dtype: Any, *, is_training: bool
     ) -> str | None:
         """How the kernel will be applied, `auto` resolved; None: there is but one way."""
@@ -108,7 +108,7 @@ class DenseKernel(KernelProvider):
         """The kernel itself."""
         return factors["kernel"]
 
-    def execution(
+    def implementation(
         self, wanted: str, record: LayerRecord, dtype: Any, *, is_training: bool
     ) -> str | None:
         """None."""
@@ -120,7 +120,7 @@ class DenseKernel(KernelProvider):
         def run(kernel: Array, x: Array) -> Array:
             return convolve_as(record, x, kernel.astype(x.dtype))
 
-        return factors_first(run)(factors["kernel"], x)
+        return weight_grad_first(run)(factors["kernel"], x)
 
     @property
     def quant_specs(self) -> tuple[QuantSpec, ...]:
@@ -189,7 +189,7 @@ class GeneratedKernel(KernelProvider):
         )
         return to_layout(kernel, shape)
 
-    def execution(
+    def implementation(
         self, wanted: str, record: LayerRecord, dtype: Any, *, is_training: bool
     ) -> str | None:
         """As wanted; `auto` by shapes, dtype, backend, and whether gradients will be taken."""
@@ -197,12 +197,12 @@ class GeneratedKernel(KernelProvider):
             return wanted
         assert record.kernel is not None
         shapes = self.shapes(record.kernel)
-        return choose_execution(shapes, record, dtype, is_training=is_training)
+        return choose_implementation(shapes, record, dtype, is_training=is_training)
 
     def apply(self, factors: Arrays, record: LayerRecord, x: Array) -> Array:
-        """By the record's execution; keeps the factors."""
-        assert record.execution is not None
-        return apply_generated(record.execution, factors, x, record)
+        """By the record's implementation; keeps the factors."""
+        assert record.implementation is not None
+        return apply_generated(record.implementation, factors, x, record)
 
     @property
     def quant_specs(self) -> tuple[QuantSpec, ...]:

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import lax
 
 from mlg_jax._checks import check_choice, check_floating, check_real
-from mlg_jax._tie import tie
+from mlg_jax._ordering import wait_for
 from mlg_jax._types import Array, FactorRecord, LayerRecord
 from mlg_jax.layers._records import record_layer
 
@@ -94,7 +94,7 @@ def _normalize_fwd(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple
 def _normalize_bwd(epsilon: float, residuals: Any, cotangents: Any) -> tuple[Array, Array, Array]:
     x, scale, bias, mean, var = residuals
     dy, d_mean, d_var = cotangents
-    mean = tie(mean, to=dy)  # else `x - mean` is kept from the forward pass, being the same
+    mean = wait_for(mean, dy)  # else `x - mean` is kept from the forward pass, being the same
     axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
     centered = x - mean
     inverse = lax.rsqrt(var + epsilon)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mlg_jax._checks import check_floating, check_pair
-from mlg_jax._tie import tie
+from mlg_jax._ordering import wait_for
 from mlg_jax._types import Array, Float
 from mlg_jax.layers._words import join_words, split_words
 
@@ -77,7 +77,7 @@ def _max_pool_fwd(
         winner = jnp.where(candidate == y, jnp.uint8(tap), winner)
     words = join_words(winner, _bits(window))
     # Tied: else the winner is found in the backward pass, and x kept until then.
-    return tie(y, to=words), (words, jnp.zeros((0, *x.shape[1:3], 0), x.dtype))
+    return wait_for(y, words), (words, jnp.zeros((0, *x.shape[1:3], 0), x.dtype))
 
 
 def _max_pool_bwd(

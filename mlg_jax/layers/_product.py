@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from mlg_jax._checks import check_choice, check_floating, check_instance, check_integer
 from mlg_jax._types import Array, FactorRecord, Key, LayerRecord
-from mlg_jax.generation import EXECUTIONS
+from mlg_jax.generation import IMPLEMENTATIONS
 from mlg_jax.layers._activation import ActivationQuantizer
 from mlg_jax.layers._kernel import KernelProvider, as_choice
 from mlg_jax.layers._records import record_layer
@@ -20,20 +20,20 @@ QUANTIZE_STREAM = "quantize"
 
 def check_layer(layer: Any, x: Array) -> None:
     """Raises unless the attributes that both kinds of layers have fit, and `x` is floating."""
-    check_execution(layer.execution)
+    check_implementation(layer.implementation)
     check_integer("features", layer.features, 1)
     as_choice(layer.kernel)
     check_instance("input_quant", layer.input_quant, ActivationSpec)
     check_floating("x", x)
 
 
-def check_execution(execution: Any) -> None:
-    """Raises unless it is one of `EXECUTIONS`, or `(path pattern, one of them)` pairs."""
-    if not isinstance(execution, tuple):
-        check_choice("execution", execution, EXECUTIONS)
+def check_implementation(implementation: Any) -> None:
+    """Raises unless it is one of `IMPLEMENTATIONS`, or `(path pattern, one of them)` pairs."""
+    if not isinstance(implementation, tuple):
+        check_choice("implementation", implementation, IMPLEMENTATIONS)
         return
-    for pattern, name in execution:
-        check_choice(f"execution[{pattern!r}]", name, EXECUTIONS)
+    for pattern, name in implementation:
+        check_choice(f"implementation[{pattern!r}]", name, IMPLEMENTATIONS)
 
 
 def quantized_input(layer: Any, x: Array, train: bool) -> Array:
@@ -62,9 +62,9 @@ def kernel_product(layer: nn.Module, record: LayerRecord, x: Array, train: bool)
     }
     factors = provider.quantize(params, _quantize_key(layer, provider, train))
     dtype = layer.dtype or jnp.result_type(x, layer.param_dtype)
-    wanted = _matching(layer.execution, record.name)
-    execution = provider.execution(wanted, record, dtype, is_training=train)
-    record = dataclasses.replace(record, execution=execution)
+    wanted = _matching(layer.implementation, record.name)
+    implementation = provider.implementation(wanted, record, dtype, is_training=train)
+    record = dataclasses.replace(record, implementation=implementation)
     y = provider.apply(factors, record, x.astype(dtype))
     if layer.use_bias:
         bias = layer.param(
@@ -79,11 +79,11 @@ def kernel_product(layer: nn.Module, record: LayerRecord, x: Array, train: bool)
     return y
 
 
-def _matching(execution: str | tuple[tuple[str, str], ...], path: str) -> str:
-    """The execution for a path: the first pattern (`fnmatch`) that matches decides."""
-    if isinstance(execution, str):
-        return execution
-    matches = (name for pattern, name in execution if fnmatch.fnmatchcase(path, pattern))
+def _matching(implementation: str | tuple[tuple[str, str], ...], path: str) -> str:
+    """The implementation for a path: the first pattern (`fnmatch`) that matches decides."""
+    if isinstance(implementation, str):
+        return implementation
+    matches = (name for pattern, name in implementation if fnmatch.fnmatchcase(path, pattern))
     return next(matches, "auto")
 
 

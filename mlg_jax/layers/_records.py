@@ -29,7 +29,7 @@ def layer_records(
     Args:
         model: a Linen module called as `model(x, train=False)` whose layers are this package's.
         input_shape: `[N, H, W, C]`; None takes the model's own `input_shape`.
-        is_training: as in a training step; decides, with the shape, the `execution` of `auto`.
+        is_training: as in a training step; decides, with the shape, the `implementation` of `auto`.
 
     Returns:
         One record a layer with parameters. Nothing is computed or compiled.
@@ -57,9 +57,11 @@ def _layer_records(
     return tuple(sorted(leaves, key=lambda r: r.path))
 
 
-def count_executions(records: Sequence[LayerRecord]) -> dict[str, int]:
-    """Number of generated layers by execution."""
-    return dict(collections.Counter(r.execution for r in records if r.execution is not None))
+def count_implementations(records: Sequence[LayerRecord]) -> dict[str, int]:
+    """Number of generated layers by implementation."""
+    return dict(
+        collections.Counter(r.implementation for r in records if r.implementation is not None)
+    )
 
 
 def layer_params(params: Any, record: LayerRecord) -> dict[str, Array]:

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mlg_jax._tie import tie
+from mlg_jax._ordering import wait_for
 from mlg_jax._types import Array, Float
 from mlg_jax.layers._words import join_words, split_words
 
@@ -35,11 +35,11 @@ def _clip(x: Array, maximum: float) -> Array:
 def _clip_fwd(x: Array, maximum: float) -> tuple[Array, Array]:
     words = join_words((x > 0) & (x < maximum), 1)
     # Tied: else the bits are found in the backward pass, and x kept until then.
-    return _clip(tie(x, to=words), maximum), words
+    return _clip(wait_for(x, words), maximum), words
 
 
 def _clip_bwd(maximum: float, words: Array, cotangent: Array) -> tuple[Array]:
-    is_linear = split_words(tie(words, to=cotangent), 1, cotangent.shape[-1])
+    is_linear = split_words(wait_for(words, cotangent), 1, cotangent.shape[-1])
     return (jnp.where(is_linear != 0, cotangent, jnp.zeros((), cotangent.dtype)),)
 
 

@@ -1,4 +1,4 @@
-"""Measured instead of predicted: the fastest execution of each generated layer of a model."""
+"""Measured instead of predicted: the fastest implementation of each generated layer of a model."""
 
 import json
 import math
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mlg_jax._types import Array, LayerRecord
-from mlg_jax.generation import FactorShapes, apply_generated, distinct_executions
+from mlg_jax.generation import FactorShapes, apply_generated, distinct_implementations
 from mlg_jax.layers._records import layer_records
 
 MIN_RUNS, MIN_SECONDS, MAX_RUNS = 4, 0.03, 40
 
 
-def tune_executions(
+def tune_implementations(
     model: nn.Module,
     input_shape: Sequence[int] | None = None,
     *,
@@ -27,7 +27,7 @@ def tune_executions(
     dtype: Any = jnp.float32,
     cache: str | Path | None = None,
 ) -> dict[str, str]:
-    """Times every execution of every generated layer on this machine; takes minutes.
+    """Times every implementation of every generated layer on this machine; takes minutes.
 
     Args:
         model: as `create_model` makes them.
@@ -38,7 +38,7 @@ def tune_executions(
             before on such a device with this version of JAX is not timed again.
 
     Returns:
-        `{layer path: execution}`, to be given to `create_model` as `execution`.
+        `{layer path: implementation}`, to be given to `create_model` as `implementation`.
 
     Raises:
         ValueError: `cache` is another file.
@@ -50,19 +50,19 @@ def tune_executions(
             continue
         key = _key(record, dtype, is_training)
         if key not in known:
-            known[key] = time_executions(record, dtype=dtype, is_training=is_training)
+            known[key] = time_implementations(record, dtype=dtype, is_training=is_training)
             if cache:
                 _remember(Path(cache), known)
         best[record.name] = min(known[key], key=known[key].__getitem__)
     return best
 
 
-def time_executions(
+def time_implementations(
     record: LayerRecord, *, dtype: Any = jnp.float32, is_training: bool
 ) -> dict[str, float]:
-    """Seconds of one generated layer by execution: the least of runs that take turns."""
+    """Seconds of one generated layer by implementation: the least of runs that take turns."""
     shapes = {f.name: f.shape for f in record.factors if f.name in FactorShapes._fields}
-    names = distinct_executions(
+    names = distinct_implementations(
         FactorShapes(**{n: shapes.get(n) for n in FactorShapes._fields})  # type: ignore[arg-type]
     )
     keys = iter(jax.random.split(jax.random.key(0), 5))

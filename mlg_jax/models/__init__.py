@@ -8,7 +8,7 @@ from mlg_jax.models._registry import MODELS as MODELS
 from mlg_jax.models._size import LayerSize as LayerSize
 from mlg_jax.models._size import SizeReport as SizeReport
 from mlg_jax.models._size import size_report as size_report
-from mlg_jax.models._spec import Execution as Execution
+from mlg_jax.models._spec import ImplementationChoice as ImplementationChoice
 from mlg_jax.models._spec import ModelSpec as ModelSpec
 from mlg_jax.models.alexnet import AlexNet as AlexNet
 from mlg_jax.models.mobilenet_v2 import MobileNetV2 as MobileNetV2

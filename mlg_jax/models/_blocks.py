@@ -6,10 +6,10 @@ from typing import Any
 
 from flax import linen as nn
 
-from mlg_jax._tie import after, cotangent_once
+from mlg_jax._ordering import materialize_cotangent, run_after
 from mlg_jax._types import Array
 from mlg_jax.models._units import run_unit
-from mlg_jax.remat import NO_REMAT, Policy
+from mlg_jax.remat import NO_REMAT, RematSpec
 
 ModuleFactory = Callable[..., Any]  # makes a module, called as module(x, train=train)
 
@@ -41,7 +41,7 @@ class BasicBlock(nn.Module):
     conv: ModuleFactory
     norm: ModuleFactory | None
     act: Callable[[Array], Array]
-    remat: Policy = NO_REMAT
+    remat: RematSpec = NO_REMAT
     expansion = 1
 
     @nn.compact
@@ -49,7 +49,7 @@ class BasicBlock(nn.Module):
         """`[N, H, W, C]` to `[N, H', W', channels]`."""
         y = _unit(self, 1, x, train, self.channels, act=self.act, strides=self.strides)
         y = _unit(self, 2, y, train, self.channels)
-        return self.act(cotangent_once(y + _shortcut(self, x, y, train)))
+        return self.act(materialize_cotangent(y + _shortcut(self, x, y, train)))
 
 
 class BottleneckBlock(nn.Module):
@@ -63,7 +63,7 @@ class BottleneckBlock(nn.Module):
     conv: ModuleFactory
     norm: ModuleFactory | None
     act: Callable[[Array], Array]
-    remat: Policy = NO_REMAT
+    remat: RematSpec = NO_REMAT
     expansion = 4
 
     @nn.compact
@@ -72,7 +72,7 @@ class BottleneckBlock(nn.Module):
         y = _unit(self, 1, x, train, self.channels, act=self.act, window=(1, 1))
         y = _unit(self, 2, y, train, self.channels, act=self.act, strides=self.strides)
         y = _unit(self, 3, y, train, 4 * self.channels, window=(1, 1))
-        return self.act(cotangent_once(y + _shortcut(self, x, y, train)))
+        return self.act(materialize_cotangent(y + _shortcut(self, x, y, train)))
 
 
 def _unit(block: Any, label: int, x: Array, train: bool, channels: int, **options: Any) -> Array:
@@ -90,7 +90,7 @@ def _shortcut(block: BasicBlock | BottleneckBlock, x: Array, y: Array, train: bo
     # One branch after the other, in the backward pass too: each has its own working memory.
     return run_unit(
         block,
-        after(x, y),
+        run_after(x, y),
         "shortcut",
         features=y.shape[-1],
         names=("shortcut_conv", "shortcut_norm"),

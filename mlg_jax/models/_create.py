@@ -7,8 +7,8 @@ from typing import Any
 from flax import linen as nn
 
 from mlg_jax.layers import layer_records
-from mlg_jax.models._spec import Execution, Generation, ModelSpec
-from mlg_jax.remat import Policy
+from mlg_jax.models._spec import Generation, ImplementationChoice, ModelSpec
+from mlg_jax.remat import RematSpec
 
 
 def create_model(
@@ -20,8 +20,8 @@ def create_model(
     generation: Generation = None,
     weight_bits: int | None = None,
     activation_bits: int | None = None,
-    execution: Execution = "auto",
-    remat: Policy | str | None = None,
+    implementation: ImplementationChoice = "auto",
+    remat: RematSpec | str | None = None,
     dtype: Any = None,
 ) -> nn.Module:
     """Creates a model.
@@ -41,9 +41,9 @@ def create_model(
             does not quantise them.
         activation_bits: width of the inputs of convolutions and dense layers, 1 to 16; None does
             not quantise them.
-        execution: how a generated kernel is applied; `auto` chooses.
+        implementation: how a generated kernel is applied; `auto` chooses.
         remat: what is kept for the backward pass: a preset's name (`mlg_jax.remat.PRESETS`) or a
-            `mlg_jax.remat.Policy` with its capacities; None keeps what JAX would.
+            `mlg_jax.remat.RematSpec` with its capacities; None keeps what JAX would.
         dtype: of the computation, e.g. `jnp.bfloat16`; None is float32. Parameters are float32,
             or float64 if `dtype` is (which needs `jax_enable_x64`).
 
@@ -71,7 +71,7 @@ def create_model(
         generation=generation,
         weight_bits=weight_bits,
         activation_bits=activation_bits,
-        execution=execution,
+        implementation=implementation,
         remat=remat,
         dtype=dtype,
     )

@@ -25,19 +25,20 @@ from mlg_jax.layers import (
     GeneratedKernel,
     KernelChoice,
     KernelsByPath,
-    check_execution,
+    check_implementation,
 )
 from mlg_jax.models._blocks import LayerFactory
 from mlg_jax.models._registry import MODELS
 from mlg_jax.models.resnet import STEMS
 from mlg_jax.quant import ActivationSpec, QuantSpec
-from mlg_jax.remat import NO_REMAT, PRESETS, Policy
+from mlg_jax.remat import NO_REMAT, PRESETS, RematSpec
 
 MAX_PAIRS = 1024  # in a file; more than a network has layers
 MAX_PATTERN = 256  # characters
+_OLD_NAMES = {"execution": "implementation"}  # of arguments, in files of version 0.1
 
 Patterns = tuple[tuple[str, GenerationSpec | None], ...]
-Execution = str | Mapping[str, str] | tuple[tuple[str, str], ...]
+ImplementationChoice = str | Mapping[str, str] | tuple[tuple[str, str], ...]
 Generation = GenerationSpec | Mapping[str, GenerationSpec | None] | Patterns | None
 
 
@@ -47,8 +48,9 @@ class ModelSpec:
 
     Args:
         name, num_classes, stem, width, weight_bits, activation_bits: as there.
-        generation, execution: as there; a mapping becomes a tuple of its items, whose order counts.
-        remat: as there; a name or None becomes a `Policy`.
+        generation, implementation: as there; a mapping becomes a tuple of its items, whose order
+            counts.
+        remat: as there; a name or None becomes a `RematSpec`.
         dtype: as there; becomes its name.
 
     Raises:
@@ -62,8 +64,8 @@ class ModelSpec:
     generation: Generation = None
     weight_bits: int | None = None
     activation_bits: int | None = None
-    execution: Execution = "auto"
-    remat: Policy | str | None = None
+    implementation: ImplementationChoice = "auto"
+    remat: RematSpec | str | None = None
     dtype: Any = None
 
     def __post_init__(self) -> None:
@@ -71,8 +73,8 @@ class ModelSpec:
         check_integer("num_classes", self.num_classes, 1)
         check_choice("stem", self.stem, STEMS)
         check_real("width", self.width, 0.0, exclusive_minimum=True)
-        self._set("execution", _items(self.execution))
-        check_execution(self.execution)
+        self._set("implementation", _items(self.implementation))
+        check_implementation(self.implementation)
         self._set("remat", _policy(self.remat))
         if self.dtype is not None:
             check_float_dtype("dtype", self.dtype)
@@ -90,7 +92,7 @@ class ModelSpec:
         weights = QuantSpec(self.weight_bits)
         shared = {
             "input_quant": ActivationSpec(self.activation_bits),
-            "execution": self.execution,
+            "implementation": self.implementation,
             "dtype": dtype,
             "param_dtype": param_dtype,
         }
@@ -112,7 +114,7 @@ class ModelSpec:
         Raises:
             ValueError: a policy with a mesh, whose devices are this process's own.
         """
-        assert isinstance(self.remat, Policy)
+        assert isinstance(self.remat, RematSpec)
         if self.remat.mesh is not None:
             raise ValueError("`remat` must have no mesh to be written down; got one.")
         return _to_json(self)
@@ -124,22 +126,22 @@ class ModelSpec:
         Raises:
             TypeError, ValueError: another structure, type or range.
         """
-        values = _entries(cls, tree, "model")
+        values = _entries(cls, _renamed(tree), "model")
         values["generation"] = _generation_from_json(values["generation"])
-        if not isinstance(values["execution"], str):
-            values["execution"] = _pairs(values["execution"], "model.execution")
-        remat = _entries(Policy, values["remat"], "model.remat", absent={"on_overflow": "warn"})
+        if not isinstance(values["implementation"], str):
+            values["implementation"] = _pairs(values["implementation"], "model.implementation")
+        remat = _entries(RematSpec, values["remat"], "model.remat", absent={"on_overflow": "warn"})
         remat["capacities"] = _pairs(remat["capacities"], "model.remat.capacities")
         if remat["mesh"] is not None:
             raise ValueError(f"`model.remat.mesh` must be None; got {remat['mesh']!r}.")
-        return cls(**values | {"remat": Policy(**remat)})
+        return cls(**values | {"remat": RematSpec(**remat)})
 
 
-def _policy(remat: Policy | str | None) -> Policy:
-    check_instance("remat", remat, (str, Policy, type(None)))
+def _policy(remat: RematSpec | str | None) -> RematSpec:
+    check_instance("remat", remat, (str, RematSpec, type(None)))
     if isinstance(remat, str):
         check_choice("remat", remat, PRESETS)
-        return Policy(remat)
+        return RematSpec(remat)
     return remat or NO_REMAT
 
 
@@ -198,6 +200,13 @@ def _entries(
         found = sorted(map(str, tree)) if isinstance(tree, Mapping) else tree
         raise ValueError(f"`{where}` must have the keys {sorted(names)}; got {found!r}.")
     return dict(tree)
+
+
+def _renamed(tree: Any) -> Any:
+    """The same tree with the names of this version in place of those of older files."""
+    if not isinstance(tree, Mapping) or "implementation" in tree:
+        return tree
+    return {_OLD_NAMES.get(name, name): value for name, value in tree.items()}
 
 
 def _pairs(tree: Any, where: str) -> tuple[tuple[Any, Any], ...]:

@@ -8,7 +8,7 @@ from mlg_jax._types import Array
 from mlg_jax.layers import max_pool
 from mlg_jax.models._blocks import ModuleFactory
 from mlg_jax.models._units import run_unit
-from mlg_jax.remat import NO_REMAT, Policy
+from mlg_jax.remat import NO_REMAT, RematSpec
 
 
 class PlainStage(nn.Module):
@@ -35,7 +35,7 @@ class PlainStage(nn.Module):
     padding: tuple[tuple[int, int], tuple[int, int]] | None = None
     pool_window: tuple[int, int] = (2, 2)
     takes_image: bool = False
-    remat: Policy = NO_REMAT
+    remat: RematSpec = NO_REMAT
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:

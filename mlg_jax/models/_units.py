@@ -1,4 +1,4 @@
-"""A unit, convolution + norm + activation: the smallest piece that a checkpointing policy wraps."""
+"""A unit, convolution + norm + activation: the smallest segment that a policy wraps."""
 
 import functools
 from collections.abc import Callable

@@ -10,7 +10,7 @@ from mlg_jax.models._blocks import ModuleFactory
 from mlg_jax.models._heads import adaptive_mean_pool, dropout, flatten_channels_first
 from mlg_jax.models._shapes import check_images, image_shape, scaled
 from mlg_jax.models._stages import PlainStage
-from mlg_jax.remat import NO_REMAT, Policy
+from mlg_jax.remat import NO_REMAT, RematSpec
 
 STAGE_CHANNELS = ((64,), (192,), (384, 256, 256))
 FIRST_CONV: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ class AlexNet(nn.Module):
     act: Callable[[Array], Array] = nn.relu
     stem: str = "cifar"
     width: float = 1.0
-    remat: Policy = NO_REMAT
+    remat: RematSpec = NO_REMAT
     spec: Any = None
 
     @property

@@ -12,7 +12,7 @@ from mlg_jax.models._blocks import ModuleFactory
 from mlg_jax.models._heads import dropout
 from mlg_jax.models._shapes import check_images, image_shape
 from mlg_jax.models._units import run_unit
-from mlg_jax.remat import NO_REMAT, Policy
+from mlg_jax.remat import NO_REMAT, RematSpec
 
 # (expansion, channels, blocks) of each stage; the strides of stem and stages are the stem's.
 STAGES = (
@@ -49,7 +49,7 @@ class InvertedResidual(nn.Module):
     conv: ModuleFactory
     norm: ModuleFactory
     act: Callable[[Array], Array]
-    remat: Policy = NO_REMAT
+    remat: RematSpec = NO_REMAT
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
@@ -106,7 +106,7 @@ class MobileNetV2(nn.Module):
     act: Callable[[Array], Array] = nn.relu6
     stem: str = "cifar"
     width: float = 1.0
-    remat: Policy = NO_REMAT
+    remat: RematSpec = NO_REMAT
     spec: Any = None
 
     @property

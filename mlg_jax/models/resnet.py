@@ -10,7 +10,7 @@ from mlg_jax._types import Array
 from mlg_jax.layers import global_mean_pool, max_pool
 from mlg_jax.models._blocks import BasicBlock, BottleneckBlock, ModuleFactory
 from mlg_jax.models._units import conv_norm_act
-from mlg_jax.remat import NO_REMAT, Policy
+from mlg_jax.remat import NO_REMAT, RematSpec
 
 STEMS = ("cifar", "imagenet")
 IMAGE_SIZES = {"cifar": 32, "imagenet": 224}
@@ -41,7 +41,7 @@ class ResNet(nn.Module):
     dense: ModuleFactory
     norm: ModuleFactory | None
     act: Callable[[Array], Array] = nn.relu
-    remat: Policy = NO_REMAT
+    remat: RematSpec = NO_REMAT
     stem: str = "cifar"
     base_channels: int = 64
     spec: Any = None

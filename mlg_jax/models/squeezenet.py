@@ -13,7 +13,7 @@ from mlg_jax.models._blocks import ModuleFactory
 from mlg_jax.models._heads import dropout
 from mlg_jax.models._shapes import check_images, image_shape, scaled
 from mlg_jax.models._units import run_unit
-from mlg_jax.remat import NO_REMAT, Policy
+from mlg_jax.remat import NO_REMAT, RematSpec
 
 STEM_CHANNELS = 64
 # Channels of squeeze and of either expansion; the published numbering starts at 2.
@@ -53,7 +53,7 @@ class Fire(nn.Module):
     conv: ModuleFactory
     norm: ModuleFactory | None
     act: Callable[[Array], Array]
-    remat: Policy = NO_REMAT
+    remat: RematSpec = NO_REMAT
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
@@ -108,7 +108,7 @@ class SqueezeNet(nn.Module):
     act: Callable[[Array], Array] = nn.relu
     stem: str = "cifar"
     width: float = 1.0
-    remat: Policy = NO_REMAT
+    remat: RematSpec = NO_REMAT
     spec: Any = None
 
     @property

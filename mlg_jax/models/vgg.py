@@ -11,7 +11,7 @@ from mlg_jax.models._blocks import ModuleFactory
 from mlg_jax.models._heads import adaptive_mean_pool, dropout, flatten_channels_first
 from mlg_jax.models._shapes import check_images, image_shape, scaled
 from mlg_jax.models._stages import PlainStage
-from mlg_jax.remat import NO_REMAT, Policy
+from mlg_jax.remat import NO_REMAT, RematSpec
 
 STAGE_CHANNELS = (64, 128, 256, 512, 512)
 HIDDEN_FEATURES = 4096
@@ -48,7 +48,7 @@ class VGG(nn.Module):
     act: Callable[[Array], Array] = nn.relu
     stem: str = "cifar"
     width: float = 1.0
-    remat: Policy = NO_REMAT
+    remat: RematSpec = NO_REMAT
     spec: Any = None
 
     @property

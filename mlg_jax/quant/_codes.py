@@ -25,7 +25,7 @@ class QuantizedTensor:
 
     @property
     def num_bits(self) -> int:
-        """Storage of the codes, in bits, scales not counted."""
+        """ResidualPolicy of the codes, in bits, scales not counted."""
         assert self.spec.bits is not None
         return self.codes.size * self.spec.bits
 

@@ -15,7 +15,7 @@ from mlg_jax.remat._policy import DENSITIES, INPUT
 def measure_densities(
     model: nn.Module, variables: Any, x: Array, *, rngs: Mapping[str, Any] | None = None
 ) -> dict[str, Array]:
-    """Share of non-zero entries of what each checkpointed piece of `model` is given, in training.
+    """Share of non-zero entries of what each checkpointed segment of `model` is given, in training.
 
     Args:
         model: with a policy as its `remat`; runs without it here.
@@ -24,7 +24,7 @@ def measure_densities(
         rngs: the model's random streams.
 
     Returns:
-        Density, a scalar in [0, 1], by name of the piece. Pure: may be compiled.
+        Density, a scalar in [0, 1], by name of the segment. Pure: may be compiled.
     """
     mutable = [*(k for k in variables if k != "params"), DENSITIES]
     _, updated = model.apply(variables, x, train=True, mutable=mutable, rngs=dict(rngs or {}))
@@ -40,7 +40,7 @@ def choose_capacities(
     Rounded, so that a small drift does not compile the step anew.
 
     Args:
-        densities: by name of the piece, e.g. the largest of several batches.
+        densities: by name of the segment, e.g. the largest of several batches.
         margin: share of the density that is added, >= 0.
         largest: capacities that must not shrink.
 

@@ -12,16 +12,16 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 
 from mlg_jax._checks import check_integer
-from mlg_jax._tie import compute_once, false_that_depends_on, tie, tie_if
+from mlg_jax._ordering import materialize, opaque_false, wait_for, wait_for_predicate
 from mlg_jax._types import Array, Key
-from mlg_jax.remat._codec import Codec, Dense
+from mlg_jax.remat._codec import Codec, Identity
 from mlg_jax.remat._overflow import check_on_overflow, poison, warn_of
 from mlg_jax.remat._slices import in_slices, pull_back, slice_of
 from mlg_jax.remat._trace import run_named
 
 
 @dataclasses.dataclass(frozen=True)
-class Storage:
+class ResidualPolicy:
     """What one checkpointed function keeps; all else is computed again in the backward pass.
 
     Attributes:
@@ -38,9 +38,9 @@ class Storage:
             `silent`, for a training loop that looks for NaN itself.
     """
 
-    activation: Codec = Dense()
+    activation: Codec = Identity()
     names: tuple[str, ...] = ()
-    named: Codec = Dense()
+    named: Codec = Identity()
     num_slices: int = 1
     name: str = ""
     on_overflow: str = "warn"
@@ -58,11 +58,11 @@ class Storage:
 
 
 def store_residuals(
-    fn: Callable[..., Any], storage: Storage, activations: Sequence[int], key: Key | None
+    fn: Callable[..., Any], policy: ResidualPolicy, activations: Sequence[int], key: Key | None
 ) -> Callable[..., Any]:
-    """`fn` with `storage` for its residuals; see `checkpoint`."""
-    name = storage.name or getattr(fn, "__name__", type(fn).__name__)
-    storage = dataclasses.replace(storage, name=name)
+    """`fn` with `policy` for its residuals; see `checkpoint`."""
+    name = policy.name or getattr(fn, "__name__", type(fn).__name__)
+    policy = dataclasses.replace(policy, name=name)
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -82,7 +82,7 @@ def store_residuals(
         arrays = [leaves[i] for i in positions]
         may_pack = _activation_leaves(args, activations)
         traced = [
-            slice_of(x, storage.num_slices) if i in may_pack else x
+            slice_of(x, policy.num_slices) if i in may_pack else x
             for i, x in zip(positions, arrays, strict=True)
         ]
         closed = jax.make_jaxpr(flat)(*traced)
@@ -90,17 +90,17 @@ def store_residuals(
         is_active = [False] * len(closed.consts) + [
             positions[i] in may_pack for i in range(len(arrays))
         ]
-        outs = _run_stored(closed, storage, is_active, key, [*closed.consts, *arrays])
+        outs = _run_stored(closed, policy, is_active, key, [*closed.consts, *arrays])
         return jax.tree.unflatten(trees[0], outs)
 
     return call
 
 
 def _run_stored(
-    closed: Any, storage: Storage, is_active: list[bool], key: Key | None, inputs: list[Any]
+    closed: Any, policy: ResidualPolicy, is_active: list[bool], key: Key | None, inputs: list[Any]
 ) -> list[Any]:
     """Evaluates `closed` on its constants and arguments with a backward pass of our own."""
-    _check_floating(inputs, is_active, storage)
+    _check_floating(inputs, is_active, policy)
     num_consts = len(closed.consts)
     used = _used_variables(closed.jaxpr)
     variables = [*closed.jaxpr.constvars, *closed.jaxpr.invars]
@@ -113,13 +113,13 @@ def _run_stored(
         queues = {role: iter(part) for role, part in parts.items()}
         flat = [None if role == "unused" else next(queues[role]) for role in roles]
         body = type(closed)(closed.jaxpr, flat[:num_consts])
-        return run_named(body, storage.names, flat[num_consts:], saved)
+        return run_named(body, policy.names, flat[num_consts:], saved)
 
     parts = {
         role: [x for x, r in zip(inputs, roles, strict=True) if r == role]
         for role in ("other", "plain", "active")
     }
-    return _with_backward(run, storage)(key, parts["other"], parts["plain"], parts["active"])
+    return _with_backward(run, policy)(key, parts["other"], parts["plain"], parts["active"])
 
 
 def _role(x: Array, is_active: bool) -> str:
@@ -137,7 +137,7 @@ def _used_variables(jaxpr: Any) -> set[Any]:
     return {atom for atom in atoms if isinstance(atom, core.Var)}
 
 
-def _with_backward(run: Callable[..., Any], storage: Storage) -> Callable[..., list[Any]]:
+def _with_backward(run: Callable[..., Any], policy: ResidualPolicy) -> Callable[..., list[Any]]:
     """`(key, other, plain, active) -> outputs`.
 
     Backward: decodes what was kept, all of it waiting for the cotangents, evaluates the function
@@ -154,44 +154,44 @@ def _with_backward(run: Callable[..., Any], storage: Storage) -> Callable[..., l
         def run_slice(active: Any) -> tuple[list[Any], list[Any]]:
             return run({"other": other, "plain": plain, "active": active})
 
-        return in_slices(run_slice, active, storage.num_slices)
+        return in_slices(run_slice, active, policy.num_slices)
 
     def call_fwd(*primals: Any) -> tuple[Any, Any]:
         is_wanted = _Flags(tuple(p.perturbed for p in primals[2]))
         key, other, plain, active = jax.tree.map(lambda p: p.value, primals)
-        if not storage.names:  # else the compiler may make `active` from the named values again
-            active = [compute_once(x) for x in active]
+        if not policy.names:  # else the compiler may make `active` from the named values again
+            active = [materialize(x) for x in active]
         outs, named = forward(other, plain, active)
         keys = iter(_split(key, len(active) + len(named)))
-        kept_active = [_encode(storage.activation, x, next(keys)) for x in active]
-        kept_named = [_encode(storage.named, x, next(keys)) for x in named]
-        if storage.activation.is_packing:
+        kept_active = [_encode(policy.activation, x, next(keys)) for x in active]
+        kept_named = [_encode(policy.named, x, next(keys)) for x in named]
+        if policy.activation.is_packing:
             # Packed before the outputs may be used: else the scheduler keeps the array meanwhile.
-            outs = tie(outs, to=kept_active)
+            outs = wait_for(outs, kept_active)
         return outs, (other, plain, is_wanted, kept_active, kept_named)
 
     def call_bwd(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
         other, plain, is_wanted, kept_active, kept_named = residuals
         cotangents = [_instantiated(c) for c in cotangents]
-        never = false_that_depends_on([c for c in cotangents if c.dtype != jax.dtypes.float0])
-        active = [storage.activation.decode(e, never) for e in kept_active]
-        named = [storage.named.decode(e, never) for e in kept_named]
+        never = opaque_false([c for c in cotangents if c.dtype != jax.dtypes.float0])
+        active = [policy.activation.decode(e, never) for e in kept_active]
+        named = [policy.named.decode(e, never) for e in kept_named]
         if not active:
-            plain = tie_if(plain, never)
+            plain = wait_for_predicate(plain, never)
 
         def again(wanted: list[Any], active: Any) -> list[Any]:
             queue = iter(wanted)
             mixed = [next(queue) if w else x for w, x in zip(is_wanted.values, plain, strict=True)]
             parts = {"other": other, "plain": mixed, "active": active}
-            return run(parts, named if storage.names else None)[0]
+            return run(parts, named if policy.names else None)[0]
 
         wanted = [x for w, x in zip(is_wanted.values, plain, strict=True) if w]
-        d_wanted, d_active = pull_back(again, wanted, active, cotangents, storage.num_slices)
-        overflows = [storage.activation.overflow(e) for e in kept_active]
-        overflows += [storage.named.overflow(e) for e in kept_named]
+        d_wanted, d_active = pull_back(again, wanted, active, cotangents, policy.num_slices)
+        overflows = [policy.activation.overflow(e) for e in kept_active]
+        overflows += [policy.named.overflow(e) for e in kept_named]
         known = [overflow for overflow in overflows if overflow is not None]
-        if storage.on_overflow == "warn":
-            warn_of(storage.name, known)
+        if policy.on_overflow == "warn":
+            warn_of(policy.name, known)
         d_wanted, d_active = poison((d_wanted, d_active), known)
         queue = iter(d_wanted)
         d_plain = [next(queue) if w else None for w in is_wanted.values]
@@ -255,9 +255,9 @@ def _activation_leaves(args: Sequence[Any], activations: Sequence[int]) -> set[i
     return found
 
 
-def _check_floating(inputs: list[Any], is_active: list[bool], storage: Storage) -> None:
+def _check_floating(inputs: list[Any], is_active: list[bool], policy: ResidualPolicy) -> None:
     for x, active in zip(inputs, is_active, strict=True):
-        if active and storage.activation.is_packing and not jnp.issubdtype(x.dtype, jnp.floating):
+        if active and policy.activation.is_packing and not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(
                 f"`activations` must point to floating arrays, to be packed; got {x.dtype}"
                 f"{list(x.shape)}."

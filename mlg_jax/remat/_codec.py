@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 
 from mlg_jax._checks import check_integer, check_real
-from mlg_jax._tie import tie_if
+from mlg_jax._ordering import wait_for_predicate
 from mlg_jax._types import Array, Key
 from mlg_jax.bitmap import Bitmap, pack, unpack
 from mlg_jax.remat._group_quant import GROUP_BITS, GroupCodes, dequantize, quantize
@@ -41,14 +41,14 @@ class Codec:
 
     def decode(self, encoded: Any, never: Array) -> Array:
         """`x` again."""
-        return tie_if(encoded, never)
+        return wait_for_predicate(encoded, never)
 
     def overflow(self, encoded: Any) -> Overflow | None:
         """Whether entries of `x` could not be kept; None: cannot happen."""
         return None
 
 
-Dense = Codec
+Identity = Codec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class BitmapCodec(Codec):
 
     def decode(self, encoded: Any, never: Array) -> Array:
         """`x`, where it fitted."""
-        return _by_device(self.mesh, unpack, _tie_bits(encoded[0], never))
+        return _by_device(self.mesh, unpack, _wait_bits(encoded[0], never))
 
     def overflow(self, encoded: Any) -> Overflow:
         """Whether there were more non-zeros than room."""
@@ -143,7 +143,7 @@ class GroupCodec(Codec):
 
     def decode(self, encoded: GroupCodes, never: Array) -> Array:
         """`x` up to one step of its group."""
-        codes = encoded.replace(step=tie_if(encoded.step, never))
+        codes = encoded.replace(step=wait_for_predicate(encoded.step, never))
         return _by_device(self.mesh, dequantize, codes)
 
 
@@ -189,8 +189,8 @@ class BitmapGroupCodec(Codec):
             return unpack(dataclasses.replace(bitmap, values=dequantize(codes)))
 
         bitmap, codes = encoded[0]
-        codes = codes.replace(step=tie_if(codes.step, never))
-        return _by_device(self.mesh, run, (_tie_bits(bitmap, never), codes))
+        codes = codes.replace(step=wait_for_predicate(codes.step, never))
+        return _by_device(self.mesh, run, (_wait_bits(bitmap, never), codes))
 
     def overflow(self, encoded: Any) -> Overflow:
         """Whether there were more non-zeros than room."""
@@ -208,7 +208,7 @@ class HostCodec(Codec):
 
     def decode(self, encoded: Array, never: Array) -> Array:
         """`x` back on the device."""
-        return tie_if(jax.device_put(encoded, jax.memory.Space.Device), never)
+        return wait_for_predicate(jax.device_put(encoded, jax.memory.Space.Device), never)
 
 
 def _by_device(mesh: Mesh | None, fn: Any, argument: Any, key: Key | None = None) -> Any:
@@ -249,13 +249,13 @@ def _largest(x: Array, count: int) -> Array:
 def bitmap_or_dense(capacity: float, mesh: Mesh | None = None) -> Codec:
     """A bitmap where it saves anything."""
     check_real("capacity", capacity, 0.0, 1.0, exclusive_minimum=True)
-    return BitmapCodec(capacity, mesh) if capacity < LARGEST_USEFUL_CAPACITY else Dense()
+    return BitmapCodec(capacity, mesh) if capacity < LARGEST_USEFUL_CAPACITY else Identity()
 
 
 def _named(tree: Any) -> Any:
     return jax.tree.map(lambda x: checkpoint_name(x, PACKED), tree)
 
 
-def _tie_bits(bitmap: Bitmap, never: Array) -> Bitmap:
+def _wait_bits(bitmap: Bitmap, never: Array) -> Bitmap:
     """Everything but the values waits: the values are only read where the bits say so."""
-    return dataclasses.replace(tie_if(bitmap, never), values=bitmap.values)
+    return dataclasses.replace(wait_for_predicate(bitmap, never), values=bitmap.values)

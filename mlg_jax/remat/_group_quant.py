@@ -57,7 +57,7 @@ def _rows(x: Array, group_size: int) -> Array:
 def _join(codes: Array, bits: int) -> Array:
     """Codes `[groups, n]` to words of 32 bits; that n / (32 / bits) apart share a word.
 
-    The reduction is also what makes the compiler write the words down, see `compute_once`.
+    The reduction is also what makes the compiler write the words down, see `materialize`.
     """
     per_word = 32 // bits
     parts = codes.astype(jnp.uint32).reshape(codes.shape[0], per_word, -1)

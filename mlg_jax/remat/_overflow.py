@@ -18,7 +18,7 @@ ON_OVERFLOW = ("warn", "silent")
 class Overflow(NamedTuple):
     """How full the bitmaps of one array are, of several devices the fullest."""
 
-    is_lost: Array  # bool scalar: there were more non-zeros than room
+    overflowed: Array  # bool scalar: there were more non-zeros than room
     density: Array  # float32 scalar: share of non-zero entries
     capacity: float  # the share there is room for
 
@@ -27,7 +27,7 @@ def overflow_of(bitmap: Bitmap, counts: Array) -> Overflow:
     """Of a bitmap per device, whose non-zeros are counted in `counts`, `[devices]`."""
     size = max(bitmap.size, 1)
     return Overflow(
-        is_lost=jnp.any(counts > bitmap.capacity),
+        overflowed=jnp.any(counts > bitmap.capacity),
         density=jnp.max(counts).astype(jnp.float32) / size,
         capacity=bitmap.capacity / size,
     )
@@ -42,8 +42,8 @@ def poison(cotangents: Any, overflows: Sequence[Overflow]) -> Any:
     """`cotangents`, or NaN in place of every entry if anything was lost."""
     if not overflows:
         return cotangents
-    is_lost = functools.reduce(jnp.logical_or, (overflow.is_lost for overflow in overflows))
-    return jax.tree.map(lambda c: jnp.where(is_lost, jnp.array(jnp.nan, c.dtype), c), cotangents)
+    overflowed = functools.reduce(jnp.logical_or, (overflow.overflowed for overflow in overflows))
+    return jax.tree.map(lambda c: jnp.where(overflowed, jnp.array(jnp.nan, c.dtype), c), cotangents)
 
 
 def warn_of(name: str, overflows: Sequence[Overflow]) -> None:
@@ -53,14 +53,16 @@ def warn_of(name: str, overflows: Sequence[Overflow]) -> None:
     """
     for overflow in overflows:
         warn = functools.partial(jax.debug.callback, _warning(name, overflow.capacity))
-        jax.lax.cond(overflow.is_lost, warn, lambda *_: None, overflow.is_lost, overflow.density)
+        jax.lax.cond(
+            overflow.overflowed, warn, lambda *_: None, overflow.overflowed, overflow.density
+        )
 
 
 def _warning(name: str, capacity: float) -> Callable[[Any, Any], None]:
     seen: list[bool] = []
 
-    def warn(is_lost: Any, density: Any) -> None:
-        if seen or not is_lost:  # under `vmap` both branches run
+    def warn(overflowed: Any, density: Any) -> None:
+        if seen or not overflowed:  # under `vmap` both branches run
             return
         seen.append(True)
         warnings.warn(

@@ -10,79 +10,79 @@ from jax.sharding import Mesh
 
 from mlg_jax._checks import check_choice, check_real
 from mlg_jax._types import CONV_OUTPUT, Array
-from mlg_jax.remat._checkpoint import Storage
+from mlg_jax.remat._checkpoint import ResidualPolicy
 from mlg_jax.remat._codec import GroupCodec, bitmap_or_dense
-from mlg_jax.remat._linen import lift_storage
+from mlg_jax.remat._linen import lift_policy
 from mlg_jax.remat._overflow import check_on_overflow
 
 DENSITIES = "densities"  # the collection in which a model's activations report their density
-INPUT = "input"  # the name there of a piece that is a module of its own
+INPUT = "input"  # the name there of a segment that is a module of its own
 MAX_SLICES = 4  # of the batch, where a block's examples do not depend on each other
 STREAM = "quantize"  # the random stream of stochastic codecs
 
-MakeStorage = Callable[[float, Mesh | None], Storage]
-Piece = Callable[[nn.Module, Array], Array]
+MakePolicy = Callable[[float, Mesh | None], ResidualPolicy]
+Segment = Callable[[nn.Module, Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Piecewise:
-    """What a preset does with the two kinds of pieces of a model; None: keeps everything.
+class Preset:
+    """What a preset does with the two kinds of segments of a model; None: keeps everything.
 
     Attributes:
-        block: (capacity, mesh) -> storage of a block (a few units with their shortcut).
-        unit: (capacity, mesh) -> storage of a unit (convolution, norm and activation).
+        block: (capacity, mesh) -> the policy of a block (a few units with their shortcut).
+        unit: (capacity, mesh) -> the policy of a unit (convolution, norm and activation).
         is_exact: gradients equal those without the preset.
         needs_capacity: densities matter.
     """
 
-    block: MakeStorage | None = None
-    unit: MakeStorage | None = None
+    block: MakePolicy | None = None
+    unit: MakePolicy | None = None
     is_exact: bool = True
     needs_capacity: bool = False
 
 
-def _dense(capacity: float, mesh: Mesh | None) -> Storage:
-    return Storage()
+def _dense(capacity: float, mesh: Mesh | None) -> ResidualPolicy:
+    return ResidualPolicy()
 
 
-def _bitmap(capacity: float, mesh: Mesh | None) -> Storage:
-    return Storage(bitmap_or_dense(capacity, mesh))
+def _bitmap(capacity: float, mesh: Mesh | None) -> ResidualPolicy:
+    return ResidualPolicy(bitmap_or_dense(capacity, mesh))
 
 
-def _convs(capacity: float, mesh: Mesh | None) -> Storage:
-    return Storage(names=(CONV_OUTPUT,))
+def _convs(capacity: float, mesh: Mesh | None) -> ResidualPolicy:
+    return ResidualPolicy(names=(CONV_OUTPUT,))
 
 
-def _bitmap_convs(capacity: float, mesh: Mesh | None) -> Storage:
-    return Storage(bitmap_or_dense(capacity, mesh), names=(CONV_OUTPUT,))
+def _bitmap_convs(capacity: float, mesh: Mesh | None) -> ResidualPolicy:
+    return ResidualPolicy(bitmap_or_dense(capacity, mesh), names=(CONV_OUTPUT,))
 
 
-def _quantized(capacity: float, mesh: Mesh | None) -> Storage:
-    return Storage(GroupCodec(8, mesh=mesh))
+def _quantized(capacity: float, mesh: Mesh | None) -> ResidualPolicy:
+    return ResidualPolicy(GroupCodec(8, mesh=mesh))
 
 
-PRESETS: dict[str, Piecewise] = {
-    "none": Piecewise(),
-    "convs": Piecewise(block=_convs),
-    "bitmap": Piecewise(unit=_bitmap_convs, needs_capacity=True),
-    "blocks": Piecewise(block=_dense),
-    "bitmap_blocks": Piecewise(block=_bitmap, needs_capacity=True),
-    "bitmap_units": Piecewise(block=_bitmap, unit=_bitmap, needs_capacity=True),
-    "quantized_blocks": Piecewise(block=_quantized, is_exact=False),
+PRESETS: dict[str, Preset] = {
+    "none": Preset(),
+    "convs": Preset(block=_convs),
+    "bitmap": Preset(unit=_bitmap_convs, needs_capacity=True),
+    "blocks": Preset(block=_dense),
+    "bitmap_blocks": Preset(block=_bitmap, needs_capacity=True),
+    "bitmap_units": Preset(block=_bitmap, unit=_bitmap, needs_capacity=True),
+    "quantized_blocks": Preset(block=_quantized, is_exact=False),
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
+class RematSpec:
     """A preset with its capacities; a value that models take as an attribute.
 
     Attributes:
         preset: a name of `PRESETS`.
         capacity: share of an activation's entries that a bitmap can hold, in (0, 1], wherever
             `capacities` says nothing.
-        capacities: `(name of the piece, capacity)`, as `choose_capacities` finds them.
+        capacities: `(name of the segment, capacity)`, as `choose_capacities` finds them.
         mesh: the devices over which batches are split; None: one device.
-        on_overflow: as of `Storage`.
+        on_overflow: as of `ResidualPolicy`.
     """
 
     preset: str = "none"
@@ -98,12 +98,12 @@ class Policy:
         for name, capacity in self.capacities:
             check_real(f"capacities[{name!r}]", capacity, 0.0, 1.0, exclusive_minimum=True)
 
-    def with_capacities(self, capacities: Mapping[str, float]) -> "Policy":
-        """The same preset with these capacities by name of the piece."""
+    def with_capacities(self, capacities: Mapping[str, float]) -> "RematSpec":
+        """The same preset with these capacities by name of the segment."""
         return dataclasses.replace(self, capacities=tuple(sorted(capacities.items())))
 
     @property
-    def exact(self) -> "Policy":
+    def exact(self) -> "RematSpec":
         """The same preset with room for everything; where activations are dense, so are these."""
         return dataclasses.replace(self, capacity=1.0, capacities=())
 
@@ -112,64 +112,64 @@ class Policy:
         """Whether a batch can have more non-zeros than there is room for."""
         return PRESETS[self.preset].needs_capacity
 
-    def stem(self, fn: Piece, name: str = "stem", *, is_per_example: bool = False) -> Piece:
+    def stem(self, fn: Segment, name: str = "stem", *, is_per_example: bool = False) -> Segment:
         """`fn(module, image)`, the first block: images are there anyway and are not copied."""
         block = PRESETS[self.preset].block
-        storage = None if block is None else _dense
+        policy = None if block is None else _dense
         return self._wrap(
-            fn, name, storage, is_sparse=False, is_per_example=is_per_example, is_given=True
+            fn, name, policy, is_sparse=False, is_per_example=is_per_example, is_given=True
         )
 
     def block(
         self,
-        fn: Piece,
+        fn: Segment,
         name: str = "",
         *,
         is_sparse: bool = True,
         is_per_example: bool = False,
-    ) -> Piece:
+    ) -> Segment:
         """`fn(module, x)`, a block of a model: a few units with their shortcut.
 
         What is not `is_sparse` (the result of no ReLU) gets room for all entries. What is
         `is_per_example` (no norms) is computed again in slices of the batch.
         """
-        storage = PRESETS[self.preset].block
-        return self._wrap(fn, name, storage, is_sparse, is_per_example)
+        policy = PRESETS[self.preset].block
+        return self._wrap(fn, name, policy, is_sparse, is_per_example)
 
-    def unit(self, fn: Piece, name: str = "", *, is_sparse: bool = True) -> Piece:
+    def unit(self, fn: Segment, name: str = "", *, is_sparse: bool = True) -> Segment:
         """`fn(module, x)`, a unit of a model: convolution, norm and activation."""
         return self._wrap(fn, name, PRESETS[self.preset].unit, is_sparse)
 
     def _wrap(
         self,
-        fn: Piece,
+        fn: Segment,
         name: str,
-        storage: MakeStorage | None,
+        policy: MakePolicy | None,
         is_sparse: bool,
         is_per_example: bool = False,
         is_given: bool = False,
-    ) -> Piece:
-        if storage is None:
+    ) -> Segment:
+        if policy is None:
             return fn
         capacities = dict(self.capacities)
 
         def run(module: nn.Module, x: Array) -> Array:
-            piece = "/".join((*module.path, *filter(None, [name])))
+            segment = "/".join((*module.path, *filter(None, [name])))
             if module.is_initializing():
                 return fn(module, x)
             if module.is_mutable_collection(DENSITIES):
                 if is_sparse:
                     _report_density(module, name, x)
                 return fn(module, x)
-            capacity = capacities.get(piece, self.capacity) if is_sparse else 1.0
+            capacity = capacities.get(segment, self.capacity) if is_sparse else 1.0
             stored = dataclasses.replace(
-                storage(capacity, self.mesh), name=piece, on_overflow=self.on_overflow
+                policy(capacity, self.mesh), name=segment, on_overflow=self.on_overflow
             )
             has_statistics = bool(module.variables.get("batch_stats"))
             if is_per_example and not (has_statistics or stored.names or self.mesh):
                 stored = dataclasses.replace(stored, num_slices=math.gcd(len(x), MAX_SLICES))
             activations = () if is_given and stored.num_slices == 1 else (-1,)
-            return lift_storage(fn, stored, activations=activations, stream=STREAM)(module, x)
+            return lift_policy(fn, stored, activations=activations, stream=STREAM)(module, x)
 
         return run
 
@@ -181,4 +181,4 @@ def _report_density(module: nn.Module, name: str, x: Array) -> None:
     )
 
 
-NO_REMAT = Policy()
+NO_REMAT = RematSpec()

@@ -8,9 +8,9 @@ from flax import linen as nn
 
 from mlg_jax._checks import check_choice, check_instance, check_integer, check_real
 from mlg_jax._types import Key
-from mlg_jax.remat._checkpoint import Storage, store_residuals
+from mlg_jax.remat._checkpoint import ResidualPolicy, store_residuals
 from mlg_jax.remat._codec import PACKED
-from mlg_jax.remat._linen import lift_storage
+from mlg_jax.remat._linen import lift_policy
 from mlg_jax.remat._policy import PRESETS
 
 # For `jax.checkpoint(f, policy=...)` and `nn.remat`: keeps what our codecs packed inside f, only.
@@ -20,7 +20,7 @@ save_bitmaps = jax.checkpoint_policies.save_only_these_names(PACKED)
 def checkpoint(
     fn: Callable[..., Any],
     *,
-    policy: str | Storage,
+    policy: str | ResidualPolicy,
     capacity: float = 0.75,
     activations: int | tuple[int, ...] = -1,
     key: Key | None = None,
@@ -35,11 +35,11 @@ def checkpoint(
     Args:
         fn: a function without side effects.
         policy: a name of `mlg_jax.remat.PRESETS` (none, convs, bitmap, blocks, bitmap_blocks,
-            bitmap_units, quantized_blocks), or a `mlg_jax.remat.Storage`. Applied to one function,
-            `blocks` keeps its arguments; `bitmap_blocks` and `bitmap_units` keep its activations
-            as bitmaps; `quantized_blocks` as 8 bit integers, rounded at random; `convs` and
-            `bitmap` also keep what our convolutions give, so that none runs twice. The units of
-            `bitmap_units` are the nested calls of `checkpoint`.
+            bitmap_units, quantized_blocks), or a `mlg_jax.remat.ResidualPolicy`. Applied to one
+            function, `blocks` keeps its arguments; `bitmap_blocks` and `bitmap_units` keep its
+            activations as bitmaps; `quantized_blocks` as 8 bit integers, rounded at random;
+            `convs` and `bitmap` also keep the outputs of our convolutions, so that none runs
+            twice. The units of `bitmap_units` are the nested calls of `checkpoint`.
         capacity: share of the activations' entries that a bitmap can hold, in (0, 1]. With more
             non-zeros than that every cotangent is NaN.
         activations: position(s) of the positional argument(s) that may be packed, as a rule ReLU
@@ -63,19 +63,19 @@ def checkpoint(
 
     Reference: https://arxiv.org/abs/2110.15362, https://arxiv.org/abs/1604.06174.
     """
-    storage = _storage(policy, capacity)
+    kept = _residual_policy(policy, capacity)
     positions = _positions(activations)
-    if storage is None:
+    if kept is None:
         return fn
-    if storage.is_random and key is None:
+    if kept.is_random and key is None:
         raise ValueError(f"`key` must be a random key for policy {policy!r}; got None.")
-    return store_residuals(fn, storage, positions, key)
+    return store_residuals(fn, kept, positions, key)
 
 
 def checkpoint_module(
     target: type[nn.Module] | Callable[..., Any],
     *,
-    policy: str | Storage,
+    policy: str | ResidualPolicy,
     capacity: float = 0.75,
     activations: int | tuple[int, ...] = -1,
     stream: str = "quantize",
@@ -95,17 +95,17 @@ def checkpoint_module(
     Raises:
         TypeError, ValueError: as from `checkpoint`.
     """
-    storage = _storage(policy, capacity)
+    kept = _residual_policy(policy, capacity)
     positions = _positions(activations)
-    if storage is None:
+    if kept is None:
         return target
-    return lift_storage(target, storage, activations=positions, stream=stream)
+    return lift_policy(target, kept, activations=positions, stream=stream)
 
 
-def _storage(policy: str | Storage, capacity: float) -> Storage | None:
-    check_instance("policy", policy, (str, Storage))
+def _residual_policy(policy: str | ResidualPolicy, capacity: float) -> ResidualPolicy | None:
+    check_instance("policy", policy, (str, ResidualPolicy))
     check_real("capacity", capacity, 0.0, 1.0, exclusive_minimum=True)
-    if isinstance(policy, Storage):
+    if isinstance(policy, ResidualPolicy):
         return policy
     check_choice("policy", policy, PRESETS)
     preset = PRESETS[policy]

@@ -44,8 +44,8 @@ from mlg_jax.train._task import Task as Task
 from mlg_jax.train._task import TrainResult as TrainResult
 from mlg_jax.train._workdir import FINGERPRINT_FILE as FINGERPRINT_FILE
 from mlg_jax.train._workdir import WorkDirError as WorkDirError
+from mlg_jax.train._workdir import bind_work_dir as bind_work_dir
 from mlg_jax.train._workdir import check_work_dir as check_work_dir
-from mlg_jax.train._workdir import claim_work_dir as claim_work_dir
 from mlg_jax.train._workdir import fingerprint as fingerprint
 from mlg_jax.train._writers import METRICS_FILE as METRICS_FILE
 from mlg_jax.train._writers import read_metrics as read_metrics

@@ -25,7 +25,7 @@ from mlg_jax.train._state import TrainState, create_state
 from mlg_jax.train._step import LossFn, StepReport, TrainStep, make_eval_step, make_train_step
 from mlg_jax.train._task import Task, TrainResult
 from mlg_jax.train._window import Window
-from mlg_jax.train._workdir import claim_work_dir, fingerprint
+from mlg_jax.train._workdir import bind_work_dir, fingerprint
 from mlg_jax.train._writers import MetricsWriter
 
 CHECKPOINT_DIR = "checkpoints"
@@ -89,7 +89,7 @@ def train(
     if work_dir is None:
         return run.to_end()
     directory = Path(work_dir).absolute()
-    claim_work_dir(directory, config or {})
+    bind_work_dir(directory, config or {})
     with (
         lock_work_dir(directory),
         Checkpointer(directory / CHECKPOINT_DIR, best_mode=spec.best_mode) as checkpoints,
@@ -186,7 +186,7 @@ class _Run:
                 if not is_last:
                     self._between_steps(epoch, stop, writer)
                 elif epoch + 1 < self._spec.num_epochs:
-                    self._change_loss(self._task.follow, batch)
+                    self._change_loss(self._task.on_epoch_end, batch)
                 batch = following
 
     def _next_batch(self, batches: Iterator[Any], epoch: int, index: int) -> Any:
@@ -206,7 +206,7 @@ class _Run:
         if bool(report.is_overflow):
             self._state, report = self._exact_step(self._state, batch)
         self._raise_if_broken()
-        self._change_loss(self._task.recalibrate, batch)
+        self._change_loss(self._task.on_overflow, batch)
         return report
 
     def _change_loss(

@@ -25,10 +25,10 @@ class Task:
         eval_loss_fn: like `loss_fn`, called with `train=False`; None: `loss_fn`.
         exact_loss_fn: like `loss_fn`, for the batch whose gradients came out non-finite though
             its loss is finite; None: such a batch stops the run.
-        recalibrate: called with the state and the batch after every exact step; returns the
+        on_overflow: called with the state and the batch after every exact step; returns the
             `loss_fn` to go on with, or None to keep the present one. It must not keep the state's
             arrays, whose memory the next step reuses.
-        follow: the same, called at the end of every epoch but the last, with its last batch.
+        on_epoch_end: the same, called at the end of every epoch but the last, with its last batch.
         is_trainable: from a parameter's name ("block/kernel") to whether it is trained; None: all
             are. The others stay as they are, and nothing is differentiated with respect to them.
 
@@ -42,8 +42,8 @@ class Task:
     eval_batches: Callable[[], Iterable[Any]] | None = None
     eval_loss_fn: LossFn | None = None
     exact_loss_fn: LossFn | None = None
-    recalibrate: Callable[[TrainState, Any], LossFn | None] | None = None
-    follow: Callable[[TrainState, Any], LossFn | None] | None = None
+    on_overflow: Callable[[TrainState, Any], LossFn | None] | None = None
+    on_epoch_end: Callable[[TrainState, Any], LossFn | None] | None = None
     is_trainable: TrainableRule | None = None
 
     def __post_init__(self) -> None:

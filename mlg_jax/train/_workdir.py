@@ -26,7 +26,7 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(_canonical(config).encode()).hexdigest()
 
 
-def claim_work_dir(work_dir: str | Path, config: Mapping[str, Any]) -> None:
+def bind_work_dir(work_dir: str | Path, config: Mapping[str, Any]) -> None:
     """Makes the directory this experiment's, or checks that it is.
 
     Of several processes only the first writes; the others check what is there.

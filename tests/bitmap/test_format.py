@@ -69,5 +69,5 @@ def test_count_and_overflow_of_what_lies_in_the_buffers():
         dtype=jnp.dtype("float32"),
         capacity=10,
     )
-    assert int(bitmap.count) == 11 and bool(bitmap.is_overflown)
-    assert not dataclasses.replace(bitmap, capacity=11).is_overflown
+    assert int(bitmap.count) == 11 and bool(bitmap.overflowed)
+    assert not dataclasses.replace(bitmap, capacity=11).overflowed

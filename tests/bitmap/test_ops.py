@@ -49,14 +49,14 @@ def test_packing_is_exact_and_follows_the_format(shape, dtype, density, seed):
             assert np.array_equal(_oracle.bits_of(buffer), _oracle.bits_of(expected)), name
     assert bitmap.values.dtype == reference.values.dtype == dtype
     assert equal(unpack(bitmap), x) and equal(jax.jit(unpack_reference)(bitmap), x)
-    assert int(bitmap.count) == np.count_nonzero(_oracle.bits_of(x)) and not bitmap.is_overflown
+    assert int(bitmap.count) == np.count_nonzero(_oracle.bits_of(x)) and not bitmap.overflowed
 
 
 def test_float64(x64):
     x = _oracle.random_array((50, 70), np.float64, 0.5)
     bitmap = pack(jnp.asarray(x), capacity=0.75)
     assert bitmap.values.dtype == np.float64 and bitmap.offsets.dtype == np.int32
-    assert not bitmap.is_overflown and equal(unpack(bitmap), x)
+    assert not bitmap.overflowed and equal(unpack(bitmap), x)
 
 
 def test_random_arrays_hold_what_is_hard_to_keep():
@@ -72,7 +72,7 @@ def test_overflow_is_seen_exactly_and_loses_only_what_does_not_fit(count):
     x[places] = np.arange(1, count + 1)
     bitmap = pack(jnp.asarray(x), capacity=0.5)
     assert bitmap.capacity == 1500 and int(bitmap.count) == count
-    assert bool(bitmap.is_overflown) == (count > 1500)
+    assert bool(bitmap.overflowed) == (count > 1500)
     kept = places[:1500]
     unpacked = np.asarray(unpack(bitmap))
     assert np.array_equal(unpacked[kept], x[kept])
@@ -94,7 +94,7 @@ def test_capacity_is_a_fraction_rounded_up(size, capacity, num_values):
 def test_vmap_equals_one_after_the_other(shape):
     x = jnp.asarray(_oracle.random_array((3, *shape), np.float32, 0.4))
     packed = jax.jit(jax.vmap(functools.partial(pack, capacity=0.6)))(x)
-    assert packed.shape == shape and packed.is_overflown.shape == (3,)
+    assert packed.shape == shape and packed.overflowed.shape == (3,)
     for k in range(3):
         one = pack(x[k], capacity=0.6)
         for name in BUFFERS:

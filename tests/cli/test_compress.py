@@ -10,7 +10,7 @@ import pytest
 import mlg_jax
 from mlg_jax.cli import main
 from mlg_jax.config import parse_config, to_json
-from mlg_jax.train import Checkpointer, claim_work_dir, create_state
+from mlg_jax.train import Checkpointer, bind_work_dir, create_state
 from tests.engine import _trained
 
 PLAIN = {"generation": None, "weight_bits": None, "activation_bits": None}
@@ -33,7 +33,7 @@ CONFIG = {
 def work_dir(tiny, tmp_path_factory):
     """What launch.py leaves of a teacher."""
     directory = tmp_path_factory.mktemp("run")
-    claim_work_dir(directory, to_json(parse_config(CONFIG)))
+    bind_work_dir(directory, to_json(parse_config(CONFIG)))
     _, variables = _trained.trained(tiny, size=32, **PLAIN)
     state = create_state(
         params=variables["params"],

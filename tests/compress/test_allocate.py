@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlg_jax import GenerationSpec
-from mlg_jax.compress import Choice, LayerChoices, Sensitivity, allocate
+from mlg_jax.compress import Candidate, LayerChoices, Sensitivity, allocate
 from mlg_jax.compress._allocate import knapsack
 
 KB = 8 * 1024
@@ -66,10 +66,10 @@ def test_many_choices_just_below_two_cells_keep_the_budget():
 
 
 def sensitivity(*layers, fixed_bits=100):
-    """Choices from pairs of bits and harm."""
+    """Choices from pairs of bits and kl."""
     spec = GenerationSpec.from_bits(2, 4, 3, 6, 3)
     rows = tuple(
-        LayerChoices(name, tuple(Choice(spec, bits, 0.5, harm) for bits, harm in pairs))
+        LayerChoices(name, tuple(Candidate(spec, bits, 0.5, kl) for bits, kl in pairs))
         for name, pairs in layers
     )
     return Sensitivity(rows, fixed_bits, 8)
@@ -79,7 +79,7 @@ def test_a_sensitive_layer_gets_the_bits():
     layers = [("a", [(1000, 0.5), (2000, 0.1)]), ("b", [(1000, 5.0), (2000, 1.0)])]
     allocation = allocate(sensitivity(*layers), target_kb=3100 / KB)
     assert [c.num_bits for c in allocation.choices.values()] == [1000, 2000]
-    assert allocation.num_bits == 3100 and allocation.harm == 1.5
+    assert allocation.num_bits == 3100 and allocation.kl == 1.5
     assert list(allocation.generation) == ["a", "b"] and allocation.weight_bits == 8
     assert "| b | 2-4-3-6-3 | 0.24 | 0.500 | 1.0000 |" in allocation.to_markdown()
 

@@ -69,13 +69,13 @@ def test_harm_is_the_divergence_of_the_network_with_one_kernel_replaced(network,
         params = jax.tree.map(lambda v: v, variables["params"])
         layer_of(params, record)["kernel"] = to_layout(jnp.asarray(rounded), record.kernel)
         after = batch_logits(model, {**variables, "params": params}, images[:12])
-        assert choice.harm == pytest.approx(divergence(before, after), rel=1e-4)
+        assert choice.kl == pytest.approx(divergence(before, after), rel=1e-4)
         error = np.sum((rounded - kernel) ** 2) / np.sum(kernel**2)
         assert choice.error == pytest.approx(error, abs=1e-5)
-    assert generated[0].harm > 10 * layer.choices[-1].harm  # the ordinary kernel at 8 bits
+    assert generated[0].kl > 10 * layer.choices[-1].kl  # the ordinary kernel at 8 bits
     assert layer.choices[-1].generation is None
-    inside = [c.harm for c in generated[1:-1]]
-    assert all(generated[-1].harm <= h <= generated[0].harm for h in inside)
+    inside = [c.kl for c in generated[1:-1]]
+    assert all(generated[-1].kl <= h <= generated[0].kl for h in inside)
 
 
 def layer_of(params, record):
@@ -100,7 +100,7 @@ def test_allocations_are_as_large_as_the_size_report_says(network, measured):
         image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
         shapes = jax.eval_shape(small.init, jax.random.key(0), image)
         assert size_report(small, shapes).kb == allocation.kb <= kb
-        harms.append(allocation.harm)
+        harms.append(allocation.kl)
     assert harms == sorted(harms, reverse=True) and harms[0] > harms[-1]
 
 

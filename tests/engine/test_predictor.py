@@ -19,7 +19,7 @@ from mlg_jax.engine import (
     export_stablehlo,
 )
 from mlg_jax.export import PackedFileError, read_packed
-from mlg_jax.layers import EXECUTIONS, layer_records
+from mlg_jax.layers import IMPLEMENTATIONS, layer_records
 
 from .. import _tolerances
 from . import _trained
@@ -37,18 +37,18 @@ def evaluation(model):
 
 
 @pytest.mark.parametrize(
-    "residency, execution",
+    "residency, implementation",
     [("float", "auto"), ("codes", "auto"), ("packed", "auto"), ("packed", "generate")],
 )
 def test_logits_equal_the_training_models_bit_for_bit(
-    model_and_variables, path, residency, execution
+    model_and_variables, path, residency, implementation
 ):
     model, variables = model_and_variables
-    model = dataclasses.replace(model.spec, execution=execution).create()
+    model = dataclasses.replace(model.spec, implementation=implementation).create()
     images = _trained.images(4)
     expected = np.asarray(evaluation(model)(variables, images))
     assert np.ptp(expected) > 0.1
-    found = load_packed(path, residency=residency, execution=execution, batch_sizes=(4,))
+    found = load_packed(path, residency=residency, implementation=implementation, batch_sizes=(4,))
     np.testing.assert_array_equal(found.logits(images), expected)
 
 
@@ -143,15 +143,17 @@ def test_folded_norms_change_nothing_but_rounding(tmp_path, residency):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fold", [False, True])
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2", "squeezenet", "vgg16"])
-def test_every_architecture(tmp_path, name, execution, fold):
-    model, variables = _trained.trained(name, size=32, activation_bits=None, execution=execution)
+def test_every_architecture(tmp_path, name, implementation, fold):
+    model, variables = _trained.trained(
+        name, size=32, activation_bits=None, implementation=implementation
+    )
     save_packed(tmp_path / "model.mlg", model, variables)
     images = _trained.images(2, size=32)
     expected = np.asarray(evaluation(model)(variables, images))
     load = functools.partial(load_packed, tmp_path / "model.mlg", batch_sizes=(2,))
-    found = load(execution=execution, fold=fold)(images)
+    found = load(implementation=implementation, fold=fold)(images)
     limit = _tolerances.CONTRACTION if fold else 0.0
     assert _tolerances.relative_error(found, expected) <= limit
 
@@ -185,7 +187,7 @@ def test_options_do_not_mix_up_what_trained_with_what_serves(tmp_path):
     "options, error, message",
     [
         ({"residency": "disk"}, ValueError, "`residency` must be one of"),
-        ({"execution": "quick"}, ValueError, "`execution` must be one of"),
+        ({"implementation": "quick"}, ValueError, "`implementation` must be one of"),
         ({"fold": 1}, TypeError, "`fold` must be bool; got 1"),
         ({"batch_sizes": ()}, ValueError, "`batch_sizes` must be integers, at least one"),
         ({"batch_sizes": (0,)}, ValueError, "`batch_sizes` must be an integer >= 1; got 0"),

@@ -25,12 +25,12 @@ def called(data, *arguments):
 
 @pytest.fixture(scope="module")
 def predictor(path):
-    return load_packed(path, execution="factored", batch_sizes=(2, 3))
+    return load_packed(path, implementation="factored", batch_sizes=(2, 3))
 
 
 @pytest.fixture(scope="module")
 def artefact(path):
-    return export_stablehlo(read_packed(path), execution="factored")
+    return export_stablehlo(read_packed(path), implementation="factored")
 
 
 def test_logits_at_two_batch_sizes(predictor, artefact):
@@ -44,7 +44,7 @@ def test_logits_at_two_batch_sizes(predictor, artefact):
 
 
 def test_kernels_are_built_where_asked_for(path, predictor, artefact):
-    built = export_stablehlo(read_packed(path), execution="generate", platforms=("cpu",))
+    built = export_stablehlo(read_packed(path), implementation="generate", platforms=("cpu",))
     logits, exported = called(built, _trained.images(2))
     np.testing.assert_allclose(logits, predictor(_trained.images(2)), rtol=1e-4, atol=1e-5)
     kernel = "3x3x32x32xf32"
@@ -63,7 +63,7 @@ def test_auto_chooses_for_the_batch_size(path):
 
 def test_weights_stay_packed(path, predictor):
     data = export_stablehlo(
-        read_packed(path), residency="packed", execution="factored", platforms=("cpu",)
+        read_packed(path), residency="packed", implementation="factored", platforms=("cpu",)
     )
     logits, exported = called(data, _trained.images(2))
     np.testing.assert_array_equal(logits, predictor(_trained.images(2)))
@@ -72,7 +72,7 @@ def test_weights_stay_packed(path, predictor):
 
 def test_pixels_are_preprocessed_inside(path, predictor):
     data = export_stablehlo(
-        read_packed(path), images="uint8", execution="factored", platforms=("cpu",)
+        read_packed(path), images="uint8", implementation="factored", platforms=("cpu",)
     )
     logits, _ = called(data, _trained.pixels(2))
     np.testing.assert_array_equal(logits, predictor(_trained.pixels(2)))
@@ -80,7 +80,9 @@ def test_pixels_are_preprocessed_inside(path, predictor):
 
 def test_weights_may_be_arguments(path, predictor, artefact):
     packed, images = read_packed(path), _trained.images(2)
-    small = export_stablehlo(packed, weights="arguments", execution="factored", platforms=("cpu",))
+    small = export_stablehlo(
+        packed, weights="arguments", implementation="factored", platforms=("cpu",)
+    )
     assert len(small) < len(artefact)
     arrays = jax.tree.leaves(unpack_variables(packed))
     logits, exported = called(small, arrays, images)
@@ -104,7 +106,7 @@ def test_norms_can_be_folded(path, artefact):
         ({"weights": "none"}, r"`weights` must be one of \['arguments', 'constants'\]; got 'none'"),
         ({"platforms": ("tpu",)}, r"`platforms` must be one of \['cpu', 'cuda'\]; got 'tpu'"),
         ({"batch_size": 0}, "`batch_size` must be an integer >= 1; got 0"),
-        ({"execution": "fast"}, r"`execution` must be one of .*; got 'fast'"),
+        ({"implementation": "fast"}, r"`implementation` must be one of .*; got 'fast'"),
         ({"platforms": ()}, r"`platforms` must be some of \['cpu', 'cuda'\]; got none"),
         ({"images": "uint8"}, "`images` must be 'float32', as the file has no preprocessing"),
     ],

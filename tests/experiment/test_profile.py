@@ -147,8 +147,8 @@ def test_the_policy_keeps_less_and_has_measured_capacities(profiled, name):
     for row, other in zip(policy["sweep"], plain["sweep"], strict=True):
         assert row["activation_bytes"] < other["activation_bytes"]
     largest = {row["name"]: row["maximum"] for row in network["densities"]["layers"]}
-    for piece, capacity in policy["capacities"].items():
-        assert capacity >= min(1.0, largest[piece])  # the same batches, and a margin
+    for segment, capacity in policy["capacities"].items():
+        assert capacity >= min(1.0, largest[segment])  # the same batches, and a margin
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlg_jax.config import ConfigError, parse_config
-from mlg_jax.experiment._remat import RematTraining
+from mlg_jax.experiment._remat import AdaptiveRemat
 from mlg_jax.experiment._tasks import classification_loss
 from mlg_jax.train import make_mesh
 from tests._models import tiny_resnet
@@ -17,7 +17,7 @@ from tests.experiment.test_run import settings
 def make(**remat):
     config = parse_config({**settings(), "remat": remat}).remat
     model = tiny_resnet(channels=8)
-    training = RematTraining(config, model, classification_loss, make_mesh(), jax.random.key(0))
+    training = AdaptiveRemat(config, model, classification_loss, make_mesh(), jax.random.key(0))
     return training, model
 
 
@@ -66,15 +66,17 @@ def test_capacities_follow_densities_both_ways():
     training, variables = prepared(policy="bitmap_blocks")
     model_state = {"batch_stats": variables["batch_stats"]}
     measured = training.policy.capacities
-    assert training.follow(_State(variables["params"], model_state), next(batches())) is None
+    assert training.on_epoch_end(_State(variables["params"], model_state), next(batches())) is None
     # A norm whose bias is far below zero leaves almost nothing after its ReLU.
     params = jax.tree.map(lambda p: p, variables["params"])
     params["stage1_block1"]["norm2"]["bias"] -= 3.0
-    assert training.follow(_State(params, model_state), next(batches())) is not None
+    assert training.on_epoch_end(_State(params, model_state), next(batches())) is not None
     pairs = zip(measured, training.policy.capacities, strict=True)
     fell = {name for (name, old), (_, new) in pairs if new < old}
     assert fell
-    assert training.follow(_State(variables["params"], model_state), next(batches())) is not None
+    assert (
+        training.on_epoch_end(_State(variables["params"], model_state), next(batches())) is not None
+    )
     rose = dict(training.policy.capacities)
     assert all(rose[name] >= 0.9 * dict(measured)[name] for name in fell)
 

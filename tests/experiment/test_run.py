@@ -42,7 +42,7 @@ def settings(**student):
             "coeff_in_bits": 6,
             "coeff_out_bits": 4,
             "weight_bits": 8,
-            "execution": "generate",  # compiles fastest; the others are tested for themselves
+            "implementation": "generate",  # compiles fastest; the others are tested for themselves
         },
         "teacher": {"train": loop},
         "projection": {"num_steps": 40},
@@ -160,17 +160,17 @@ def test_an_interrupted_projection_gives_the_same_bits(finished, tmp_path, monke
             return {name: archive[name] for name in archive.files}
 
     whole = project(tmp_path / "whole")
-    real_save = _run.NpzStore.save
+    real_save = _run.ProjectionCheckpoint.save
 
     def save_and_die(self, leaves, history):
         real_save(self, leaves, history)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_run.NpzStore, "save", save_and_die)
+    monkeypatch.setattr(_run.ProjectionCheckpoint, "save", save_and_die)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             project(tmp_path / "cut")
-    monkeypatch.setattr(_run.NpzStore, "save", real_save)
+    monkeypatch.setattr(_run.ProjectionCheckpoint, "save", real_save)
     resumed = project(tmp_path / "cut")
     assert whole.keys() == resumed.keys()
     assert all(np.array_equal(whole[name], resumed[name]) for name in whole)

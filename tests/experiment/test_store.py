@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from mlg_jax.compress import Projection
-from mlg_jax.experiment._store import NpzStore, is_projected, load_projection, save_projection
+from mlg_jax.experiment._store import (
+    ProjectionCheckpoint,
+    is_projected,
+    load_projection,
+    save_projection,
+)
 from mlg_jax.train import CheckpointError
 from tests.train.test_damage import DAMAGES
 
@@ -17,7 +22,7 @@ PROJECTION = Projection({"params": {"a": {"b": np.arange(300.0)}}}, {"a": 0.5}, 
 
 @pytest.fixture
 def store(tmp_path):
-    store = NpzStore(tmp_path / "state.npz", is_writable=True)
+    store = ProjectionCheckpoint(tmp_path / "state.npz", is_writable=True)
     store.save(LEAVES, HISTORY)
     return store
 
@@ -36,7 +41,7 @@ def test_the_state_is_read_as_it_was_written(store):
 
 
 def test_another_process_writes_nothing(tmp_path):
-    store = NpzStore(tmp_path / "state.npz", is_writable=False)
+    store = ProjectionCheckpoint(tmp_path / "state.npz", is_writable=False)
     store.save(LEAVES, HISTORY)
     assert store.load() is None and not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""Four simulated devices against one; run by `test_execute.py` in a process of its own."""
+"""Four simulated devices against one; run by `test_implementations.py` in a process of its own."""
 
 import functools
 import re
@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mlg_jax.generation import _factored, apply_generated
-from tests.generation.test_execute import RECORD, SPEC, factors_of, image
+from tests.generation.test_implementations import RECORD, SPEC, factors_of, image
 
 
 def main():

@@ -7,7 +7,7 @@ import pytest
 
 from mlg_jax import GenerationSpec, create_model
 from mlg_jax._types import KernelShape, LayerRecord
-from mlg_jax.generation import EXECUTIONS, _choose, distinct_executions, multiply_adds
+from mlg_jax.generation import IMPLEMENTATIONS, _choose, distinct_implementations, multiply_adds
 from mlg_jax.layers import layer_records
 from mlg_jax.models import MODELS
 
@@ -23,16 +23,16 @@ def layer(kernel, size, batch=1, **options):
 
 
 @pytest.mark.parametrize(
-    "execution, expected",
+    "implementation, expected",
     [
         ("generate", 512 * 512 * 9 + 512 * 512 * 9 * 44 / 16 + 44 * 512 * 2 * 9 / 16),
         ("factored_out", 512 * 44 * 9 + 44 * 512 + 44 * 512 * 2 * 9 / 16),
         ("factored", 512 * 88 + 88 * 9 + 44 * 512),
     ],
 )
-def test_multiply_adds_a_position(execution, expected):
+def test_multiply_adds_a_position(implementation, expected):
     record = layer(KernelShape(512, 512, (3, 3)), (4, 4))
-    assert multiply_adds(execution, SPEC.resolve(record.kernel), record) == 16 * expected
+    assert multiply_adds(implementation, SPEC.resolve(record.kernel), record) == 16 * expected
 
 
 def test_strides_are_those_of_the_middle():
@@ -50,8 +50,8 @@ def test_strides_are_those_of_the_middle():
         (KernelShape(64, 64, (3, 3)), GenerationSpec(0, 44), ("generate", "factored_out")),
     ],
 )
-def test_executions_that_differ(kernel, spec, expected):
-    assert distinct_executions(spec.resolve(kernel)) == expected
+def test_implementations_that_differ(kernel, spec, expected):
+    assert distinct_implementations(spec.resolve(kernel)) == expected
 
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - DEEP))
@@ -61,19 +61,19 @@ def test_auto_needs_no_more_than_half_as_much_again_as_the_least_arithmetic(
 ):
     model = create_model(name, num_classes=10, generation=SPEC)
     shape = (batch, *model.input_shape[1:])
-    records = [r for r in layer_records(model, shape, is_training=is_training) if r.execution]
+    records = [r for r in layer_records(model, shape, is_training=is_training) if r.implementation]
     assert records
     for record in records:
         shapes = SPEC.resolve(record.kernel)
-        counts = {e: multiply_adds(e, shapes, record) for e in distinct_executions(shapes)}
-        assert counts[record.execution] <= 1.5 * min(counts.values()), record.name
+        counts = {e: multiply_adds(e, shapes, record) for e in distinct_implementations(shapes)}
+        assert counts[record.implementation] <= 1.5 * min(counts.values()), record.name
 
 
 def test_shipped_costs_are_whole_and_decide(monkeypatch):
     costs = _choose._costs()
     for setting in ("cpu, float32, forward", "cpu, float32, training"):
-        for execution in EXECUTIONS[1:]:
-            rates = costs[setting][f"{execution}, k x k"]
+        for implementation in IMPLEMENTATIONS[1:]:
+            rates = costs[setting][f"{implementation}, k x k"]
             assert all(math.isfinite(r) and r >= 0 for r in rates.values())
             assert sum(rates.values()) > 0
     record = layer(KernelShape(64, 64, (3, 3)), (32, 32))
@@ -81,7 +81,9 @@ def test_shipped_costs_are_whole_and_decide(monkeypatch):
     monkeypatch.setattr(_choose, "MAX_MULTIPLY_ADDS", 100)
     names = {"calls", "kernel_entries", "entries", "inner_entries", "building_multiply_adds"}
     names |= {"multiply_adds", "across_multiply_adds", "shifted_multiply_adds"}
-    slow = {f"{e}, k x k": dict.fromkeys(names, float(e != "factored_out")) for e in EXECUTIONS[1:]}
+    slow = {
+        f"{e}, k x k": dict.fromkeys(names, float(e != "factored_out")) for e in IMPLEMENTATIONS[1:]
+    }
     assert _choose.cheapest(shapes, record, slow, is_training=False) == "factored_out"
 
 
@@ -91,7 +93,7 @@ def test_without_a_calibration_the_least_arithmetic_decides(monkeypatch):
     depthwise = layer(KernelShape(64, 1, (3, 3)), (8, 8), groups=64)
     spec = GenerationSpec(0, 8)
     for record, which, expected in ((wide, SPEC, "factored"), (depthwise, spec, "generate")):
-        chosen = _choose.choose_execution(
+        chosen = _choose.choose_implementation(
             which.resolve(record.kernel), record, jnp.bfloat16, is_training=True
         )
         assert chosen == expected

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mlg_jax
-from mlg_jax.remat import BitmapCodec, Storage
+from mlg_jax.remat import BitmapCodec, ResidualPolicy
 from mlg_jax.train import NonFiniteError, OptimizerSpec, ScheduleSpec, Task, TrainSpec, train
 
 DENSE_STEPS = (2, 5)  # whose activations have no zeros
@@ -31,7 +31,7 @@ spoil.defvjp(
 
 def make_loss(capacity, is_told=False):
     # Silent: the loop repeats what does not fit.
-    policy = Storage(BitmapCodec(capacity), on_overflow="silent")
+    policy = ResidualPolicy(BitmapCodec(capacity), on_overflow="silent")
     fn = mlg_jax.checkpoint(block, policy=policy)
 
     def loss_fn(params, state, batch, key, train):
@@ -84,11 +84,11 @@ def test_forced_overflows_change_no_bit():
 def test_recalibration_makes_room():
     calls = []
 
-    def recalibrate(state, batch):
+    def on_overflow(state, batch):
         calls.append(float(jnp.mean(batch["x"] != 0)))
         return make_loss(1.0)
 
-    state = run(make_loss(0.7), recalibrate=recalibrate)
+    state = run(make_loss(0.7), on_overflow=on_overflow)
     assert calls == [1.0] and state.num_overflows == 1
 
 

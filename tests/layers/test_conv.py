@@ -220,10 +220,10 @@ def test_record_describes_the_layer():
             "`groups` must divide .* 3 .*got 2",
         ),
         (
-            Conv(4, execution="fast"),
+            Conv(4, implementation="fast"),
             jnp.ones((1, 8, 8, 3)),
             ValueError,
-            "`execution` must be one of",
+            "`implementation` must be one of",
         ),
         (
             Dense(4),

@@ -251,9 +251,9 @@ def test_equal_arguments_make_equal_models(name):
 
 @dataclasses.dataclass(frozen=True)
 class Recorder:
-    """A policy that notes which pieces run, and keeps everything."""
+    """A policy that notes which segments run, and keeps everything."""
 
-    pieces: list
+    segments: list
 
     def stem(self, fn, name="stem", **_):
         return self._noting("stem", fn, name)
@@ -266,7 +266,7 @@ class Recorder:
 
     def _noting(self, kind, fn, name):
         def run(module, x):
-            self.pieces.append((kind, "/".join((*module.path, *filter(None, [name])))))
+            self.segments.append((kind, "/".join((*module.path, *filter(None, [name])))))
             return fn(module, x)
 
         return run
@@ -277,11 +277,11 @@ class Recorder:
     [("vgg16", 5, 13), ("alexnet", 3, 5), ("squeezenet", 9, 25), ("mobilenet_v2", 19, 52)],
 )
 def test_every_convolution_is_a_unit_within_a_block(name, num_blocks, num_units):
-    pieces = []
-    model = create_model(name, **TINY).clone(remat=Recorder(pieces))
+    segments = []
+    model = create_model(name, **TINY).clone(remat=Recorder(segments))
     variable_shapes(model)
-    assert len(set(pieces)) == len(pieces)
-    kinds = [kind for kind, _ in pieces]
+    assert len(set(segments)) == len(segments)
+    kinds = [kind for kind, _ in segments]
     assert kinds[0] == "stem" and kinds.count("stem") == 1  # what is given the image
     assert (1 + kinds.count("block"), kinds.count("unit")) == (num_blocks, num_units)
 

@@ -123,7 +123,12 @@ def test_float64_parameters_in_x64_mode(x64):
             TypeError,
             "`generation.*` must be None or GenerationSpec; got 3",
         ),
-        ("resnet18", {"execution": "quick"}, ValueError, "`execution` must be one of .*'quick'"),
+        (
+            "resnet18",
+            {"implementation": "quick"},
+            ValueError,
+            "`implementation` must be one of .*'quick'",
+        ),
         ("resnet18", {"remat": "block"}, ValueError, "`remat` must be one of .*; got 'block'"),
         ("resnet18", {"dtype": jnp.int8}, TypeError, "`dtype` must be a floating-point dtype"),
     ],

@@ -46,7 +46,7 @@ def make_model(dtype):
         num_classes=10,
         generation=PAPER,
         weight_bits=8,
-        execution="generate",  # as the original; compiles in a third of the time
+        implementation="generate",  # as the original; compiles in a third of the time
         dtype=dtype,
     )
 

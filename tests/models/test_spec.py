@@ -7,7 +7,7 @@ import pytest
 
 from mlg_jax import GenerationSpec, QuantSpec, create_model
 from mlg_jax.models import ModelSpec
-from mlg_jax.remat import Policy
+from mlg_jax.remat import RematSpec
 
 GENERATION = GenerationSpec(
     2, 6, QuantSpec(3), QuantSpec(6, "qnn", 0.5), QuantSpec(1, "dorefa"), init="variance"
@@ -15,10 +15,10 @@ GENERATION = GenerationSpec(
 OPTIONS = [
     {},
     {"generation": GENERATION, "weight_bits": 8, "activation_bits": 4},
-    {"generation": {"stage4_*": None, "*": GENERATION}, "execution": "generate"},
-    {"generation": GENERATION, "execution": {"stem*": "generate", "*": "auto"}},
+    {"generation": {"stage4_*": None, "*": GENERATION}, "implementation": "generate"},
+    {"generation": GENERATION, "implementation": {"stem*": "generate", "*": "auto"}},
     {"stem": "imagenet", "width": 0.5, "dtype": jnp.bfloat16, "remat": "bitmap"},
-    {"remat": Policy("bitmap", 0.5, capacities=(("stage1_block1/unit1", 0.25),))},
+    {"remat": RematSpec("bitmap", 0.5, capacities=(("stage1_block1/unit1", 0.25),))},
 ]
 
 
@@ -34,6 +34,16 @@ def test_model_from_its_spec_and_from_json(name, options):
     assert spec == model.spec and hash(spec) == hash(model.spec)
     assert spec.create() == model
     assert json.dumps(spec.to_json(), sort_keys=True) == written
+
+
+def test_json_of_older_files():
+    spec = create_model(
+        "resnet18", num_classes=7, generation=GENERATION, implementation="generate"
+    ).spec
+    tree = json.loads(json.dumps(spec.to_json()))
+    tree["execution"] = tree.pop("implementation")
+    del tree["remat"]["on_overflow"]
+    assert ModelSpec.from_json(tree) == spec
 
 
 def test_order_of_patterns_survives():
@@ -72,15 +82,15 @@ def changed(path, value):
         (["colour"], 1, "`model` must have the keys .* got .*'colour'"),
         (["width"], float("nan"), "`width` must be a number"),
         (["weight_bits"], 17, r"`bits` must be an integer in \[1, 16\]; got 17"),
-        (["execution"], "quick", "`execution` must be one of"),
-        (["execution"], [["*", "quick"]], r"`execution\['\*'\]` must be one of"),
+        (["implementation"], "quick", "`implementation` must be one of"),
+        (["implementation"], [["*", "quick"]], r"`implementation\['\*'\]` must be one of"),
         (
             ["generation"],
             [["*", None]] * 1025,
             "at most 1024 patterns .*; got 1025, the longest of 1",
         ),
-        (["execution"], [["*" * 257, "auto"]], "patterns of 256 characters; got 1, .* of 257"),
-        (["execution"], [[]], "`model.execution` must be a list of pairs"),
+        (["implementation"], [["*" * 257, "auto"]], "patterns of 256 characters; got 1, .* of 257"),
+        (["implementation"], [[]], "`model.implementation` must be a list of pairs"),
         (["dtype"], "int8", "`dtype` must be a floating-point dtype"),
         (["remat"], None, "`model.remat` must have the keys"),
         (["remat", "mesh"], {}, "`model.remat.mesh` must be None"),
@@ -102,7 +112,7 @@ def test_json_that_is_no_spec(path, value, message):
 def test_a_mesh_cannot_be_written():
     import jax
 
-    policy = Policy("bitmap", mesh=jax.make_mesh((1,), ("data",)))
+    policy = RematSpec("bitmap", mesh=jax.make_mesh((1,), ("data",)))
     spec = create_model("resnet18", num_classes=7, remat=policy).spec
     with pytest.raises(ValueError, match="`remat` must have no mesh"):
         spec.to_json()

@@ -9,7 +9,7 @@ import numpy as np
 from jax import flatten_util
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mlg_jax.remat import BitmapGroupCodec, GroupCodec, Policy
+from mlg_jax.remat import BitmapGroupCodec, GroupCodec, RematSpec
 from mlg_jax.train import make_mesh, sharded
 from tests._models import tiny_resnet
 
@@ -17,7 +17,7 @@ from tests._models import tiny_resnet
 def gradients(num_devices, preset, capacity):
     """Loss, gradients and the compiled program."""
     mesh = make_mesh(jax.devices()[:num_devices])
-    model = tiny_resnet(channels=8, remat=Policy(preset, capacity, mesh=mesh))
+    model = tiny_resnet(channels=8, remat=RematSpec(preset, capacity, mesh=mesh))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 16, 16, 3)), jnp.float32)
     variables = jax.jit(model.init)(jax.random.key(0), x)
 
@@ -76,7 +76,7 @@ def check_codecs():
         step = float(x.max()) / 3
         np.testing.assert_allclose(y, x, atol=1.001 * step)
         assert not np.array_equal(y[0], y[1])
-        assert overflow is None or not overflow.is_lost
+        assert overflow is None or not overflow.overflowed
 
 
 if __name__ == "__main__":

@@ -14,23 +14,23 @@ from mlg_jax.models import create_model
 from mlg_jax.remat import (
     BitmapCodec,
     BitmapGroupCodec,
-    Dense,
     GroupCodec,
     HostCodec,
-    Policy,
-    Storage,
+    Identity,
+    RematSpec,
+    ResidualPolicy,
     checkpoint_module,
     save_bitmaps,
 )
 
 EXACT = {
-    "blocks": Storage(),
-    "bitmap_blocks": Storage(BitmapCodec(0.8)),
-    "names": Storage(names=("inner",)),
-    "bitmap and names": Storage(BitmapCodec(0.8), names=("inner",), named=Dense()),
-    "host": Storage(HostCodec()),
-    "slices": Storage(num_slices=4),
-    "bitmap and slices": Storage(BitmapCodec(0.8), num_slices=2),
+    "blocks": ResidualPolicy(),
+    "bitmap_blocks": ResidualPolicy(BitmapCodec(0.8)),
+    "names": ResidualPolicy(names=("inner",)),
+    "bitmap and names": ResidualPolicy(BitmapCodec(0.8), names=("inner",), named=Identity()),
+    "host": ResidualPolicy(HostCodec()),
+    "slices": ResidualPolicy(num_slices=4),
+    "bitmap and slices": ResidualPolicy(BitmapCodec(0.8), num_slices=2),
 }
 
 
@@ -100,8 +100,8 @@ def test_residuals_of_each_policy():
     packed = mlg_jax.pack(x, capacity=0.5).nbytes + 4  # the number of non-zeros
     assert kept("bitmap_blocks", capacity=0.5) == packed < 0.8 * size
     group = size // 4 + 8 * -(-x.size // 256)
-    assert kept(Storage(GroupCodec(8)), key=jax.random.key(0)) == group
-    half = kept(Storage(BitmapGroupCodec(0.5, bits=4)), key=jax.random.key(0))
+    assert kept(ResidualPolicy(GroupCodec(8)), key=jax.random.key(0)) == group
+    half = kept(ResidualPolicy(BitmapGroupCodec(0.5, bits=4)), key=jax.random.key(0))
     assert half < 0.2 * size
     assert leaf_bytes(block, params, x) - weights > 2 * size
 
@@ -133,7 +133,7 @@ def test_slices_have_a_slices_working_memory():
     wide = {"in": jnp.tile(params["in"], (1, 32)), "out": jnp.tile(params["out"], (32, 1))}
 
     def temporaries(num_slices):
-        fn = mlg_jax.checkpoint(_narrow, policy=Storage(num_slices=num_slices))
+        fn = mlg_jax.checkpoint(_narrow, policy=ResidualPolicy(num_slices=num_slices))
         step = jax.jit(jax.grad(lambda p, x: jnp.sum(jnp.sin(fn(p, x)))))
         return step.lower(wide, x).compile().memory_analysis().temp_size_in_bytes
 
@@ -144,22 +144,24 @@ def _narrow(params, x):
     return x + jnp.tanh(x @ params["in"]) @ params["out"]
 
 
-@pytest.mark.parametrize("capacity, is_lost", [(0.9, False), (0.2, True)])
-def test_lost_entries_make_every_cotangent_nan(capacity, is_lost):
+@pytest.mark.parametrize("capacity, overflowed", [(0.9, False), (0.2, True)])
+def test_lost_entries_make_every_cotangent_nan(capacity, overflowed):
     params, x = make()
-    kept = mlg_jax.checkpoint(block, policy=Storage(BitmapCodec(capacity), on_overflow="silent"))
+    kept = mlg_jax.checkpoint(
+        block, policy=ResidualPolicy(BitmapCodec(capacity), on_overflow="silent")
+    )
     value, grads = jax.value_and_grad(lambda p, x: jnp.sum(kept(p, x)), argnums=(0, 1))(params, x)
     jax.effects_barrier()
     assert np.isfinite(value)
     for leaf in jax.tree.leaves(grads):
-        assert np.all(np.isnan(leaf)) if is_lost else np.all(np.isfinite(leaf))
+        assert np.all(np.isnan(leaf)) if overflowed else np.all(np.isfinite(leaf))
 
 
 @pytest.mark.parametrize(
     "storage",
     [
-        Storage(BitmapCodec(0.8), ("inner",), BitmapCodec(0.8), on_overflow="silent"),
-        Storage(BitmapCodec(0.2), ("inner",), Dense(), on_overflow="silent"),
+        ResidualPolicy(BitmapCodec(0.8), ("inner",), BitmapCodec(0.8), on_overflow="silent"),
+        ResidualPolicy(BitmapCodec(0.2), ("inner",), Identity(), on_overflow="silent"),
     ],
     ids=["named", "activation"],
 )
@@ -176,7 +178,7 @@ def test_one_lost_activation_of_two_is_enough(lost):
     params, x = make()
     pair = [x, x]
     pair[lost] = jnp.ones_like(x)
-    storage = Storage(BitmapCodec(0.8), on_overflow="silent")
+    storage = ResidualPolicy(BitmapCodec(0.8), on_overflow="silent")
     kept = mlg_jax.checkpoint(lambda x, y: jnp.sum(x * y * x), policy=storage, activations=(0, 1))
     grads = jax.grad(kept, argnums=(0, 1))(*pair)
     assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(grads))
@@ -215,7 +217,7 @@ def test_a_bitmap_with_room_stays_quiet_under_vmap_and_scan():
 
 def test_a_models_block_is_named_by_its_path():
     model = create_model(
-        "resnet10", num_classes=3, width=0.125, remat=Policy("bitmap_blocks", 0.02)
+        "resnet10", num_classes=3, width=0.125, remat=RematSpec("bitmap_blocks", 0.02)
     )
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     variables = jax.jit(model.init)(jax.random.key(1), x)
@@ -320,7 +322,7 @@ def test_every_stored_array_is_rounded_with_a_key_of_its_own():
         return sum(jnp.sum(w * array) for w, array in zip(weights, named, strict=True))
 
     x = make()[1]
-    storage = Storage(Dense(), names=("inner",), named=GroupCodec(2))
+    storage = ResidualPolicy(Identity(), names=("inner",), named=GroupCodec(2))
     kept = mlg_jax.checkpoint(fn, policy=storage, key=jax.random.key(0))
     left, right = jax.grad(kept)([jnp.ones_like(x)] * 2, x, x)
     assert np.any(left != right) and np.any(left != jnp.tanh(x))
@@ -332,7 +334,7 @@ def test_gradients_linear_in_the_stored_array_are_unbiased():
 
     def grad(key):
         kept = mlg_jax.checkpoint(
-            lambda p, x: x @ p, policy=Storage(BitmapGroupCodec(0.8, bits=2)), key=key
+            lambda p, x: x @ p, policy=ResidualPolicy(BitmapGroupCodec(0.8, bits=2)), key=key
         )
         return jax.grad(lambda p: jnp.sum(jnp.cos(kept(p, x))))(params["in"])
 
@@ -368,7 +370,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x, train=False):
-        y = nn.BatchNorm(use_running_average=not train)(nn.Dense(self.features)(x))
+        y = nn.BatchNorm(use_running_average=not train)(nn.Identity(self.features)(x))
         return nn.relu(x + nn.Dropout(0.2, deterministic=not train)(y))
 
 
@@ -433,8 +435,8 @@ def test_bad_input():
         mlg_jax.checkpoint(noisy, policy="blocks")(params, x)
     for num_slices in (0, 1.5):
         with pytest.raises((TypeError, ValueError), match="`num_slices` must be"):
-            Storage(num_slices=num_slices)
+            ResidualPolicy(num_slices=num_slices)
     with pytest.raises(ValueError, match="`num_slices` must be 1 beside `names`; got 2"):
-        Storage(names=("inner",), num_slices=2)
+        ResidualPolicy(names=("inner",), num_slices=2)
     with pytest.raises(ValueError, match="`num_slices` must divide the 32 examples; got 3"):
-        mlg_jax.checkpoint(block, policy=Storage(num_slices=3))(*make())
+        mlg_jax.checkpoint(block, policy=ResidualPolicy(num_slices=3))(*make())

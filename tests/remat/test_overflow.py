@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlg_jax import pack
-from mlg_jax.remat import Storage
+from mlg_jax.remat import ResidualPolicy
 from mlg_jax.remat._overflow import overflow_of, poison
 
 
@@ -15,12 +15,12 @@ def overflow(counts):
 
 
 @pytest.mark.parametrize(
-    "counts, is_lost, density",
+    "counts, overflowed, density",
     [([50, 10], False, 0.5), ([51, 10], True, 0.51), ([0, 100], True, 1.0), ([0, 0], False, 0.0)],
 )
-def test_the_fullest_device_decides(counts, is_lost, density):
+def test_the_fullest_device_decides(counts, overflowed, density):
     found = overflow(counts)
-    assert bool(found.is_lost) is is_lost and found.capacity == 0.5
+    assert bool(found.overflowed) is overflowed and found.capacity == 0.5
     np.testing.assert_allclose(found.density, density, rtol=1e-6)
 
 
@@ -37,4 +37,4 @@ def test_one_lost_array_poisons_all_cotangents():
 def test_what_to_do_on_overflow_is_one_of_two():
     message = r"`on_overflow` must be one of \['silent', 'warn'\]; got 'raise'"
     with pytest.raises(ValueError, match=message):
-        Storage(on_overflow="raise")
+        ResidualPolicy(on_overflow="raise")

@@ -9,7 +9,7 @@ import pytest
 
 from mlg_jax import GenerationSpec, create_model
 from mlg_jax.memory import compiled_memory
-from mlg_jax.remat import NO_REMAT, PRESETS, Policy, choose_capacities, measure_densities
+from mlg_jax.remat import NO_REMAT, PRESETS, RematSpec, choose_capacities, measure_densities
 from tests._models import tiny_resnet
 from tests.remat.test_checkpoint import assert_same
 
@@ -44,7 +44,7 @@ def wanted():
 
 @pytest.mark.parametrize("preset", [name for name in EXACT if name != "none"])
 def test_exact_presets_change_nothing(preset):
-    got = value_and_grad(*make(Policy(preset, capacity=0.96)))
+    got = value_and_grad(*make(RematSpec(preset, capacity=0.96)))
     assert_same(got[0], wanted()[0])
     assert_same(got[1], wanted()[1], 2e-6)
 
@@ -65,12 +65,15 @@ def test_every_architecture_takes_a_policy(name):
     assert_same(got[1], plain[1], 5e-6)
 
 
-@pytest.mark.parametrize("execution", ["generate", "factored"])
-def test_generated_kernels(execution):
-    options = {"generation": GenerationSpec.from_bits(2, 8, 3, 6, 3), "execution": execution}
+@pytest.mark.parametrize("implementation", ["generate", "factored"])
+def test_generated_kernels(implementation):
+    options = {
+        "generation": GenerationSpec.from_bits(2, 8, 3, 6, 3),
+        "implementation": implementation,
+    }
     got, plain = (
         value_and_grad(*make(remat, **options))
-        for remat in (Policy("bitmap_blocks", 0.96), NO_REMAT)
+        for remat in (RematSpec("bitmap_blocks", 0.96), NO_REMAT)
     )
     assert_same(got[1], plain[1], 2e-6)
 
@@ -78,14 +81,14 @@ def test_generated_kernels(execution):
 def test_bfloat16():
     grads = [
         value_and_grad(*make(remat, dtype=jnp.bfloat16))[1]
-        for remat in (NO_REMAT, Policy("blocks"), Policy("bitmap_blocks", 0.96))
+        for remat in (NO_REMAT, RematSpec("blocks"), RematSpec("bitmap_blocks", 0.96))
     ]
     assert_same(grads[2], grads[1])
     assert_same(grads[1], grads[0], 0.05)
 
 
 def test_rounding_changes_gradients_only_and_by_the_key():
-    model, x = make(Policy("quantized_blocks"))
+    model, x = make(RematSpec("quantized_blocks"))
     first, second = (value_and_grad(model, x, key) for key in (0, 1))
     assert_same(first[0], wanted()[0])
     flat, other, exact = (
@@ -97,7 +100,7 @@ def test_rounding_changes_gradients_only_and_by_the_key():
 
 
 def test_densities_are_those_of_the_pieces():
-    model, x = make(Policy("bitmap_units"))
+    model, x = make(RematSpec("bitmap_units"))
     variables = jax.jit(model.init)(jax.random.key(0), x)
     assert set(variables) == {"params", "batch_stats"}
     densities = measure_densities(model, variables, x)
@@ -117,9 +120,9 @@ def test_capacities_leave_room_and_never_shrink():
 
 
 def test_capacities_decide_about_overflow():
-    model, x = make(Policy("bitmap_blocks"))
+    model, x = make(RematSpec("bitmap_blocks"))
     densities = measure_densities(model, model.init(jax.random.key(0), x), x)
-    fitting = Policy("bitmap_blocks").with_capacities(choose_capacities(densities))
+    fitting = RematSpec("bitmap_blocks").with_capacities(choose_capacities(densities))
     assert_same(value_and_grad(*make(fitting))[1], wanted()[1], 2e-6)
     name = "stage2_block1"
     short = fitting.with_capacities({**dict(fitting.capacities), name: float(densities[name]) / 2})
@@ -157,9 +160,9 @@ def test_compiled_bytes_of_a_deep_network():
         return compiled.temporary_bytes
 
     plain = temporaries(NO_REMAT)
-    assert temporaries(Policy("blocks")) < 0.75 * plain
-    assert temporaries(Policy("bitmap_blocks", 0.5)) < 0.6 * plain
-    assert temporaries(Policy("quantized_blocks")) < 0.5 * plain
+    assert temporaries(RematSpec("blocks")) < 0.75 * plain
+    assert temporaries(RematSpec("bitmap_blocks", 0.5)) < 0.6 * plain
+    assert temporaries(RematSpec("quantized_blocks")) < 0.5 * plain
 
 
 @pytest.mark.bad_input
@@ -169,10 +172,10 @@ def test_bad_input():
     with pytest.raises(TypeError, match="`remat` must be"):
         create_model("resnet10", num_classes=5, remat=True)
     with pytest.raises(ValueError, match="`preset` must be one of"):
-        Policy("block")
+        RematSpec("block")
     with pytest.raises(ValueError, match="`capacity` must be"):
-        Policy("bitmap", 0.0)
+        RematSpec("bitmap", 0.0)
     with pytest.raises(ValueError, match=r"`capacities\['a'\]` must be"):
-        Policy("bitmap").with_capacities({"a": 1.5})
+        RematSpec("bitmap").with_capacities({"a": 1.5})
     with pytest.raises(ValueError, match="`margin` must be"):
         choose_capacities({}, margin=-1.0)

@@ -17,7 +17,7 @@ from mlg_jax.train import (
     OptimizerSpec,
     ScheduleSpec,
     WorkDirError,
-    claim_work_dir,
+    bind_work_dir,
     create_state,
     fingerprint,
     load_variables,
@@ -241,17 +241,17 @@ def test_no_space_leaves_the_last_good_checkpoint(tmp_path, full_disk, capfd):
 @pytest.mark.bad_input
 def test_a_work_directory_of_another_experiment(tmp_path):
     config = {"lr": 0.1, "model": {"name": "a", "width": 1}}
-    claim_work_dir(tmp_path, config)
-    claim_work_dir(tmp_path, {"model": {"width": 1, "name": "a"}, "lr": 0.1})  # order is nothing
+    bind_work_dir(tmp_path, config)
+    bind_work_dir(tmp_path, {"model": {"width": 1, "name": "a"}, "lr": 0.1})  # order is nothing
     with pytest.raises(WorkDirError, match="another experiment: `model.width` was 1, now 2"):
-        claim_work_dir(tmp_path, {"lr": 0.1, "model": {"name": "a", "width": 2}})
+        bind_work_dir(tmp_path, {"lr": 0.1, "model": {"name": "a", "width": 2}})
     with pytest.raises(WorkDirError, match="`seed` was 'absent', now 3"):
-        claim_work_dir(tmp_path, {**config, "seed": 3})
+        bind_work_dir(tmp_path, {**config, "seed": 3})
     with pytest.raises(TypeError):
-        claim_work_dir(tmp_path, {"lr": object()})
+        bind_work_dir(tmp_path, {"lr": object()})
     (tmp_path / "fingerprint.json").write_text("{")
     with pytest.raises(WorkDirError, match="not readable"):
-        claim_work_dir(tmp_path, config)
+        bind_work_dir(tmp_path, config)
 
 
 def test_fingerprints_tell_configurations_apart():

@@ -310,14 +310,14 @@ def test_recalibration_replaces_the_step():
     """It is asked once after each exact step; the new loss function then meets no overflow."""
     asked = []
 
-    def recalibrate(state, batch):
+    def on_overflow(state, batch):
         asked.append((int(state.step), bool(batch["bad"].any())))
         return toy.make_loss() if len(asked) == 2 else None
 
     task = toy.make_task(
         loss_fn=overflowing(toy.make_loss()),
         exact_loss_fn=toy.make_loss(),
-        recalibrate=recalibrate,
+        on_overflow=on_overflow,
         batches=flagged({1, 3, 5, 6}),
         eval_batches=None,
     )
@@ -330,11 +330,11 @@ def test_follow_is_asked_after_every_epoch_but_the_last():
     """With that epoch's last batch and the state after it."""
     asked = []
 
-    def follow(state, batch):
+    def on_epoch_end(state, batch):
         asked.append((int(state.step), np.asarray(batch["x"])))
         return None
 
-    toy.run(toy.make_task(follow=follow, eval_batches=None))
+    toy.run(toy.make_task(on_epoch_end=on_epoch_end, eval_batches=None))
     assert [step for step, _ in asked] == [4, 8]
     for step, x in asked:
         np.testing.assert_array_equal(x, toy.make_batch(step - 1)["x"])

@@ -28,7 +28,7 @@ def dense_state(packed: PackedModel, *, name: str = "the packed model") -> dict[
     """
     manifest = Manifest.of(packed, name)
     with naming_misfits(name):
-        network: Any = decoded_network(manifest.model, execution="generate", is_folded=False)
+        network: Any = decoded_network(manifest.model, implementation="generate", is_folded=False)
     images = manifest.preprocessing
     shape = network.input_shape[1:] if images is None else images.image_shape
     records = bounded_records(name, network, shape, packed.nbytes)

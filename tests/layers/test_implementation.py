@@ -1,4 +1,4 @@
-"""The execution of a layer: chosen, given, given by path, measured; visible in its record."""
+"""The implementation of a layer: chosen, given, given by path, measured; visible in its record."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ from mlg_jax.layers import (
     DenseKernel,
     GeneratedKernel,
     _tune,
-    count_executions,
+    count_implementations,
     layer_records,
-    tune_executions,
+    tune_implementations,
 )
 from tests._tolerances import CONTRACTION, relative_error
 
@@ -26,32 +26,36 @@ def image(shape=(2, 7, 8, 12)):
     return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
 
-@pytest.mark.parametrize("execution", ["generate", "factored_out", "factored", "auto"])
-def test_all_are_the_same_layer(execution):
+@pytest.mark.parametrize("implementation", ["generate", "factored_out", "factored", "auto"])
+def test_all_are_the_same_layer(implementation):
     x, key = image(), jax.random.key(0)
-    layers = (Conv(16, kernel=KERNEL, execution=e) for e in (execution, "generate"))
+    layers = (Conv(16, kernel=KERNEL, implementation=e) for e in (implementation, "generate"))
     got, expected = (layer.apply(layer.init(key, x), x) for layer in layers)
     assert relative_error(got, expected) < CONTRACTION
 
 
 def test_the_record_says_which():
-    (record,) = layer_records(Conv(16, kernel=KERNEL, execution="factored"), (2, 7, 8, 12))
-    assert record.execution == "factored" and record.input_shape == (2, 7, 8, 12)
+    (record,) = layer_records(Conv(16, kernel=KERNEL, implementation="factored"), (2, 7, 8, 12))
+    assert record.implementation == "factored" and record.input_shape == (2, 7, 8, 12)
     (chosen,) = layer_records(Dense(16, kernel=KERNEL), (4, 20))
-    assert chosen.execution in ("generate", "factored_out")
+    assert chosen.implementation in ("generate", "factored_out")
     (dense,) = layer_records(Conv(16, kernel=DenseKernel()), (2, 7, 8, 12))
-    assert dense.execution is None
+    assert dense.implementation is None
 
 
 def test_patterns_and_their_count():
     patterns = {"stage1_*": "factored", "*shortcut*": "factored_out", "*": "generate"}
-    model = create_model("resnet10", num_classes=4, width=0.25, generation=SPEC, execution=patterns)
-    records = {r.name: r.execution for r in layer_records(model, (8, 16, 16, 3), is_training=True)}
+    model = create_model(
+        "resnet10", num_classes=4, width=0.25, generation=SPEC, implementation=patterns
+    )
+    records = {
+        r.name: r.implementation for r in layer_records(model, (8, 16, 16, 3), is_training=True)
+    }
     assert records["stage1_block1/conv2"] == "factored"
     assert records["stage2_block1/shortcut_conv"] == "factored_out"
     assert records["stage2_block1/conv1"] == "generate"
     assert records["stem_conv"] == "generate" and records["classifier"] is None
-    counts = count_executions(layer_records(model))
+    counts = count_implementations(layer_records(model))
     assert counts == {"factored": 2, "factored_out": 3, "generate": 7}
 
 
@@ -63,22 +67,24 @@ def test_tuning_takes_the_fastest_and_remembers(tmp_path, monkeypatch):
         timed.append(record.name)
         return {"generate": 2.0, "factored": 1.0 if "stage4" in record.name else 3.0}
 
-    monkeypatch.setattr(_tune, "time_executions", timings)
-    first = tune_executions(model, (1, 16, 16, 3), cache=tmp_path / "times.json")
+    monkeypatch.setattr(_tune, "time_implementations", timings)
+    first = tune_implementations(model, (1, 16, 16, 3), cache=tmp_path / "times.json")
     assert first["stage4_block1/conv1"] == "factored" and first["stem_conv"] == "generate"
     num_timed = len(timed)
     assert num_timed <= len(first)  # equal layers are timed once
-    assert tune_executions(model, (1, 16, 16, 3), cache=tmp_path / "times.json") == first
+    assert tune_implementations(model, (1, 16, 16, 3), cache=tmp_path / "times.json") == first
     assert len(timed) == num_timed
-    tune_executions(model, (2, 16, 16, 3), cache=tmp_path / "times.json")
+    tune_implementations(model, (2, 16, 16, 3), cache=tmp_path / "times.json")
     assert len(timed) == 2 * num_timed
-    tuned = create_model("resnet10", num_classes=4, width=0.25, generation=SPEC, execution=first)
-    assert {r.name: r.execution for r in layer_records(tuned) if r.execution} == first
+    tuned = create_model(
+        "resnet10", num_classes=4, width=0.25, generation=SPEC, implementation=first
+    )
+    assert {r.name: r.implementation for r in layer_records(tuned) if r.implementation} == first
 
 
 def test_timings():
     (record,) = layer_records(Conv(16, kernel=KERNEL), (2, 7, 8, 12))
-    seconds = _tune.time_executions(record, is_training=True)
+    seconds = _tune.time_implementations(record, is_training=True)
     assert set(seconds) == {"generate", "factored_out", "factored"}
     assert all(0 < s < 10 for s in seconds.values())
 
@@ -89,10 +95,10 @@ def test_files_that_are_no_timings(tmp_path, content):
     (tmp_path / "times.json").write_text(content)
     model = create_model("resnet10", num_classes=4, width=0.25, generation=SPEC)
     with pytest.raises(ValueError, match="`cache` must be a file of timings, or none yet; got"):
-        tune_executions(model, (1, 16, 16, 3), cache=tmp_path / "times.json")
+        tune_implementations(model, (1, 16, 16, 3), cache=tmp_path / "times.json")
 
 
 @pytest.mark.bad_input
-def test_bad_executions():
-    with pytest.raises(ValueError, match=r"`execution\['stage1\*'\]` must be one of .*'fast'"):
-        create_model("resnet10", num_classes=4, generation=SPEC, execution={"stage1*": "fast"})
+def test_bad_implementations():
+    with pytest.raises(ValueError, match=r"`implementation\['stage1\*'\]` must be one of .*'fast'"):
+        create_model("resnet10", num_classes=4, generation=SPEC, implementation={"stage1*": "fast"})

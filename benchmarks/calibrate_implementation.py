@@ -1,9 +1,11 @@
-"""Times every execution of every layer shape of our models and fits the cost model of `auto`.
+"""Times every implementation of every layer shape of our models and fits the cost model of `auto`.
 
-    python benchmarks/calibrate_execution.py [--measure] [--max-gflop 1] [--every 1] [--cache DIR]
+    python benchmarks/calibrate_implementation.py [--measure] [--max-gflop 1] [--every 1]
+        [--cache DIR]
 
 `--measure` times one layer at a time, forward and training, and writes
-`results/executions_BACKEND.json`; without it that file is read. Then the seconds of each feature
+`results/implementations_BACKEND.json`; without it that file is read. Then the seconds of each
+feature
 are fitted by non-negative least squares on relative errors, `mlg_jax/generation/_costs.json` is
 updated, a picture drawn, and what following the model costs is printed.
 """
@@ -25,7 +27,7 @@ from mlg_jax import GenerationSpec, create_model
 from mlg_jax._types import KernelShape, LayerRecord
 from mlg_jax.generation import FactorShapes, multiply_adds
 from mlg_jax.generation._choose import cheapest, cost_features, cost_kind
-from mlg_jax.layers import layer_records, time_executions
+from mlg_jax.layers import layer_records, time_implementations
 from mlg_jax.plots import plot_speedups
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -45,7 +47,7 @@ def layers():
             factors = tuple(f for f in r.factors if f.name != "bias")
             if r.kind == "conv" and factors[0].name == "basis":
                 bare = dataclasses.replace(
-                    r, path=(), factors=factors, provider=None, execution=None
+                    r, path=(), factors=factors, provider=None, implementation=None
                 )
                 found.setdefault(bare, (name, stem, *r.path))
     return [dataclasses.replace(r, path=path) for r, path in found.items()]
@@ -80,7 +82,7 @@ def measure(max_gflop, every):
             "padding": record.padding,
             "input_shape": record.input_shape,
             "factors": {f.name: f.shape for f in record.factors},
-            "seconds": time_executions(record, is_training=is_training),
+            "seconds": time_implementations(record, is_training=is_training),
         }
 
 
@@ -106,9 +108,9 @@ def fit(rows):
     for row in rows:
         record, shapes = read(row)
         setting = "training" if row["is_training"] else "forward"
-        for execution, seconds in row["seconds"].items():
-            features = cost_features(execution, shapes, record, is_training=row["is_training"])
-            samples[setting, cost_kind(execution, record)].append((features, seconds))
+        for implementation, seconds in row["seconds"].items():
+            features = cost_features(implementation, shapes, record, is_training=row["is_training"])
+            samples[setting, cost_kind(implementation, record)].append((features, seconds))
     costs, errors = collections.defaultdict(dict), {}
     for (setting, kind), pairs in sorted(samples.items()):
         names = list(pairs[0][0])
@@ -121,7 +123,7 @@ def fit(rows):
 
 
 def regrets(rows, costs):
-    """What the chosen execution takes, relative to the fastest, and where."""
+    """What the chosen implementation takes, relative to the fastest, and where."""
     found = []
     for row in rows:
         record, shapes = read(row)
@@ -156,17 +158,17 @@ def summary_of(found):
 
 
 def speedups(rows):
-    """`{execution: [(saving of arithmetic, speed-up), ...]}` against `generate`."""
+    """`{implementation: [(saving of arithmetic, speed-up), ...]}` against `generate`."""
     points = collections.defaultdict(list)
     for row in rows:
         record, shapes = read(row)
         kind = "training" if row["is_training"] else "forward"
-        for execution in set(row["seconds"]) - {"generate"}:
+        for implementation in set(row["seconds"]) - {"generate"}:
             saving = multiply_adds("generate", shapes, record) / multiply_adds(
-                execution, shapes, record
+                implementation, shapes, record
             )
-            speedup = row["seconds"]["generate"] / row["seconds"][execution]
-            points[f"{execution}, {kind}"].append((saving, speedup))
+            speedup = row["seconds"]["generate"] / row["seconds"][implementation]
+            points[f"{implementation}, {kind}"].append((saving, speedup))
     return dict(sorted(points.items()))
 
 
@@ -182,8 +184,8 @@ def main():
         jax.config.update("jax_compilation_cache_dir", args.cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if args.measure:
-        save("executions", list(measure(args.max_gflop, args.every)))
-    path = RESULTS / f"executions_{jax.default_backend()}.json"
+        save("implementations", list(measure(args.max_gflop, args.every)))
+    path = RESULTS / f"implementations_{jax.default_backend()}.json"
     measured = json.loads(path.read_text())
     costs, errors = fit(measured["results"])
     for (setting, kind), off in errors.items():

@@ -1,4 +1,4 @@
-"""A generated layer's product by the name of its execution."""
+"""A generated layer's product by the name of its implementation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,12 +11,12 @@ from mlg_jax.generation._generate import generate_kernel
 
 
 def apply_generated(
-    execution: str, factors: Mapping[str, Any], x: Array, record: LayerRecord
+    implementation: str, factors: Mapping[str, Any], x: Array, record: LayerRecord
 ) -> Array:
-    """The product of x with the generated kernel; every execution is the same function.
+    """The product of x with the generated kernel; every implementation is the same function.
 
     Args:
-        execution: `generate`, `factored_out` or `factored`.
+        implementation: `generate`, `factored_out` or `factored`.
         factors: `basis`, and where they exist `coeff_in`, `coeff_out`, quantised.
         x: `[N, H, W, C]`, or `[..., C]` for a dense layer.
         record: the layer's kernel, strides, padding, dilation and groups.
@@ -25,10 +25,10 @@ def apply_generated(
         y, in the dtype of x. Residuals: x and the factors.
 
     Raises:
-        ValueError: no such execution.
+        ValueError: no such implementation.
     """
-    check_choice("execution", execution, _EXECUTIONS)
-    return _EXECUTIONS[execution](factors, x, record)
+    check_choice("implementation", implementation, _IMPLEMENTATIONS)
+    return _IMPLEMENTATIONS[implementation](factors, x, record)
 
 
 def _apply_generate(factors: Mapping[str, Any], x: Array, record: LayerRecord) -> Array:
@@ -44,7 +44,7 @@ def _apply_generate(factors: Mapping[str, Any], x: Array, record: LayerRecord) -
     return apply_built(lambda x, kernel: convolve_as(record, x, kernel), build, factors, x)
 
 
-_EXECUTIONS = {
+_IMPLEMENTATIONS = {
     "generate": _apply_generate,
     "factored_out": apply_factored_out,
     "factored": apply_factored,

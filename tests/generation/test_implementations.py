@@ -1,4 +1,4 @@
-"""Every execution is the same function, keeps only x and the factors, and builds no kernel."""
+"""Every implementation is the same function, keeps only x and the factors, and builds no kernel."""
 
 import functools
 import math
@@ -21,7 +21,7 @@ from tests import _oracles
 from tests._devices import four_devices
 from tests._tolerances import CONTRACTION, X64, relative_error
 
-EXECUTIONS = ("generate", "factored_out", "factored")
+IMPLEMENTATIONS = ("generate", "factored_out", "factored")
 RECORD = LayerRecord(("layer",), "conv", (), KernelShape(40, 24, (3, 3)), padding=((1, 1), (1, 1)))
 SPEC = GenerationSpec(2, 10)
 
@@ -37,11 +37,11 @@ def image(record, size=(7, 6), batch=6, dtype=np.float64):
     return rng.normal(size=(batch, *size, record.kernel.in_channels * record.groups)).astype(dtype)
 
 
-def pulled(execution, record):
+def pulled(implementation, record):
     """(factors, x, cotangent) -> output and all gradients."""
 
     def run(factors, x, cotangent):
-        layer = functools.partial(apply_generated, execution, record=record)
+        layer = functools.partial(apply_generated, implementation, record=record)
         y, pull = jax.vjp(layer, factors, x)
         return y, pull(cotangent)
 
@@ -78,7 +78,7 @@ def layers(draw):
 
 @settings(max_examples=6)
 @given(layers(), st.sampled_from((2**21, 1)))
-def test_executions_are_one_function(layer, part_bytes):
+def test_implementations_are_one_function(layer, part_bytes):
     record, spec = layer
     assume(spec.resolve(record.kernel) is not None)
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
@@ -86,7 +86,7 @@ def test_executions_are_one_function(layer, part_bytes):
         factors, x = factors_of(record, spec), image(record)
         expected = oracle(record, factors, x)
         cotangent = np.random.default_rng(3).normal(size=expected.shape)
-        results = {e: jax.jit(pulled(e, record))(factors, x, cotangent) for e in EXECUTIONS}
+        results = {e: jax.jit(pulled(e, record))(factors, x, cotangent) for e in IMPLEMENTATIONS}
     for y, gradients in results.values():
         assert relative_error(y, expected) < X64
         wanted = jax.tree.leaves(results["generate"][1])
@@ -94,36 +94,38 @@ def test_executions_are_one_function(layer, part_bytes):
             assert relative_error(got, want) < X64
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_float32(execution):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_float32(implementation):
     factors, x = factors_of(RECORD, SPEC, dtype=np.float32), image(RECORD, dtype=np.float32)
     expected = oracle(RECORD, factors, x)
-    y, gradients = jax.jit(pulled(execution, RECORD))(factors, x, np.ones_like(expected, "f4"))
+    y, gradients = jax.jit(pulled(implementation, RECORD))(factors, x, np.ones_like(expected, "f4"))
     assert relative_error(y, expected) < CONTRACTION
     wanted = jax.jit(pulled("generate", RECORD))(factors, x, np.ones_like(expected, "f4"))[1]
     for got, want in zip(jax.tree.leaves(gradients), jax.tree.leaves(wanted), strict=True):
         assert relative_error(got, want) < CONTRACTION
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS[1:])
-def test_gradients_numerically_to_second_order(x64, execution, monkeypatch):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
+def test_gradients_numerically_to_second_order(x64, implementation, monkeypatch):
     monkeypatch.setattr(_factored, "PART_BYTES", 1)
     kernel = KernelShape(6, 4, (2, 2))
     record = LayerRecord(("layer",), "conv", (), kernel, strides=(2, 1), padding=((1, 0), (2, 1)))
-    layer = jax.jit(functools.partial(apply_generated, execution, record=record))
+    layer = jax.jit(functools.partial(apply_generated, implementation, record=record))
     args = (factors_of(record, GenerationSpec(2, 3)), image(record, (5, 4), batch=2))
     args = jax.tree.map(jnp.asarray, args)
     jax.test_util.check_grads(layer, args, order=2, modes=["rev"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS[1:])
-def test_dense_layers_of_any_rank(x64, execution):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
+def test_dense_layers_of_any_rank(x64, implementation):
     record = LayerRecord(("layer",), "dense", (), KernelShape(7, 9))
     factors = factors_of(record, GenerationSpec(0, 4))
     for shape in ((9,), (5, 9), (2, 3, 9)):
         x = np.random.default_rng(0).normal(size=shape)
         expected = x @ _oracles.generate(factors["basis"], None, factors["coeff_out"])[..., 0].T
-        y, gradients = pulled(execution, record)(factors, jnp.asarray(x), jnp.asarray(expected))
+        y, gradients = pulled(implementation, record)(
+            factors, jnp.asarray(x), jnp.asarray(expected)
+        )
         wanted = pulled("generate", record)(factors, jnp.asarray(x), jnp.asarray(expected))
         assert relative_error(y, expected) < X64
         for got, want in zip(*map(jax.tree.leaves, (gradients, wanted[1])), strict=True):
@@ -136,20 +138,20 @@ def sizes_in(program):
     return {math.prod(map(int, shape.split(","))) for shape in shapes}
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_compiled_program_has_no_array_of_the_kernels_size(execution):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_compiled_program_has_no_array_of_the_kernels_size(implementation):
     factors = factors_of(RECORD, SPEC, dtype=np.float32)
     x, y = image(RECORD, batch=5, dtype=np.float32), np.ones((5, 7, 6, 40), np.float32)
-    program = jax.jit(pulled(execution, RECORD)).lower(factors, x, y).compile()
-    assert (RECORD.kernel.size in sizes_in(program)) == (execution == "generate")
-    if execution == "factored":  # nor one of U B
+    program = jax.jit(pulled(implementation, RECORD)).lower(factors, x, y).compile()
+    assert (RECORD.kernel.size in sizes_in(program)) == (implementation == "generate")
+    if implementation == "factored":  # nor one of U B
         assert RECORD.kernel.size * 10 // 40 not in sizes_in(program)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_residuals_are_the_factors_and_x_unless_these_are_frozen(execution):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_residuals_are_the_factors_and_x_unless_these_are_frozen(implementation):
     factors, x = factors_of(RECORD, SPEC, dtype=np.float32), image(RECORD, dtype=np.float32)
-    layer = functools.partial(apply_generated, execution, record=RECORD)
+    layer = functools.partial(apply_generated, implementation, record=RECORD)
 
     def kept(fn, *args):
         return sum(
@@ -161,11 +163,11 @@ def test_residuals_are_the_factors_and_x_unless_these_are_frozen(execution):
     assert kept(lambda x: layer(factors, x), x) <= num_factors
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS[1:])
-def test_frozen_factors_leave_the_gradient_of_x(x64, execution, monkeypatch):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
+def test_frozen_factors_leave_the_gradient_of_x(x64, implementation, monkeypatch):
     monkeypatch.setattr(_factored, "PART_BYTES", 1)
     factors, x = factors_of(RECORD, SPEC), image(RECORD)
-    layer = functools.partial(apply_generated, execution, factors, record=RECORD)
+    layer = functools.partial(apply_generated, implementation, factors, record=RECORD)
     frozen = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(layer(x)))))(x)
     cotangent = np.cos(oracle(RECORD, factors, x))
     assert relative_error(frozen, pulled("generate", RECORD)(factors, x, cotangent)[1][1]) < X64
@@ -188,10 +190,10 @@ def test_bfloat16_is_as_exact_as_with_the_built_kernel():
     factors = {n: jnp.asarray(v, jnp.float32) for n, v in exact.items()}
     expected = oracle(RECORD, exact, np.asarray(x, np.float64))
     error = {}
-    for execution in EXECUTIONS:
-        y = apply_generated(execution, factors, x, RECORD)
+    for implementation in IMPLEMENTATIONS:
+        y = apply_generated(implementation, factors, x, RECORD)
         assert y.dtype == jnp.bfloat16
-        error[execution] = relative_error(y, expected)
+        error[implementation] = relative_error(y, expected)
     assert error["factored"] <= 1.1 * error["generate"]
 
 
@@ -241,6 +243,6 @@ def test_a_batch_split_over_devices_stays_where_it_is():
 
 
 @pytest.mark.bad_input
-def test_unknown_execution():
-    with pytest.raises(ValueError, match="`execution` must be one of .*'fast'"):
+def test_unknown_implementation():
+    with pytest.raises(ValueError, match="`implementation` must be one of .*'fast'"):
         apply_generated("fast", {}, jnp.ones((1, 2, 2, 1)), RECORD)

@@ -10,44 +10,44 @@ from flax import linen as nn
 
 from mlg_jax.config import MEASURED, ConfigError, ExperimentConfig
 from mlg_jax.experiment._inputs import compute_dtype
-from mlg_jax.layers import tune_executions
-from mlg_jax.models import Execution
+from mlg_jax.layers import tune_implementations
+from mlg_jax.models import ImplementationChoice
 from mlg_jax.train import FINGERPRINT_FILE
 
-FILE = "executions.json"
+FILE = "implementations.json"
 
 
-def student_execution(
+def student_implementation(
     config: ExperimentConfig,
     directory: Path,
     student: Callable[..., nn.Module],
     image_shape: Sequence[int],
     num_devices: int,
-) -> Execution:
+) -> ImplementationChoice:
     """What the student is created with.
 
     Args:
         config: of the experiment.
         directory: a claimed one remembers what was measured, so that a run resumes to its bits.
-        student: `create_model` but for the execution.
+        student: `create_model` but for the implementation.
         image_shape: height, width, channels.
         num_devices: that share a batch.
 
     Raises:
         ConfigError: measured by several processes.
     """
-    execution = config.generation.execution
-    if execution != MEASURED:
-        return execution
+    implementation = config.generation.implementation
+    if implementation != MEASURED:
+        return implementation
     if jax.process_count() > 1:
         raise ConfigError(
-            "generation.execution must be a fixed one or 'auto' where several processes train, as "
+            "generation.implementation must be fixed or 'auto' where several processes train, as "
             f"each would measure its own; got {MEASURED!r}."
         )
     rows = config.data.batch_size // config.student.train.accumulation_steps // num_devices
     dtype: Any = compute_dtype(config.model.dtype) or jnp.float32
-    return tune_executions(
-        student(execution="auto"),
+    return tune_implementations(
+        student(implementation="auto"),
         (rows, *image_shape),
         is_training=True,
         dtype=dtype,

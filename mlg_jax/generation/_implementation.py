@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mlg_jax._tie import compute_once, false_that_depends_on, keep_inputs, tie
+from mlg_jax._linear_vjp import keep_inputs
+from mlg_jax._ordering import materialize, opaque_false, wait_for
 from mlg_jax._types import Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Passes:
+class Implementation:
     """What runs on one kind of device.
 
     Attributes:
@@ -36,19 +37,19 @@ class Passes:
     def run_backward(self, factors: Any, x: Array, cotangent: Array) -> tuple[Any, Array]:
         """The cotangents of the factors and of x."""
         # Else what is computed anew merges with the original, and x is kept besides what made it.
-        factors, x = tie((factors, x), to=cotangent)
+        factors, x = wait_for((factors, x), cotangent)
         prepared, pull = jax.vjp(self.prepare, factors)
         prepared = _written_down(prepared)
         d_prepared, d_x = over_parts(
             lambda x, ct: self._backward(prepared, x, ct), self.num_parts, x, cotangent
         )
         if self.num_parts == 1:
-            d_x = tie(d_x, to=d_prepared)  # else x and the cotangent wait for a later d_prepared
+            d_x = wait_for(d_x, d_prepared)  # else x and the cotangent wait for a later d_prepared
         return *pull(d_prepared), d_x
 
     def run_backward_to_input(self, factors: Any, x: Any, cotangent: Array) -> Array:
         """The cotangent of x alone; of `x` only the shape is known."""
-        prepared = _written_down(self.prepare(tie(factors, to=cotangent)))
+        prepared = _written_down(self.prepare(wait_for(factors, cotangent)))
 
         def part(ct: Array) -> tuple[None, Array]:
             zeros = jnp.zeros((len(ct), *x.shape[1:]), x.dtype)
@@ -62,7 +63,9 @@ class Passes:
         return jax.vjp(self.forward, prepared, x)[1](cotangent)
 
 
-def run_by_platform(factors: Any, x: Array, *, cpu: Passes, default: Passes) -> Array:
+def dispatch_by_platform(
+    factors: Any, x: Array, *, cpu: Implementation, default: Implementation
+) -> Array:
     """The layer's output by the passes for the device it is lowered for.
 
     Residuals: `factors`, and `x` if a factor is differentiated; else only its shape.
@@ -106,7 +109,7 @@ def over_parts(
     sums, y = jax.eval_shape(part, 0)
     rows = jax.ShapeDtypeStruct((y.shape[0], num_parts, *y.shape[1:]), y.dtype)
     # Zeros that wait for the arrays: else the memory is taken at the start of the program.
-    zero = jnp.where(false_that_depends_on(arrays), 1, 0)
+    zero = jnp.where(opaque_false(arrays), 1, 0)
     start = jax.tree.map(lambda s: jnp.full(s.shape, zero, s.dtype), (sums, rows))
     sums, filled = lax.fori_loop(0, num_parts, add, start)
     return sums, filled.reshape(-1, *y.shape[1:])
@@ -114,4 +117,4 @@ def over_parts(
 
 def _written_down(prepared: Any) -> Any:
     """Else the compiler reads the factors in their own order within every loop that uses them."""
-    return jax.tree.map(compute_once, prepared)
+    return jax.tree.map(materialize, prepared)

@@ -14,7 +14,15 @@ from mlg_jax.config import ConfigError, parse_config
 from mlg_jax.experiment import _profile, _profile_report, main, run_experiment
 from mlg_jax.experiment._run import _Experiment
 from mlg_jax.memory import memory_report, storage_bytes
-from mlg_jax.train import Checkpointer, CheckpointError, WorkDirError, create_state, make_mesh
+from mlg_jax.train import (
+    Checkpointer,
+    CheckpointError,
+    TrainingInterrupted,
+    WorkDirError,
+    create_state,
+    make_mesh,
+    seal,
+)
 from tests._models import tiny_resnet
 from tests.experiment.test_run import settings
 
@@ -210,7 +218,7 @@ def cheap(monkeypatch):
 
 def networks_seen(monkeypatch, config, directory):
     seen = cheap(monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(TrainingInterrupted):
         run_experiment(config, directory, mode="profile")
     return seen
 
@@ -236,6 +244,7 @@ def test_a_training_is_used_and_left_as_it_was(tmp_path, monkeypatch):
     start = flax.traverse_util.flatten_dict(run._fresh(run._student), sep="/")
     (tmp_path / "projection").mkdir()
     np.savez(tmp_path / "projection/projected.npz", **start)
+    seal(tmp_path / "projection")
     seen = networks_seen(monkeypatch, config, tmp_path)
     assert seen["teacher"].source == "the best checkpoint of the teacher"
     assert seen["student"].source == "the projection of the teacher"

@@ -269,6 +269,7 @@ def test_a_projected_student_trains_its_biases_only(tmp_path):
     start = {k: 0.1 + np.zeros(v.shape) for k, v in flat_shapes(run).items()}
     (tmp_path / "projection").mkdir()
     np.savez(tmp_path / "projection/projected.npz", **start)
+    train.seal(tmp_path / "projection")
     run.train_student()
     params, state, _ = train.load_variables(tmp_path / "student" / train.CHECKPOINT_DIR)
     names = [name.rsplit("/", 1)[-1] for name in start]

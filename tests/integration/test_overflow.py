@@ -95,11 +95,11 @@ def test_recalibration_makes_room():
 def test_the_loss_may_change_after_every_epoch_but_the_last():
     calls = []
 
-    def follow(state, batch):
+    def on_epoch_end(state, batch):
         calls.append((int(state.step), float(jnp.mean(batch["x"] != 0))))
         return make_loss(1.0)
 
-    state = run(make_loss(0.7), follow=follow, num_epochs=3)
+    state = run(make_loss(0.7), on_epoch_end=on_epoch_end, num_epochs=3)
     last = next(batches(0, NUM_STEPS - 1))["x"]
     assert calls == [(NUM_STEPS * i, np.mean(last != 0, dtype=np.float32)) for i in (1, 2)]
     assert state.num_overflows == len(DENSE_STEPS)  # of the first epoch only

@@ -370,7 +370,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x, train=False):
-        y = nn.BatchNorm(use_running_average=not train)(nn.Identity(self.features)(x))
+        y = nn.BatchNorm(use_running_average=not train)(nn.Dense(self.features)(x))
         return nn.relu(x + nn.Dropout(0.2, deterministic=not train)(y))
 
 

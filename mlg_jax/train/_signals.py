@@ -138,11 +138,13 @@ class _Handlers:
 def _is_swallowing(frame: FrameType | None) -> bool:
     """Whether Python would print and forget an exception.
 
-    It does in destructors, and in callbacks of the garbage collector, of which JAX has one.
+    It does in destructors, in callbacks of weak references, and in those of the garbage collector,
+    of which JAX has one.
     """
     callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     while frame is not None:
-        if frame.f_code.co_name == "__del__" or frame.f_code in callbacks:
+        is_weak = frame.f_globals.get("__name__") in ("weakref", "_weakrefset")
+        if is_weak or frame.f_code.co_name == "__del__" or frame.f_code in callbacks:
             return True
         frame = frame.f_back
     return False

@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import time
+import weakref
 
 import pytest
 
@@ -103,6 +104,7 @@ def in_callback_of_the_collector():
         if phase == "start":
             shoot(signal.SIGTERM)
 
+    gc.collect()  # what other tests left behind, whose own callbacks would forget exceptions too
     gc.callbacks.append(callback)
     try:
         gc.collect()
@@ -110,7 +112,32 @@ def in_callback_of_the_collector():
         gc.callbacks.remove(callback)
 
 
-@pytest.mark.parametrize("shoot_there", [in_destructor, in_callback_of_the_collector])
+def in_callback_of_a_weak_reference():
+    class Key:
+        """Dies in the collector."""
+
+    class Signalling(weakref.WeakKeyDictionary):
+        """Shoots while an entry is removed: the callback reads `_iterating`."""
+
+        @property
+        def _iterating(self):
+            shoot(signal.SIGTERM)
+            return ()
+
+        @_iterating.setter
+        def _iterating(self, value):
+            pass
+
+    key = Key()
+    entries = Signalling({key: 1})
+    del key
+    assert not entries.data
+
+
+@pytest.mark.parametrize(
+    "shoot_there",
+    [in_destructor, in_callback_of_the_collector, in_callback_of_a_weak_reference],
+)
 def test_where_python_forgets_exceptions_none_is_raised(received, monkeypatch, shoot_there):
     """It would be printed with a traceback (an error here) and lost; it comes a little later."""
     monkeypatch.setattr(_signals, "_RETRY_SECONDS", 0.05)

@@ -2,10 +2,10 @@
 
 import jax
 import pytest
-from mlg_jax.experiment._implementation import FILE
 
 from mlg_jax.config import ConfigError, parse_config
 from mlg_jax.experiment import _run
+from mlg_jax.experiment._implementation import FILE
 from mlg_jax.layers import _tune, layer_records
 from tests.experiment.test_run import settings
 

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+from jax.custom_derivatives import CustomVJPPrimal
 
-from mlg_jax._ordering import ShapeOf, wait_for
+from mlg_jax._ordering import ShapeOf, instantiate, vary_alike, wait_for
 
 Product = Callable[[Any, Array], Array]  # (factors, x) -> y, linear in x
 
@@ -85,15 +85,14 @@ def keep_inputs(
 
     def call_bwd(residuals: tuple[Any, Any], cotangent: Any) -> tuple[Any, Array]:
         factors, x = residuals
-        if isinstance(cotangent, SymbolicZero):
-            cotangent = jnp.zeros(cotangent.shape, cotangent.dtype)
+        cotangent = instantiate(cotangent)
         if isinstance(x, ShapeOf):
             d_factors = jax.tree.map(jnp.zeros_like, factors)
             return d_factors, backward_to_input(factors, x, cotangent)
         return backward(factors, x, cotangent)
 
     call.defvjp(call_fwd, call_bwd, symbolic_zeros=True)
-    return call
+    return lambda factors, x: call(*vary_alike((factors, x)))
 
 
 def _is_primal(leaf: Any) -> bool:

@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 
 
 @jax.tree_util.register_static
@@ -15,6 +17,38 @@ class ShapeOf:
 
     shape: tuple[int, ...]
     dtype: Any
+
+
+def vary_alike(tree: Any) -> Any:
+    """`tree` for a custom VJP inside `jax.shard_map`: every array varies over the axes of all.
+
+    There a cotangent must vary over the axes that its primal varies over, and the gradient of a
+    replicated parameter varies with the data. Marking the parameter as varying first leaves the sum
+    over the devices to the transpose of the mark. Outside `jax.shard_map` nothing happens.
+    """
+    every = frozenset().union(*map(varying_axes, jax.tree.leaves(tree)))
+    return jax.tree.map(lambda leaf: _vary(leaf, every), tree)
+
+
+def instantiate(cotangent: Any) -> Any:
+    """A cotangent, or the zeros that a symbolic one stands for."""
+    if not isinstance(cotangent, SymbolicZero):
+        return cotangent
+    if cotangent.dtype == jax.dtypes.float0:
+        return np.zeros(cotangent.shape, jax.dtypes.float0)
+    zeros = jnp.zeros(cotangent.shape, cotangent.dtype)
+    return _vary(zeros, cotangent.aval.manual_axis_type.varying)
+
+
+def varying_axes(x: Any) -> frozenset[str]:
+    """The axes of `jax.shard_map` over which the devices hold different numbers."""
+    aval: Any = jax.typeof(x)
+    return aval.manual_axis_type.varying
+
+
+def _vary(x: Any, axes: frozenset[str]) -> Any:
+    missing = axes - varying_axes(x)
+    return lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
 
 
 def opaque_false(tree: Any) -> Array:
@@ -44,10 +78,15 @@ def wait_for(tree: Any, other: Any) -> Any:
 
 
 def wait_for_predicate(tree: Any, never: Array) -> Any:
-    """Returns `tree` unchanged but data-dependent on `never`, a predicate that is always false."""
+    """Returns `tree` unchanged but data-dependent on `never`, a predicate that is always false.
+
+    In `jax.shard_map`, what is the same on all devices does not wait for what is not.
+    """
 
     def wait(x: Any) -> Any:
         if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+            return x
+        if varying_axes(never) - varying_axes(x):
             return x
         return lax.platform_dependent(x, never, cpu=_wait_by_choice, default=_wait_by_barrier)
 

@@ -1,6 +1,7 @@
 """Batch normalisation with PyTorch's running statistics, so that its checkpoints mean the same."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from mlg_jax._checks import check_choice, check_floating, check_real
-from mlg_jax._ordering import wait_for
+from mlg_jax._ordering import vary_alike, wait_for
 from mlg_jax._types import Array, FactorRecord, LayerRecord
 from mlg_jax.layers._records import record_layer
 
@@ -29,6 +30,8 @@ class BatchNorm(nn.Module):
             are; without a gradient for the scale the input need not be kept either.
         dtype: of the result; None follows the input.
         param_dtype: of scale, bias and statistics.
+        axis_name: of a mapped axis (`jax.shard_map`, `jax.vmap`) over which the batch is split: its
+            parts are normalised together. None normalises each part alone.
 
     Collections: `params` (scale, bias), `batch_stats` (mean, var).
 
@@ -40,6 +43,7 @@ class BatchNorm(nn.Module):
     statistics: str = "batch"
     dtype: Any = None
     param_dtype: Any = jnp.float32
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
@@ -60,9 +64,11 @@ class BatchNorm(nn.Module):
         if not train or self.statistics == "running":
             y = _affine(x, mean.value, var.value, scale, bias, self.epsilon)
             return y.astype(self.dtype or x.dtype)
-        y, batch_mean, batch_var = _normalize(x, scale, bias, self.epsilon)
+        axis = None if self.is_initializing() else self.axis_name
+        inputs = vary_alike((x, scale, bias))
+        y, batch_mean, batch_var = _normalize(*inputs, self.epsilon, axis)
         if not self.is_initializing():
-            count = x.size // x.shape[-1]
+            count = _count(x, axis)
             unbiased = batch_var * (count / max(count - 1, 1))
             mean.value = self._moved(mean.value, batch_mean)
             var.value = self._moved(var.value, unbiased)
@@ -72,36 +78,45 @@ class BatchNorm(nn.Module):
         return self.momentum * old + (1.0 - self.momentum) * lax.stop_gradient(new)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _normalize(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalize(
+    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None
+) -> tuple[Array, Array, Array]:
     """Normalised `x`, in the wider dtype of the two, with mean and biased variance of the batch.
 
     Forward: `y = h scale + bias`, `h = (x - mean) / sqrt(var + epsilon)`.
     Backward: with n entries a channel and sums over them, `d scale = sum(dy h)`,
     `d bias = sum(dy)`, `dx = scale / sqrt(var + epsilon) (dy - d bias / n - h d scale / n)`, plus
     `(d mean + 2 (x - mean) d var) / n`.
-    Residuals: x, and four numbers a channel. Left to itself JAX keeps `x - mean` beside x.
+    With an axis name, n and the sums inside `dx` are those of all parts; the cotangents of scale
+    and bias are this part's own, for the caller's transformation to add up.
+    Residuals: x, and four numbers per channel. Left to itself JAX keeps `x - mean` beside x.
     """
-    mean, var = _moments(x, scale.dtype)
+    mean, var = _moments(x, scale.dtype, axis_name)
     return _affine(x, mean, var, scale, bias, epsilon), mean, var
 
 
-def _normalize_fwd(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Any, Any]:
-    outputs = _normalize(x, scale, bias, epsilon)
+def _normalize_fwd(
+    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None
+) -> tuple[Any, Any]:
+    outputs = _normalize(x, scale, bias, epsilon, axis_name)
     return outputs, (x, scale, bias, outputs[1], outputs[2])
 
 
-def _normalize_bwd(epsilon: float, residuals: Any, cotangents: Any) -> tuple[Array, Array, Array]:
+def _normalize_bwd(
+    epsilon: float, axis_name: str | None, residuals: Any, cotangents: Any
+) -> tuple[Array, Array, Array]:
     x, scale, bias, mean, var = residuals
     dy, d_mean, d_var = cotangents
-    mean = wait_for(mean, dy)  # else `x - mean` is kept from the forward pass, being the same
-    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    mean = wait_for(mean, dy)  # otherwise `x - mean` is kept from the forward pass
+    axes, count = tuple(range(x.ndim - 1)), _count(x, axis_name)
     centered = x - mean
     inverse = lax.rsqrt(var + epsilon)
     d_bias = jnp.sum(dy, axes)
     d_scale = jnp.sum(dy * centered, axes) * inverse
-    slope = (2 * d_var - scale * inverse**2 * d_scale) / count
-    dx = scale * inverse * dy + slope * centered + (d_mean - scale * inverse * d_bias) / count
+    all_scale, all_bias = _over_axis(lax.psum, (d_scale, d_bias), axis_name)
+    slope = (2 * d_var - scale * inverse**2 * all_scale) / count
+    dx = scale * inverse * dy + slope * centered + (d_mean - scale * inverse * all_bias) / count
     return dx.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
 
 
@@ -112,7 +127,17 @@ def _affine(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilo
     return (x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
 
 
-def _moments(x: Array, dtype: Any) -> tuple[Array, Array]:
+def _count(x: Array, axis_name: str | None) -> int:
+    """Entries per channel, of all parts."""
+    num_parts = 1 if axis_name is None else lax.axis_size(axis_name)
+    return num_parts * x.size // x.shape[-1]
+
+
+def _over_axis(reduce: Callable[..., Any], tree: Any, axis_name: str | None) -> Any:
+    return tree if axis_name is None else reduce(tree, axis_name)
+
+
+def _moments(x: Array, dtype: Any, axis_name: str | None = None) -> tuple[Array, Array]:
     """Mean and biased variance per channel, in one pass over `x`.
 
     `E[x^2] - E[x]^2` cancels where the mean is large, so both are taken of `x - shift`. With the
@@ -120,9 +145,9 @@ def _moments(x: Array, dtype: Any) -> tuple[Array, Array]:
     error of the variance is bounded by about N times the rounding error, whatever the input.
     """
     wide = x.astype(jnp.promote_types(x.dtype, dtype))
-    shift = jnp.mean(wide[0], tuple(range(x.ndim - 2)))
+    shift = _over_axis(lax.pmean, jnp.mean(wide[0], tuple(range(x.ndim - 2))), axis_name)
     axes = tuple(range(x.ndim - 1))
     shifted = wide - shift
-    mean = jnp.mean(shifted, axes)
-    variance = jnp.maximum(jnp.mean(jnp.square(shifted), axes) - jnp.square(mean), 0.0)
-    return shift + mean, variance
+    sums = jnp.mean(shifted, axes), jnp.mean(jnp.square(shifted), axes)
+    mean, square = _over_axis(lax.pmean, sums, axis_name)
+    return shift + mean, jnp.maximum(square - jnp.square(mean), 0.0)

@@ -7,12 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 
 from mlg_jax._checks import check_integer
-from mlg_jax._ordering import materialize, opaque_false, wait_for, wait_for_predicate
+from mlg_jax._ordering import (
+    instantiate,
+    materialize,
+    opaque_false,
+    wait_for,
+    wait_for_predicate,
+)
 from mlg_jax._types import Array, Key
 from mlg_jax.remat._codec import Codec, Identity
 from mlg_jax.remat._overflow import check_on_overflow, poison, warn_of
@@ -172,7 +176,7 @@ def _with_backward(run: Callable[..., Any], policy: ResidualPolicy) -> Callable[
 
     def call_bwd(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
         other, plain, is_wanted, kept_active, kept_named = residuals
-        cotangents = [_instantiated(c) for c in cotangents]
+        cotangents = [instantiate(c) for c in cotangents]
         never = opaque_false([c for c in cotangents if c.dtype != jax.dtypes.float0])
         active = [policy.activation.decode(e, never) for e in kept_active]
         named = [policy.named.decode(e, never) for e in kept_named]
@@ -224,14 +228,6 @@ class _Flags:
     values: tuple[bool, ...]
 
 
-def _instantiated(cotangent: Any) -> Any:
-    if not isinstance(cotangent, SymbolicZero):
-        return cotangent
-    if cotangent.dtype == jax.dtypes.float0:
-        return np.zeros(cotangent.shape, jax.dtypes.float0)
-    return jnp.zeros(cotangent.shape, cotangent.dtype)
-
-
 def _split(key: Key | None, num: int) -> list[Any]:
     return [None] * num if key is None else list(jax.random.split(key, num))
 
@@ -265,9 +261,11 @@ def _check_floating(inputs: list[Any], is_active: list[bool], policy: ResidualPo
 
 
 def _check_pure(fn: Callable[..., Any], closed: Any) -> None:
-    if closed.effects:
+    # The use of a mapped axis (`psum` in `jax.shard_map`) counts as an effect, and is none here.
+    effects = [e for e in closed.effects if type(e).__name__ != "NamedAxisEffect"]
+    if effects:
         name = getattr(fn, "__name__", repr(fn))
         raise ValueError(
             f"`fn` must have no side effects, since it runs again in the backward pass; {name} has "
-            f"{sorted(str(effect) for effect in closed.effects)}."
+            f"{sorted(map(str, effects))}."
         )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mlg_jax._checks import check_choice
+from mlg_jax._ordering import varying_axes
 from mlg_jax._types import Array
 from mlg_jax.bitmap import Bitmap
 
@@ -39,11 +40,20 @@ def check_on_overflow(value: Any) -> None:
 
 
 def poison(cotangents: Any, overflows: Sequence[Overflow]) -> Any:
-    """`cotangents`, or NaN in place of every entry if anything was lost."""
+    """`cotangents`, or NaN in place of every entry if anything was lost.
+
+    A cotangent that is the same on all devices of `jax.shard_map` is NaN if any of them lost.
+    """
     if not overflows:
         return cotangents
     overflowed = functools.reduce(jnp.logical_or, (overflow.overflowed for overflow in overflows))
-    return jax.tree.map(lambda c: jnp.where(overflowed, jnp.array(jnp.nan, c.dtype), c), cotangents)
+
+    def poisoned(cotangent: Array) -> Array:
+        others = tuple(sorted(varying_axes(overflowed) - varying_axes(cotangent)))
+        anywhere = jax.lax.pmax(overflowed.astype(jnp.int32), others) > 0 if others else overflowed
+        return jnp.where(anywhere, jnp.array(jnp.nan, cotangent.dtype), cotangent)
+
+    return jax.tree.map(poisoned, cotangents)
 
 
 def warn_of(name: str, overflows: Sequence[Overflow]) -> None:

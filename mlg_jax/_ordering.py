@@ -36,8 +36,8 @@ def instantiate(cotangent: Any) -> Any:
         return cotangent
     if cotangent.dtype == jax.dtypes.float0:
         return np.zeros(cotangent.shape, jax.dtypes.float0)
-    zeros = jnp.zeros(cotangent.shape, cotangent.dtype)
-    return _vary(zeros, cotangent.aval.manual_axis_type.varying)
+    aval: Any = cotangent.aval
+    return _vary(jnp.zeros(cotangent.shape, cotangent.dtype), aval.manual_axis_type.varying)
 
 
 def varying_axes(x: Any) -> frozenset[str]:

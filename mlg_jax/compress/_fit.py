@@ -1,4 +1,4 @@
-"""A trained network with its kernels generated: projected, and its statistics estimated anew."""
+"""A trained network with its kernels generated: projected, and its statistics estimated again."""
 
 from collections.abc import Mapping
 from typing import Any

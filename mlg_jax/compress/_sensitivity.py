@@ -62,7 +62,7 @@ def measure_sensitivity(
     For every convolution the grid of `spec` is projected in closed form, and thinned to the convex
     hull of squared error against bits. Some kernels of the hull replace the layer's own, alone,
     and the network runs over the images with batch statistics, as it will after its running
-    statistics are estimated anew. `kl` is the divergence of the predicted classes; no labels
+    statistics are estimated again. `kl` is the divergence of the predicted classes; no labels
     are needed. For kernels between two measured ones it is interpolated by their errors.
 
     Args:

@@ -24,7 +24,7 @@ def run_experiment(
         config: the experiment.
         work_dir: holds `teacher/`, `projection/`, `student/`, `report/` and `packed/`.
         mode: `train`; `eval` trains nothing and reports on what is there; `export` only writes the
-            packed student anew, with what it reaches on the validation set; `profile` measures the
+            packed student again, with what it reaches on the validation set; `profile` measures the
             memory of both networks' training, of whatever is there, and writes `profile/` alone.
 
     Returns:

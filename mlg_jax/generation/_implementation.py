@@ -36,7 +36,7 @@ class Implementation:
 
     def run_backward(self, factors: Any, x: Array, cotangent: Array) -> tuple[Any, Array]:
         """The cotangents of the factors and of x."""
-        # Else what is computed anew merges with the original, and x is kept besides what made it.
+        # Otherwise what is computed again merges with the original, and x is kept besides what made it.
         factors, x = wait_for((factors, x), cotangent)
         prepared, pull = jax.vjp(self.prepare, factors)
         prepared = _written_down(prepared)

@@ -26,7 +26,7 @@ def _clip(x: Array, maximum: float) -> Array:
 
     Forward: `min(max(x, 0), maximum)`. Backward: the cotangent where `0 < x < maximum`, else zero.
     Residuals: one bit an entry, channels filled up to a multiple of 32. JAX's own keep a byte, and
-    compilers then keep x instead, to compare anew. Where a convolution's kernel is differentiated
+    compilers then keep x instead, to compare again. Where a convolution's kernel is differentiated
     the rectified x is kept in any case, and the bits would be in addition.
     """
     return jnp.clip(x, 0, maximum)

@@ -37,7 +37,7 @@ def choose_capacities(
 ) -> dict[str, float]:
     """Capacities with room for `margin` times the densities more, rounded up to 1 / 64.
 
-    Rounded, so that a small drift does not compile the step anew.
+    Rounded, so that a small drift does not compile the step again.
 
     Args:
         densities: by name of the segment, e.g. the largest of several batches.

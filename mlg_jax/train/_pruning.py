@@ -21,7 +21,7 @@ _NEVER_KEPT = -1.0  # below every magnitude: what is pruned once stays so
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """When masks are made anew, and with how many zeros; steps count updates made.
+    """When masks are made again, and with how many zeros; steps count updates made.
 
     At `t = start_step + i every_steps`, `i = 1 .. num_prunings`, the share is
     `final_sparsity (1 - (1 - i / num_prunings)^3)`.
@@ -41,7 +41,7 @@ class Pruning:
         return self.start_step + self.num_prunings * self.every_steps
 
     def is_due(self, step: jax.Array) -> jax.Array:
-        """Whether masks are made anew after `step` updates; may be traced."""
+        """Whether masks are made again after `step` updates; may be traced."""
         is_within = (step > self.start_step) & (step <= self.end_step)
         return is_within & ((step - self.start_step) % self.every_steps == 0)
 
@@ -63,7 +63,7 @@ class Pruning:
         """
         leaves = named_leaves(params)
 
-        def anew() -> dict[str, jax.Array]:
+        def updated() -> dict[str, jax.Array]:
             scores = {n: jnp.where(masks[n], jnp.abs(leaves[n]), _NEVER_KEPT) for n in masks}
             sparsity = self.sparsity(step)
             if self.scope == "layer":
@@ -71,7 +71,7 @@ class Pruning:
             flat = jnp.concatenate([s.reshape(-1) for s in scores.values()])
             return _unflatten(_without_smallest(flat, sparsity), masks)
 
-        return jax.lax.cond(self.is_due(step), anew, lambda: dict(masks))
+        return jax.lax.cond(self.is_due(step), updated, lambda: dict(masks))
 
 
 def make_pruning(spec: PruningSpec, num_steps: int) -> Pruning:

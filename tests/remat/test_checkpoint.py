@@ -200,7 +200,7 @@ def test_an_overflow_warns_once_and_names_function_density_and_capacity(wrap):
         jax.effects_barrier()
     messages = [str(warning.message) for warning in caught]
     assert all("gelu_block: a bitmap holds 0.250" in m and "1.000 are" in m for m in messages)
-    assert len(messages) == (1 if wrap is jax.jit else 2)  # eager calls are traced anew
+    assert len(messages) == (1 if wrap is jax.jit else 2)  # eager calls are traced again
 
 
 def test_a_bitmap_with_room_stays_quiet_under_vmap_and_scan():

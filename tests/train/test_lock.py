@@ -12,6 +12,7 @@ import pytest
 
 from mlg_jax import train
 from mlg_jax.train import WorkDirError, lock_work_dir
+from mlg_jax.train._lock import LOCK_FILE
 from tests.train import toy
 
 HOLD = """
@@ -50,9 +51,10 @@ def test_the_lock_ends_with_its_context(tmp_path):
 
 def test_of_several_processes_the_first_one_locks(tmp_path, monkeypatch):
     with lock_work_dir(tmp_path):
+        holder = (tmp_path / LOCK_FILE).read_text()
         monkeypatch.setattr("mlg_jax.train._lock.jax.process_index", lambda: 1)
         with lock_work_dir(tmp_path):
-            pass
+            assert (tmp_path / LOCK_FILE).read_text() == holder
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):

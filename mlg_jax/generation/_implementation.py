@@ -36,7 +36,7 @@ class Implementation:
 
     def run_backward(self, factors: Any, x: Array, cotangent: Array) -> tuple[Any, Array]:
         """The cotangents of the factors and of x."""
-        # Otherwise what is computed again merges with the original, and x is kept besides what made it.
+        # Otherwise the recomputation merges with the original, and x is kept beside its operands.
         factors, x = wait_for((factors, x), cotangent)
         prepared, pull = jax.vjp(self.prepare, factors)
         prepared = _written_down(prepared)

@@ -9,34 +9,18 @@ from jax import lax
 from mlg_jax.models import _blocks
 
 
-class PlainConv(nn.Module):
+class PlainConv(nn.Conv):
     """`flax.linen.Conv` behind the models' calling convention."""
-
-    features: int
-    window: tuple = (3, 3)
-    strides: tuple = (1, 1)
-    padding: tuple | None = None
-    groups: int = 1
-    use_bias: bool = False
-    dtype: object = None
 
     @nn.compact
     def __call__(self, x, *, train=False):
-        padding = self.padding or [(k // 2, k // 2) for k in self.window]
-        return nn.Conv(
-            self.features,
-            self.window,
-            self.strides,
-            padding,
-            feature_group_count=self.groups,
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-        )(x)
+        return super().__call__(x)
 
 
 class PlainNorm(nn.Module):
     """`flax.linen.BatchNorm` behind the models' calling convention."""
 
+    follows: str | None = None
     dtype: object = None
 
     @nn.compact
@@ -44,16 +28,12 @@ class PlainNorm(nn.Module):
         return nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
 
 
-class PlainDense(nn.Module):
+class PlainDense(nn.Dense):
     """`flax.linen.Dense` behind the models' calling convention."""
-
-    features: int
-    use_bias: bool = True
-    dtype: object = None
 
     @nn.compact
     def __call__(self, x, *, train=False):
-        return nn.Dense(self.features, self.use_bias, dtype=self.dtype)(x)
+        return super().__call__(x)
 
 
 class CheckpointedBlocks:
@@ -86,6 +66,6 @@ def without_our_gradients():
     with contextlib.ExitStack() as stack:
         for name in modules:
             stack.enter_context(mock.patch(f"mlg_jax.models.{name}.max_pool", plain_max_pool))
-        stack.enter_context(mock.patch.object(_blocks, "after", lambda x, y: x))
+        stack.enter_context(mock.patch.object(_blocks, "run_after", lambda x, y: x))
         stack.enter_context(mock.patch.object(_blocks, "materialize_cotangent", lambda x: x))
         yield

@@ -24,9 +24,10 @@ from _measure import RESULTS, save
 from scipy.optimize import nnls
 
 from mlg_jax import GenerationSpec, create_model
-from mlg_jax._types import KernelShape, LayerRecord
+from mlg_jax._types import KernelShape, LayerGeometry
 from mlg_jax.generation import FactorShapes, multiply_adds
 from mlg_jax.generation._choose import cheapest, cost_features, cost_kind
+from mlg_jax.kernels import GeneratedKernel
 from mlg_jax.layers import layer_records, time_implementations
 from mlg_jax.plots import plot_speedups
 
@@ -44,27 +45,32 @@ def layers():
         spec = SPECS.get(name, GenerationSpec(2, 44))
         model = create_model(name, num_classes=10, stem=stem, generation=spec)
         for r in layer_records(model, (1, size, size, 3)):
-            factors = tuple(f for f in r.factors if f.name != "bias")
-            if r.kind == "conv" and factors[0].name == "basis":
-                bare = dataclasses.replace(
-                    r, path=(), factors=factors, provider=None, implementation=None
-                )
-                found.setdefault(bare, (name, stem, *r.path))
-    return [dataclasses.replace(r, path=path) for r, path in found.items()]
+            if isinstance(r.kernel, GeneratedKernel):
+                bare = dataclasses.replace(r.kernel.layer, path=())
+                found.setdefault(bare, r)
+    return list(found.values())
 
 
 def batches(record, max_gflop):
     """One sample, and as many as are worth timing."""
     positions = math.prod(record.input_shape[1:3]) / math.prod(record.strides)
-    sample = 2e-9 * positions * record.kernel.size
+    sample = 2e-9 * positions * record.shape.size
     fitting = [n for n in (8, 32, 128) if n * sample <= max_gflop]
     return (1, *fitting[-1:])
+
+
+def with_batch(record, n):
+    """The record of the same layer, called with n samples."""
+    shape = (n, *record.input_shape[1:])
+    layer = dataclasses.replace(record.kernel.layer, input_shape=shape)
+    kernel = dataclasses.replace(record.kernel, layer=layer)
+    return dataclasses.replace(record, input_shape=shape, kernel=kernel)
 
 
 def measure(max_gflop, every):
     """One row a layer, batch and pass; training with the larger batch only."""
     todo = [
-        (dataclasses.replace(record, input_shape=(n, *record.input_shape[1:])), is_training)
+        (with_batch(record, n), is_training)
         for record in layers()[::every]
         for is_training in (False, True)
         for n in batches(record, max_gflop)[-1 if is_training else 0 :]
@@ -75,23 +81,22 @@ def measure(max_gflop, every):
         yield {
             "layer": record.name,
             "is_training": is_training,
-            "kernel": [record.kernel.out_channels, record.kernel.in_channels],
-            "window": record.kernel.window,
+            "kernel": [record.shape.out_channels, record.shape.in_channels],
+            "window": record.shape.window,
             "groups": record.groups,
             "strides": record.strides,
             "padding": record.padding,
             "input_shape": record.input_shape,
-            "factors": {f.name: f.shape for f in record.factors},
+            "factors": {f.name: f.shape for f in record.kernel.factors},
             "seconds": time_implementations(record, is_training=is_training),
         }
 
 
 def read(row):
     """The record and factor shapes of a row."""
-    record = LayerRecord(
+    record = LayerGeometry(
         (),
         "conv",
-        (),
         KernelShape(*row["kernel"], tuple(row["window"])),
         groups=row["groups"],
         strides=tuple(row["strides"]),

@@ -96,7 +96,7 @@ def multiply_adds_of(name, network, batch):
     for record in layer_records(model, (batch, size, size, 3)):
         if record.kind == "conv":
             features = cost_features(
-                record.implementation, STORED.resolve(record.kernel), record, is_training=False
+                record.implementation, STORED.resolve(record.shape), record, is_training=False
             )
             if name.startswith("dense"):
                 del features["building_multiply_adds"]

@@ -11,6 +11,7 @@ room for `--capacity` of the entries; images are random. On a GPU also the alloc
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
@@ -23,7 +24,7 @@ from _measure import RESULTS, compiled_bytes, environment, median_seconds
 from _plain import CheckpointedBlocks, PlainConv, PlainDense, PlainNorm, without_our_gradients
 
 from mlg_jax import create_model
-from mlg_jax.models import MODELS
+from mlg_jax.models import MODELS, Layers
 from mlg_jax.remat import PRESETS, RematSpec
 
 # stem, batch, image size
@@ -47,13 +48,12 @@ def contestants(name, stem, capacity):
         num_classes=num_classes,
         stem=stem,
         width=1.0,
-        conv=PlainConv,
-        dense=PlainDense,
-        **({"norm": PlainNorm} if has_norm else {"norm": None}),
     )
-    yield "flax", plain(), without_our_gradients(), {}
+    layers = Layers(conv=PlainConv, dense=PlainDense, norm=PlainNorm if has_norm else None)
+    checkpointed = dataclasses.replace(layers, remat=CheckpointedBlocks())
+    yield "flax", plain(layers=layers), without_our_gradients(), {}
     options = KEEPS_BARRIERS if jax.default_backend() == "cpu" else {}
-    yield "flax, nn.remat", plain(remat=CheckpointedBlocks()), without_our_gradients(), options
+    yield "flax, nn.remat", plain(layers=checkpointed), without_our_gradients(), options
     for preset in PRESETS:
         model = create_model(
             name, num_classes=num_classes, stem=stem, remat=RematSpec(preset, capacity)

@@ -15,7 +15,7 @@ from _measure import compiled_bytes, median_seconds, save
 from _plain import PlainConv, PlainDense, PlainNorm, without_our_gradients
 
 from mlg_jax import GenerationSpec, create_model
-from mlg_jax.models import BasicBlock, ResNet
+from mlg_jax.models import BasicBlock, Layers, ResNet
 
 PAPER = GenerationSpec.from_bits(2, 44, 3, 6, 3)
 
@@ -26,9 +26,11 @@ def networks(dtype):
         (2, 2, 2, 2),
         BasicBlock,
         num_classes=10,
-        conv=functools.partial(PlainConv, dtype=dtype),
-        dense=functools.partial(PlainDense, dtype=dtype),
-        norm=functools.partial(PlainNorm, dtype=dtype),
+        layers=Layers(
+            conv=functools.partial(PlainConv, dtype=dtype),
+            dense=functools.partial(PlainDense, dtype=dtype),
+            norm=functools.partial(PlainNorm, dtype=dtype),
+        ),
     )
     return {
         "flax": plain,

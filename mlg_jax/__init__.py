@@ -8,10 +8,11 @@ from mlg_jax.bitmap import pack as pack
 from mlg_jax.bitmap import unpack as unpack
 from mlg_jax.engine import load_packed as load_packed
 from mlg_jax.engine import save_packed as save_packed
-from mlg_jax.generation import GenerationSpec as GenerationSpec
 from mlg_jax.generation import generate_kernel as generate_kernel
 from mlg_jax.generation import orthogonality_penalty as orthogonality_penalty
-from mlg_jax.generation import project_kernel as project_kernel
+from mlg_jax.kernels import GenerationSpec as GenerationSpec
+from mlg_jax.kernels import project_kernel as project_kernel
+from mlg_jax.layers import generated as generated
 from mlg_jax.memory import memory_report as memory_report
 from mlg_jax.models import create_model as create_model
 from mlg_jax.models import size_report as size_report

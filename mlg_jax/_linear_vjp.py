@@ -70,8 +70,10 @@ def keep_inputs(
     differentiated, `backward_to_input(factors, shape, cotangent)` -> the cotangent of x alone;
     `shape` has the shape and dtype of x.
     Residuals: `factors`, and `x` if a factor is differentiated; otherwise only its shape.
-    Reverse mode only, to any order that the backward passes allow.
+    Reverse mode only, to any order that the backward passes allow. The backward passes multiply
+    with the precision that the forward pass found (`jax.default_matmul_precision`).
     """
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
     @jax.custom_vjp
     def call(factors: Any, x: Array) -> Array:
@@ -86,10 +88,11 @@ def keep_inputs(
     def call_bwd(residuals: tuple[Any, Any], cotangent: Any) -> tuple[Any, Array]:
         factors, x = residuals
         cotangent = instantiate(cotangent)
-        if isinstance(x, ShapeOf):
-            d_factors = jax.tree.map(jnp.zeros_like, factors)
-            return d_factors, backward_to_input(factors, x, cotangent)
-        return backward(factors, x, cotangent)
+        with jax.default_matmul_precision(precision):
+            if isinstance(x, ShapeOf):
+                d_factors = jax.tree.map(jnp.zeros_like, factors)
+                return d_factors, backward_to_input(factors, x, cotangent)
+            return backward(factors, x, cotangent)
 
     call.defvjp(call_fwd, call_bwd, symbolic_zeros=True)
     return lambda factors, x: call(*vary_alike((factors, x)))

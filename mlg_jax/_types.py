@@ -1,7 +1,6 @@
-"""The shared vocabulary: array aliases, and the records by which layers describe themselves."""
+"""The shared vocabulary: array aliases, kernel shapes and the geometry of layers."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,12 +15,11 @@ Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
 __all__ = [
     "CONV_OUTPUT",
     "Array",
-    "FactorRecord",
     "Float",
     "Initializer",
     "Key",
     "KernelShape",
-    "LayerRecord",
+    "LayerGeometry",
     "Params",
 ]
 
@@ -51,43 +49,17 @@ class KernelShape:
 
 
 @dataclasses.dataclass(frozen=True)
-class FactorRecord:
-    """One stored parameter array of a layer."""
+class LayerGeometry:
+    """Everything about a layer but its parameters: where it is and which product it computes."""
 
-    name: str  # its key in the layer's parameter mapping
-    shape: tuple[int, ...]
-    bits: int | None = None  # width of one stored entry; None: not quantised, 32 bits
-    scheme: str | None = None  # of the quantiser; None: there is none
-
-    @property
-    def num_params(self) -> int:
-        """Number of entries."""
-        return math.prod(self.shape)
-
-    @property
-    def num_bits(self) -> int:
-        """ResidualPolicy, in bits."""
-        return self.num_params * (32 if self.bits is None else self.bits)
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class LayerRecord:
-    """What a layer is made of: all that accounting, export, projection and penalties read."""
-
-    path: tuple[str, ...]  # module path, outermost first
-    kind: str  # "conv" | "dense" | "norm"
-    factors: tuple[FactorRecord, ...]  # every parameter of the layer
-    kernel: KernelShape | None = None  # the kernel that the factors stand for; None for norms
-    provider: Any = None  # the frozen spec the kernel is built by; None for norms
+    path: tuple[str, ...] = ()  # module path, outermost first
+    kind: str = "conv"  # "conv" | "dense" | "norm" | "other"
+    shape: KernelShape | None = None  # of the kernel; None for layers without one
     groups: int = 1
     strides: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     padding: tuple[tuple[int, int], ...] = ()
-    input_shape: tuple[int, ...] = ()  # of the call that the record is of
-    implementation: str | None = (
-        None  # how a generated kernel is applied; None: it is not generated
-    )
+    input_shape: tuple[int, ...] = ()  # of the call that is described
 
     @property
     def name(self) -> str:
@@ -95,24 +67,7 @@ class LayerRecord:
         return "/".join(self.path)
 
     @property
-    def factor_names(self) -> tuple[str, ...]:
-        """The keys of the stored arrays."""
-        return tuple(factor.name for factor in self.factors)
-
-    @property
-    def num_params(self) -> int:
-        """Number of stored entries."""
-        return sum(factor.num_params for factor in self.factors)
-
-    @property
-    def num_bits(self) -> int:
-        """ResidualPolicy of the layer, in bits."""
-        return sum(factor.num_bits for factor in self.factors)
-
-    @property
-    def num_dense_params(self) -> int:
-        """Entries of the same layer with an ordinary kernel."""
-        if self.kernel is None:
-            return self.num_params
-        bias = sum(f.num_params for f in self.factors if f.name == "bias")
-        return self.kernel.size + bias
+    def kernel_shape(self) -> KernelShape:
+        """`shape` of a layer that is known to have a kernel."""
+        assert self.shape is not None, f"{self.name} has no kernel"
+        return self.shape

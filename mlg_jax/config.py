@@ -11,7 +11,8 @@ import ml_collections
 
 from mlg_jax._checks import check_choice, check_instance, check_integer, check_real
 from mlg_jax.data import DataSpec
-from mlg_jax.generation import IMPLEMENTATIONS, GenerationSpec, ProjectionSpec
+from mlg_jax.generation import ProjectionSpec
+from mlg_jax.kernels import GenerationSpec, implementation_names
 from mlg_jax.models import MODELS
 from mlg_jax.quant import QuantSpec, recommended_ratio
 from mlg_jax.remat import PRESETS
@@ -80,16 +81,14 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         assert self.spec  # its own checks
-        check_choice("implementation", self.implementation, (*IMPLEMENTATIONS, MEASURED))
+        check_choice("implementation", self.implementation, (*implementation_names(), MEASURED))
 
     @property
     def spec(self) -> GenerationSpec:
         """The kernels' spec."""
         widths = (self.basis_bits, self.coeff_in_bits, self.coeff_out_bits)
-        basis, coeff_in, coeff_out = map(self._quantizer, widths)
-        return GenerationSpec(
-            self.base_in, self.base_out, basis, coeff_in, coeff_out, init=self.init
-        )
+        b, u, v = map(self._quantizer, widths)
+        return GenerationSpec(self.base_in, self.base_out, b, u, v, init=self.init)
 
     def _quantizer(self, bits: int | None) -> QuantSpec:
         if isinstance(self.ratio, str):

@@ -6,8 +6,9 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from mlg_jax.layers import BatchNorm, Conv, Dense, DenseKernel, GeneratedKernel, layer_records
-from mlg_jax.models import MODELS, BasicBlock, ResNet, _registry
+from mlg_jax.kernels import GeneratedKernel, KernelsByPath, OrdinarySpec
+from mlg_jax.layers import BatchNorm, Conv, Dense, layer_records
+from mlg_jax.models import MODELS, BasicBlock, Layers, ResNet, _registry
 from mlg_jax.quant import QuantSpec
 from mlg_jax.remat import NO_REMAT
 
@@ -32,20 +33,21 @@ def tiny_resnet(
     implementation="generate",
 ):
     """A residual network of a few blocks, made as `create_model` makes its own."""
-    fallback = DenseKernel(QuantSpec(weight_bits))
-    kernel = fallback if generation is None else GeneratedKernel(generation, fallback)
+    weights = QuantSpec(weight_bits)
+    kernel = KernelsByPath((("*", generation),), OrdinarySpec(weights))
+    shared = {"dtype": dtype, "kernel_init": None}
     return ResNet(
         stage_sizes,
         block,
         num_classes=num_classes,
         stem=stem,
         base_channels=channels,
-        conv=functools.partial(Conv, kernel=kernel, dtype=dtype, implementation=implementation),
-        dense=functools.partial(
-            Dense, kernel=DenseKernel(QuantSpec(weight_bits), fan="in"), dtype=dtype
+        layers=Layers(
+            conv=functools.partial(Conv, kernel=kernel, implementation=implementation, **shared),
+            dense=functools.partial(Dense, kernel=OrdinarySpec(weights, fan="in"), **shared),
+            norm=functools.partial(BatchNorm, momentum=0.9, dtype=dtype),
+            remat=remat,
         ),
-        norm=functools.partial(BatchNorm, dtype=dtype),
-        remat=remat,
     )
 
 
@@ -53,6 +55,11 @@ def variable_shapes(model):
     """Abstract variables of a model."""
     x = jax.ShapeDtypeStruct(model.input_shape, jnp.float32)
     return jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), x)
+
+
+def apply_generated(implementation, factors, x, layer):
+    """The product of a layer with a generated kernel; its bases follow from the factors."""
+    return GeneratedKernel(None, layer).apply(factors, x, implementation)
 
 
 def record_named(model, name):

@@ -7,9 +7,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent / "mlg_jax"
 LEVELS = [
-    {"_types", "_checks", "_errors", "_ordering"},
-    {"_linear_vjp"},
+    {"_types", "_checks", "_errors", "_ordering", "_dataclass_json"},
+    {"_linear_vjp", "_convolution"},
     {"quant", "generation", "bitmap", "losses", "data"},
+    {"kernels"},
     {"layers", "remat", "memory", "export"},
     {"models", "train", "plots"},
     {"config", "compress", "planner", "engine"},

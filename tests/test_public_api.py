@@ -23,13 +23,16 @@ SIGNATURES = {
         "(name, *, num_classes, stem, width, generation, weight_bits, activation_bits, "
         "implementation, remat, dtype)"
     ),
+    "generated": "(model, kernels, *, weight_bits, implementation)",
     "size_report": "(model, variables, *, input_shape)",
     "pack": "(x, *, capacity, implementation)",
     "unpack": "(bitmap, *, implementation)",
     "checkpoint": "(fn, *, policy, capacity, activations, key)",
     "memory_report": "(fn, args, *, argnums, has_aux)",
-    "save_packed": "(path, model, variables, *, preprocessing, class_names, metrics)",
-    "load_packed": "(path, *, residency, fold, implementation, batch_sizes)",
+    "save_packed": (
+        "(path, model, variables, *, preprocessing, class_names, metrics, input_shape)"
+    ),
+    "load_packed": "(path, *, residency, fold, implementation, batch_sizes, model)",
 }
 PUBLIC = sorted(name for name in vars(mlg_jax) if not name.startswith("_"))
 

@@ -15,7 +15,7 @@ from mlg_jax.engine import (
     export_stablehlo,
 )
 from mlg_jax.export import read_packed, write_atomically, write_torch
-from mlg_jax.generation import IMPLEMENTATIONS
+from mlg_jax.kernels import implementation_names
 
 NAME = "export"
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--residency", default="float", choices=RESIDENCIES, help="of the weights")
     group.add_argument("--fold", action="store_true", help="norms into the convolutions")
     group.add_argument(
-        "--implementation", default="auto", choices=IMPLEMENTATIONS, help="of convolutions"
+        "--implementation", default="auto", choices=implementation_names(), help="of convolutions"
     )
     group.add_argument(
         "--batch-size", type=positive_integer, default=1, help="what `auto` chooses for"

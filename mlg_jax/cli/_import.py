@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mlg_jax.cli._options import positive_integer
 from mlg_jax.engine import ImagePreprocessing, import_torch, save_packed
 from mlg_jax.export import SUFFIXES, read_torch
-from mlg_jax.generation import GenerationSpec
+from mlg_jax.kernels import GenerationSpec
 from mlg_jax.models import MODELS, STEMS, ModelSpec
 
 NAME = "import"

@@ -10,6 +10,7 @@ from mlg_jax._errors import MAX_LINE, printable
 from mlg_jax.cli._options import write
 from mlg_jax.engine import Manifest, summarize
 from mlg_jax.export import read_packed
+from mlg_jax.kernels import GenerationSpec, KernelSpec
 
 NAME = "inspect"
 
@@ -58,6 +59,5 @@ def _generation_text(value: Any) -> str:
         return ", ".join(f"{pattern}: {_generation_text(spec)}" for pattern, spec in value)
     if value is None:
         return "none"
-    factors = (value[name] for name in ("basis", "coeff_in", "coeff_out"))
-    bits = (factor["bits"] or 32 for factor in factors)
-    return "-".join(map(str, (value["base_in"], value["base_out"], *bits)))
+    spec = KernelSpec.from_json(value)
+    return spec.notation() if isinstance(spec, GenerationSpec) else str(spec)

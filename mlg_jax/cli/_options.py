@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from mlg_jax.engine import RESIDENCIES, Predictor, load_packed
-from mlg_jax.layers import IMPLEMENTATIONS
+from mlg_jax.kernels import implementation_names
 
 
 def positive_integer(text: str) -> int:
@@ -28,7 +28,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--residency", default="float", choices=RESIDENCIES, help="of the weights")
     parser.add_argument("--fold", action="store_true", help="norms into the convolutions")
     parser.add_argument(
-        "--implementation", default="auto", choices=IMPLEMENTATIONS, help="of convolutions"
+        "--implementation", default="auto", choices=implementation_names(), help="of convolutions"
     )
     parser.add_argument("--json", action="store_true", help="write JSON")
 

@@ -2,7 +2,6 @@
 
 from mlg_jax.compress._allocate import Allocation as Allocation
 from mlg_jax.compress._allocate import allocate as allocate
-from mlg_jax.compress._candidates import AllocationSpec as AllocationSpec
 from mlg_jax.compress._compress import Compressed as Compressed
 from mlg_jax.compress._compress import compress as compress
 from mlg_jax.compress._distill import DistillationSpec as DistillationSpec
@@ -17,4 +16,5 @@ from mlg_jax.compress._sensitivity import Candidate as Candidate
 from mlg_jax.compress._sensitivity import LayerChoices as LayerChoices
 from mlg_jax.compress._sensitivity import Sensitivity as Sensitivity
 from mlg_jax.compress._sensitivity import measure_sensitivity as measure_sensitivity
+from mlg_jax.compress._spec import AllocationSpec as AllocationSpec
 from mlg_jax.generation import ProjectionSpec as ProjectionSpec

@@ -9,7 +9,7 @@ import numpy as np
 
 from mlg_jax._checks import check_instance, check_real
 from mlg_jax.compress._sensitivity import Candidate, Sensitivity
-from mlg_jax.generation import GenerationSpec
+from mlg_jax.kernels import GenerationSpec
 
 _BITS_PER_KB = 8 * 1024
 _NUM_CELLS = 50_000  # of the budget's table; its resolution is the budget over this
@@ -151,6 +151,4 @@ def _words(spec: GenerationSpec | None, weight_bits: int | None) -> str:
     """The paper's notation; a factor that is not there has no bits."""
     if spec is None:
         return f"ordinary, {32 if weight_bits is None else weight_bits} bits"
-    widths = (spec.basis.bits, spec.coeff_in.bits, spec.coeff_out.bits)
-    parts = (spec.base_in, spec.base_out, *("·" if b is None else b for b in widths))
-    return "-".join(map(str, parts))
+    return spec.notation(unquantized="·")

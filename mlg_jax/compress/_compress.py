@@ -9,16 +9,16 @@ from flax import linen as nn
 
 from mlg_jax._types import Array, Float, Key
 from mlg_jax.compress._allocate import Allocation, allocate, budget_bits
-from mlg_jax.compress._candidates import AllocationSpec, smallest_bits
 from mlg_jax.compress._distill import DistillationSpec, distill
 from mlg_jax.compress._fit import DEFAULT_PROJECTION, fit_generated
 from mlg_jax.compress._sensitivity import (
     LayerChoices,
     Sensitivity,
     check_compressible,
-    convolutions,
+    compressible,
     measure_sensitivity,
 )
+from mlg_jax.compress._spec import AllocationSpec
 from mlg_jax.generation import ProjectionSpec
 
 _DEFAULT = AllocationSpec()
@@ -51,7 +51,8 @@ def compress(
     `measure_sensitivity`, `allocate`, `fit_generated` and, if asked for, `distill`, in turn.
 
     Args:
-        model: a trained network with ordinary kernels, from `create_model`.
+        model: a trained network with ordinary kernels: from `create_model`, or any Linen module of
+            plain Flax layers.
         variables: its parameters and statistics.
         images: some hundreds of real images or more, normalised as the network takes them.
         target_kb: largest size in KB of 1024 bytes, as `size_report` counts it: with norms and
@@ -77,8 +78,8 @@ def compress(
     Reference: the projection, https://arxiv.org/abs/2108.11430, section 3.
     """
     fixed_bits = check_compressible(model, variables, images, allocation)
-    kernels = (r.kernel for r in convolutions(model, images) if r.kernel is not None)
-    budget_bits(target_kb, fixed_bits + sum(smallest_bits(k, allocation) for k in kernels))
+    shapes = (r.kernel_shape for r in compressible(model, images))
+    budget_bits(target_kb, fixed_bits + sum(map(allocation.smallest_bits, shapes)))
     measured = measure_sensitivity(model, variables, images, spec=allocation, on_report=on_report)
     chosen = allocate(measured, target_kb=target_kb)
     small, small_variables = fit_generated(

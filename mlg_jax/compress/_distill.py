@@ -13,6 +13,7 @@ from mlg_jax._checks import check_integer, check_real
 from mlg_jax._types import Array, Float, Key
 from mlg_jax.compress._sensitivity import check_images
 from mlg_jax.data import batch_indices
+from mlg_jax.layers import forward
 from mlg_jax.train import OptimizerSpec, ScheduleSpec, Task, TrainSpec, train
 
 
@@ -76,7 +77,8 @@ def distill(
     check_images(images)
     check_integer("batch_size", spec.batch_size, 1, len(images))
     pixels, seed = np.asarray(images), int(jax.random.bits(key) >> 1)
-    teach = jax.jit(lambda batch: teacher.apply(teacher_variables, batch, train=False))
+    evaluate = forward(teacher, train=False)
+    teach = jax.jit(lambda batch: evaluate(teacher_variables, batch))
 
     def batches(epoch: int, first: int) -> Iterator[dict[str, Array]]:
         for rows in batch_indices(seed, epoch, len(pixels), spec.batch_size)[first:]:
@@ -84,12 +86,9 @@ def distill(
 
     def loss_fn(params: Any, state: Any, batch: Any, key: Key, is_training: bool) -> Any:
         rngs = {"quantize": key, "dropout": jax.random.fold_in(key, 1)}
-        logits, state = model.apply(
-            {"params": params, **state},
-            batch["image"],
-            train=is_training,
-            mutable=list(state),
-            rngs=rngs,
+        run = forward(model, train=is_training)
+        logits, state = run(
+            {"params": params, **state}, batch["image"], mutable=list(state), rngs=rngs
         )
         divergence = losses.kl_divergence(
             logits=logits, teacher_logits=batch["teacher_logits"], temperature=spec.temperature

@@ -1,6 +1,6 @@
 """A trained network with its kernels generated: projected, and its statistics estimated again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,12 +8,11 @@ import numpy as np
 from flax import linen as nn
 
 from mlg_jax._types import Array, Float, Key
-from mlg_jax.compress._closed_form import start_factors
-from mlg_jax.compress._project import project_model
-from mlg_jax.compress._sensitivity import check_images, check_trained, replaced, variant
-from mlg_jax.generation import GenerationSpec, ProjectionSpec, from_layout
-from mlg_jax.layers import DenseKernel, GeneratedKernel, layer_params, layer_records
-from mlg_jax.quant import unquantize
+from mlg_jax.compress._project import project_model, trained_kernel
+from mlg_jax.compress._sensitivity import check_trained, replaced, variant
+from mlg_jax.generation import ProjectionSpec
+from mlg_jax.kernels import GenerationSpec, LayerRecord, OrdinaryKernel
+from mlg_jax.layers import forward, layer_params, layer_records
 
 Generation = GenerationSpec | Mapping[str, GenerationSpec | None]
 
@@ -40,7 +39,8 @@ def fit_generated(
     least squares as `project_model` does; then running statistics, estimated over the images.
 
     Args:
-        model: a trained network with ordinary kernels, from `create_model`.
+        model: a trained network with ordinary kernels: from `create_model`, or any Linen module of
+            plain Flax layers.
         variables: its parameters and statistics.
         images: normalised as the network takes them.
         generation: of the new network, as `create_model` takes it.
@@ -55,8 +55,7 @@ def fit_generated(
     Raises:
         TypeError, ValueError: no images, a model with generated kernels, variables of another one.
     """
-    check_trained(model, variables)
-    check_images(images)
+    check_trained(model, variables, images)
     shape = (1, *images.shape[1:])
     small = variant(model, generation, weight_bits)
     records = [r for r in layer_records(small, shape) if r.kernel is not None]
@@ -69,11 +68,11 @@ def fit_generated(
         start=None if projection.method == "l2" else _start(records, variables["params"]),
     ).variables
     for record in records:
-        if isinstance(record.provider, DenseKernel):
-            path = (*record.path, "kernel")
-            kernel = layer_params(projected["params"], record)["kernel"]
-            kernel = unquantize(kernel, record.provider.quant)  # which takes the tanh of it
-            projected["params"] = replaced(projected["params"], path, kernel)
+        if isinstance(record.kernel, OrdinaryKernel):
+            values = record.kernel.to_params(layer_params(projected["params"], record))
+            for name, value in values.items():  # of which the quantiser takes the tanh
+                path = (*record.path, name)
+                projected["params"] = replaced(projected["params"], path, value)
     return small, estimate_statistics(small, projected, images)
 
 
@@ -85,11 +84,13 @@ def estimate_statistics(
     if not state:
         return dict(variables)
 
+    apply = forward(model, train=True)
+
     @jax.jit
     def update(state: Any, batch: Array, key: Key) -> Any:
         rngs = {"dropout": key, "quantize": key}
         collections = {"params": variables["params"], **state}
-        return model.apply(collections, batch, train=True, mutable=list(state), rngs=rngs)[1]
+        return apply(collections, batch, mutable=list(state), rngs=rngs)[1]
 
     order = np.random.default_rng(0)
     for step in range(_NUM_PASSES):
@@ -98,16 +99,10 @@ def estimate_statistics(
     return {"params": variables["params"], **state}
 
 
-def _start(records: Any, params: Any) -> dict[str, Mapping[str, Array]]:
-    """The closed form of every generated layer."""
+def _start(records: Sequence[LayerRecord], params: Any) -> dict[str, Mapping[str, Array]]:
+    """The closed form of every layer whose kernel is not ordinary."""
     return {
-        r.name: start_factors(_kernel(params, r.path), r.provider.spec, r.kernel)
+        r.name: r.kernel.project(trained_kernel(params, r), clip=True)
         for r in records
-        if isinstance(r.provider, GeneratedKernel)
+        if r.kernel is not None and not isinstance(r.kernel, OrdinaryKernel)
     }
-
-
-def _kernel(params: Any, path: tuple[str, ...]) -> np.ndarray:
-    for name in path:
-        params = params[name]
-    return np.asarray(from_layout(params["kernel"]), np.float32)

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -13,19 +13,19 @@ from flax import linen as nn
 from flax import traverse_util
 
 from mlg_jax._checks import check_instance, check_integer
-from mlg_jax._types import Array, KernelShape, Key, LayerRecord
-from mlg_jax.generation import ProjectionSpec, from_layout, generate_kernel, project_kernel
-from mlg_jax.layers import GeneratedKernel, layer_records
-from mlg_jax.quant import fake_quantize, unquantize, wide
+from mlg_jax._convolution import from_layout
+from mlg_jax._types import Array, Key, LayerGeometry
+from mlg_jax.generation import ProjectionSpec
+from mlg_jax.kernels import Kernel, LayerRecord, OrdinaryKernel
+from mlg_jax.layers import input_shape_of, layer_records, variable_shapes
+from mlg_jax.quant import wide
 from mlg_jax.train import scale_by_radam
 
 _DEFAULT = ProjectionSpec()
-_TANH_SCHEMES = ("dorefa_sym", "dorefa", "dorefa_pos", "ewgs")
-_REPRESENTABLE = 0.9  # tanh schemes hold |value| < 1; factors are balanced to stay below this
 
 History = tuple[tuple[int, float], ...]
 Factors = dict[str, Array]  # of a group of layers with equal shapes, stacked on a leading axis
-GroupKey = tuple[GeneratedKernel, KernelShape]
+GroupKey = Kernel  # as if bound to a layer of nothing but this kernel shape
 
 
 class ProjectionStore(Protocol):
@@ -66,7 +66,7 @@ def project_model(
     kernels that are not generated are copied.
 
     Args:
-        model: the student, from `create_model(..., generation=...)`.
+        model: the student, from `create_model(..., generation=...)` or `generated`.
         teacher_variables: `params` and `batch_stats` of the same architecture with ordinary
             kernels.
         key: seeds the initial values of `l2`.
@@ -90,7 +90,7 @@ def project_model(
     """
     check_integer("report_every", report_every, 1)
     check_instance("spec", spec, ProjectionSpec)
-    shape = tuple(model.input_shape if input_shape is None else input_shape)
+    shape = input_shape_of(model, input_shape)
     groups = _group(layer_records(model, shape))
     variables = _copy(model, shape, groups, teacher_variables)
     targets = {k: _targets(v, teacher_variables["params"]) for k, v in groups.items()}
@@ -105,7 +105,7 @@ def project_model(
     params = variables["params"]
     errors: dict[str, float] = {}
     for group, members in groups.items():
-        relative = _relative_errors(group[0], factors[group], targets[group])
+        relative = _relative_errors(group, factors[group], targets[group])
         for i, record in enumerate(members):
             errors[record.name] = float(relative[i])
             for name, stacked in factors[group].items():
@@ -127,13 +127,12 @@ def _copy(
 
     A teacher may lack the ranges of activation quantisers, which start unset, and nothing else.
     """
-    x = jax.ShapeDtypeStruct(input_shape, jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), x)
+    shapes = variable_shapes(model, input_shape)
     left_out = {
-        (*record.path, entry.name)
-        for (provider, shape), members in groups.items()
+        (*record.path, factor.name)
+        for kernel, members in groups.items()
         for record in members
-        for entry in provider.records(shape)
+        for factor in kernel.factors
     }
     copied: dict[str, Flat] = {}
     for collection, tree in shapes.items():
@@ -173,30 +172,36 @@ def _check_shape(
 
 
 def _group(records: Sequence[LayerRecord]) -> dict[GroupKey, list[LayerRecord]]:
-    """Generated layers by spec and kernel shape."""
+    """Layers without an ordinary kernel, by spec and kernel shape."""
     groups: dict[GroupKey, list[LayerRecord]] = collections.defaultdict(list)
     for record in records:
-        if isinstance(record.provider, GeneratedKernel):
-            assert record.kernel is not None
-            groups[(record.provider, record.kernel)].append(record)
+        kernel = record.kernel
+        if kernel is not None and not isinstance(kernel, OrdinaryKernel):
+            alone = LayerGeometry(kind=record.kind, shape=record.shape, groups=record.groups)
+            groups[dataclasses.replace(kernel, layer=alone)].append(record)
     return dict(groups)
 
 
 def _targets(records: Sequence[LayerRecord], teacher_params: Any) -> Array:
-    """The teacher's kernels of a group, `[L, Co, Ci, K]`."""
-    kernels = []
-    for record in records:
-        node = teacher_params
-        for name in (*record.path, "kernel"):
-            if name not in node:
-                raise ValueError(
-                    f"`teacher_variables` must hold params {record.name}/kernel; it is missing."
-                )
-            node = node[name]
-        assert record.kernel is not None
-        _check_shape("params", (*record.path, "kernel"), node.shape, record.kernel.layout)
-        kernels.append(from_layout(wide(node)))
-    return jnp.stack(kernels)
+    """The teacher's kernels of a group in Flax's layout, stacked on a leading axis."""
+    return jnp.stack([wide(trained_kernel(teacher_params, record)) for record in records])
+
+
+def trained_kernel(teacher_params: Any, record: LayerRecord) -> Array:
+    """The teacher's kernel of one layer, in Flax's layout.
+
+    Raises:
+        ValueError: it is missing or has another shape.
+    """
+    node = teacher_params
+    for name in (*record.path, "kernel"):
+        if name not in node:
+            raise ValueError(
+                f"`teacher_variables` must hold params {record.name}/kernel; it is missing."
+            )
+        node = node[name]
+    _check_shape("params", (*record.path, "kernel"), node.shape, record.kernel_shape.layout)
+    return jnp.asarray(node)
 
 
 def _drawn(
@@ -205,12 +210,11 @@ def _drawn(
     """Initial values as the layers draw theirs, stacked by group."""
     start: dict[GroupKey, Factors] = {}
     for group, members in groups.items():
-        provider, shape = group
         start[group] = {}
-        for entry in provider.records(shape):
+        for factor in group.factors:
             key, subkey = jax.random.split(key)
-            draw = provider.initializer(entry.name, shape)
-            start[group][entry.name] = draw(subkey, (len(members), *entry.shape), dtypes[group])
+            shape = (len(members), *factor.shape)
+            start[group][factor.name] = factor.init(subkey, shape, dtypes[group])
     return start
 
 
@@ -222,8 +226,7 @@ def _given(
     """The caller's factors, stacked by group."""
     stacked: dict[GroupKey, Factors] = {}
     for group, members in groups.items():
-        provider, shape = group
-        wanted = {entry.name: entry.shape for entry in provider.records(shape)}
+        wanted = {factor.name: factor.shape for factor in group.factors}
         for record in members:
             found = {name: jnp.shape(v) for name, v in start.get(record.name, {}).items()}
             if found != wanted:
@@ -239,53 +242,12 @@ def _given(
 
 def _decomposed(targets: Mapping[GroupKey, Array]) -> dict[GroupKey, Factors]:
     """The closed-form start, stacked by group."""
-    return {
-        group: jax.vmap(functools.partial(_svd_start, group[0]))(kernels)
-        for group, kernels in targets.items()
-    }
+    return {group: jax.vmap(group.project)(kernels) for group, kernels in targets.items()}
 
 
-def _svd_start(provider: GeneratedKernel, kernel: Array) -> Factors:
-    """Parameters whose unrounded generated kernel is the projection of `kernel`."""
-    factors = project_kernel(kernel, provider.spec)._asdict()
-    present = {name: value for name, value in factors.items() if value is not None}
-    specs = {name: getattr(provider.spec, name) for name in present}
-    bounded = {n for n, s in specs.items() if s.bits is not None and s.scheme in _TANH_SCHEMES}
-    balanced = _balance(present, bounded)
-    return {n: unquantize(v, specs[n]) for n, v in balanced.items()}
-
-
-def _balance(factors: Factors, bounded: Set[str]) -> Factors:
-    """The same product with factors of equal largest entry, base by base.
-
-    Every factor has one grid per tensor, so bases of unlike scale would waste its levels. The
-    `bounded` ones hold values below one only: what they cannot hold goes to the others, or, where
-    all are bounded, is lost to a kernel of entries that large.
-    """
-    axes = {"basis": (1, 2), "coeff_in": (1, 2), "coeff_out": (0,)}
-    peaks = {n: jnp.max(jnp.abs(v), axes[n]) + 1e-12 for n, v in factors.items()}  # each [Bo]
-    product = functools.reduce(jnp.multiply, peaks.values())
-    level = product ** (1.0 / len(peaks))
-    capped = jnp.minimum(level, _REPRESENTABLE)
-    num_free = len(factors) - len(bounded)
-    free = level * (level / capped) ** (len(bounded) / max(num_free, 1))
-
-    def rescale(name: str, value: Array) -> Array:
-        shape = (1, -1) if name == "coeff_out" else (-1, 1, 1)
-        wanted = capped if name in bounded else free
-        return value * (wanted / peaks[name]).reshape(shape)
-
-    return {name: rescale(name, value) for name, value in factors.items()}
-
-
-def _kernels(provider: GeneratedKernel, factors: Factors) -> Array:
+def _kernels(kernel: Kernel, params: Factors) -> Array:
     """Quantised generated kernels of a group, `[L, Co, Ci, K]`."""
-
-    def one(layer: Factors) -> Array:
-        q = {n: fake_quantize(v, getattr(provider.spec, n)) for n, v in layer.items()}
-        return generate_kernel(q["basis"], q.get("coeff_in"), q.get("coeff_out"))
-
-    return jax.vmap(one)(factors)
+    return jax.vmap(lambda layer: from_layout(kernel.build(kernel.quantize(layer))))(params)
 
 
 def _minimise(
@@ -304,7 +266,7 @@ def _minimise(
 
     def loss_of(values: list[Factors], goals: list[Array]) -> Array:
         errors = [
-            jnp.sum(jnp.mean(jnp.square(_kernels(g[0], v) - t), (1, 2, 3)))
+            jnp.sum(jnp.mean(jnp.square(_kernels(g, v) - t), (1, 2, 3)))
             for g, v, t in zip(groups, values, goals, strict=True)
         ]
         return functools.reduce(jnp.add, errors)
@@ -320,7 +282,8 @@ def _minimise(
         carry, losses = jax.lax.scan(step, (values, state), None, length=count)
         return *carry, losses[0]
 
-    values, goals = [factors[g] for g in groups], [targets[g] for g in groups]
+    values = [factors[g] for g in groups]
+    goals = [jax.vmap(from_layout)(targets[g]) for g in groups]
     state = optimizer.init(values)
     history: list[tuple[int, float]] = []
     if store is not None and (stored := store.load()) is not None:
@@ -338,7 +301,8 @@ def _minimise(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _relative_errors(provider: GeneratedKernel, factors: Factors, targets: Array) -> Array:
+def _relative_errors(kernel: Kernel, params: Factors, targets: Array) -> Array:
     """`|W - T|^2 / |T|^2` for each layer of a group, `[L]`."""
-    difference = jnp.sum(jnp.square(_kernels(provider, factors) - targets), (1, 2, 3))
+    targets = jax.vmap(from_layout)(targets)
+    difference = jnp.sum(jnp.square(_kernels(kernel, params) - targets), (1, 2, 3))
     return difference / jnp.maximum(jnp.sum(jnp.square(targets), (1, 2, 3)), 1e-30)

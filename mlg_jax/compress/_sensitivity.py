@@ -10,12 +10,19 @@ import numpy as np
 from flax import linen as nn
 
 from mlg_jax._checks import check_floating, check_instance
-from mlg_jax._types import Array, Float, LayerRecord
-from mlg_jax.compress._candidates import AllocationSpec, ClosedForm, candidates_of
-from mlg_jax.compress._closed_form import rounded, rounded_kernel
-from mlg_jax.generation import GenerationSpec, from_layout, to_layout
-from mlg_jax.layers import layer_params, layer_records
+from mlg_jax._convolution import from_layout, to_layout
+from mlg_jax._types import Array, Float
+from mlg_jax.compress._spec import AllocationSpec
+from mlg_jax.kernels import (
+    ClosedForm,
+    GenerationSpec,
+    LayerRecord,
+    OrdinarySpec,
+    rounded_kernel,
+)
+from mlg_jax.layers import by_path, forward, generated, layer_params, layer_records
 from mlg_jax.models import ModelSpec, size_report
+from mlg_jax.quant import round_clipped
 
 _DEFAULT = AllocationSpec()
 _BATCH_SIZE = 128  # images that share their batch statistics while divergences are measured
@@ -66,7 +73,8 @@ def measure_sensitivity(
     are needed. For kernels between two measured ones it is interpolated by their errors.
 
     Args:
-        model: a trained network with ordinary kernels, from `create_model`.
+        model: a trained network with ordinary kernels: from `create_model`, or any Linen module of
+            plain Flax layers.
         variables: its parameters and statistics.
         images: normalised as the network takes them; the first `spec.num_images` are used.
         spec: choices and effort.
@@ -81,7 +89,7 @@ def measure_sensitivity(
     fixed_bits = check_compressible(model, variables, images, spec)
     kl_of = _harm_function(model, variables, images[: spec.num_images])
     layers = []
-    for record in convolutions(model, images):
+    for record in compressible(model, images):
         layers.append(_measure(record, variables["params"], spec, kl_of))
         on_report(layers[-1])
     return Sensitivity(tuple(layers), fixed_bits, spec.weight_bits)
@@ -91,37 +99,48 @@ def check_compressible(
     model: nn.Module, variables: Mapping[str, Any], images: Any, spec: AllocationSpec
 ) -> int:
     """Raises unless all fit together; the bits of what is not chosen by layer."""
-    check_trained(model, variables)
-    check_images(images)
+    check_trained(model, variables, images)
     ordinary = variant(model, None, spec.weight_bits)
     sizes = size_report(ordinary, variables, input_shape=(1, *images.shape[1:]))
-    chosen = sum(_ordinary_bits(r, spec.weight_bits) for r in convolutions(model, images))
+    chosen = sum(_ordinary_bits(r, spec.weight_bits) for r in compressible(model, images))
     return sizes.total.num_bits - chosen
 
 
-def convolutions(model: nn.Module, images: Array) -> list[LayerRecord]:
-    """The layers whose kernels may be generated."""
-    return [r for r in layer_records(model, (1, *images.shape[1:])) if r.kind == "conv"]
+def compressible(model: nn.Module, images: Array) -> list[LayerRecord]:
+    """The layers whose kernels may be generated.
+
+    Of a model of `create_model` its convolutions; of another all whose kernels can be replaced.
+    """
+    records = layer_records(variant(model, None, None), (1, *images.shape[1:]))
+    kinds = ("conv",) if is_own(model) else ("conv", "dense")
+    return [record for record in records if record.kind in kinds]
 
 
 def variant(model: nn.Module, generation: Any, weight_bits: int | None) -> nn.Module:
     """The same architecture with other kernels."""
+    if not is_own(model):
+        return generated(model, by_path(generation, weight_bits))
     changed = dataclasses.replace(model.spec, generation=generation, weight_bits=weight_bits)
     return changed.create()
 
 
-def check_trained(model: nn.Module, variables: Mapping[str, Any]) -> None:
-    """Raises unless `model` is of `create_model`, with ordinary kernels, and `variables` finite."""
+def is_own(model: nn.Module) -> bool:
+    """Whether `create_model` made it."""
+    return isinstance(getattr(model, "spec", None), ModelSpec)
+
+
+def check_trained(model: nn.Module, variables: Mapping[str, Any], images: Any) -> None:
+    """Raises unless `model` has ordinary kernels that are not quantised, and `variables` fit."""
     check_instance("model", model, nn.Module)
     check_instance("variables", variables, Mapping)
-    spec = getattr(model, "spec", None)
-    if not isinstance(spec, ModelSpec):
-        raise ValueError(f"`model` must be made by `create_model`; got a {type(model).__name__}.")
-    if spec.generation is not None or spec.weight_bits is not None:
-        raise ValueError(
-            "`model` must have ordinary kernels, `generation` and `weight_bits` None; "
-            f"got {spec.generation!r}, {spec.weight_bits!r}."
-        )
+    check_images(images)
+    for record in layer_records(model, (1, *images.shape[1:])):
+        spec = OrdinarySpec() if record.kernel is None else record.kernel.spec
+        if not isinstance(spec, OrdinarySpec) or spec.quant.bits is not None:
+            raise ValueError(
+                f"`model` must have ordinary kernels that are not quantised; {record.name} has "
+                f"{spec!r}."
+            )
     if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(variables)):
         raise ValueError("`variables` must be finite; got a NaN or an infinity.")
 
@@ -142,11 +161,10 @@ def _measure(
     kl_of: Callable[[LayerRecord, np.ndarray], float],
 ) -> LayerChoices:
     """One layer's choices: generated kernels, and the ordinary one."""
-    assert record.kernel is not None
     kernel = np.asarray(from_layout(layer_params(params, record)["kernel"]), np.float32)
-    candidates = candidates_of(kernel, record.kernel, spec)
+    candidates = spec.grid.candidates(kernel, record.kernel_shape)
     curve = {
-        c.error: kl_of(record, rounded_kernel(kernel, c.generation, record.kernel))
+        c.error: kl_of(record, rounded_kernel(kernel, c.generation, record.kernel_shape))
         for c in _spread(candidates, spec.num_measured)
     }
     errors = sorted(curve)
@@ -159,7 +177,7 @@ def _measure(
         )
         for c in candidates
     ]
-    ordinary = kernel if spec.weight_bits is None else rounded(kernel, spec.weight_bits)
+    ordinary = kernel if spec.weight_bits is None else round_clipped(kernel, spec.weight_bits)
     error = float(np.sum((ordinary - kernel) ** 2)) / max(float(np.sum(kernel**2)), 1e-30)
     num_bits = _ordinary_bits(record, spec.weight_bits)
     choices.append(Candidate(None, num_bits, error, kl_of(record, ordinary)))
@@ -177,8 +195,7 @@ def _spread(candidates: list[ClosedForm], count: int) -> list[ClosedForm]:
 
 
 def _ordinary_bits(record: LayerRecord, weight_bits: int | None) -> int:
-    assert record.kernel is not None
-    return record.kernel.size * (32 if weight_bits is None else weight_bits)
+    return record.kernel_shape.size * (32 if weight_bits is None else weight_bits)
 
 
 def _harm_function(
@@ -188,19 +205,17 @@ def _harm_function(
     batches = np.array_split(np.asarray(images), -(-len(images) // _BATCH_SIZE))
     state = {name: value for name, value in variables.items() if name != "params"}
     streams = {"dropout": jax.random.key(0)}  # the same units are dropped in both networks
+    apply = forward(model, train=True)
 
     @jax.jit
     def log_probabilities(params: Any, batch: Array) -> Array:
-        logits, _ = model.apply(
-            {"params": params, **state}, batch, train=True, mutable=list(state), rngs=streams
-        )
+        logits, _ = apply({"params": params, **state}, batch, mutable=list(state), rngs=streams)
         return jax.nn.log_softmax(logits.astype(jnp.float32))
 
     before = [log_probabilities(variables["params"], batch) for batch in batches]
 
     def kl(record: LayerRecord, kernel: np.ndarray) -> float:
-        assert record.kernel is not None
-        new = to_layout(jnp.asarray(kernel), record.kernel)
+        new = to_layout(jnp.asarray(kernel), record.kernel_shape)
         params = replaced(variables["params"], (*record.path, "kernel"), new)
         after = (log_probabilities(params, batch) for batch in batches)
         total = sum(float(_divergence(p, q)) for p, q in zip(before, after, strict=True))

@@ -10,7 +10,7 @@ from mlg_jax.engine._batching import BATCH_SIZES
 from mlg_jax.engine._fit import bounded_records
 from mlg_jax.engine._images import ImagePreprocessing
 from mlg_jax.engine._manifest import Manifest
-from mlg_jax.engine._network import spec_of
+from mlg_jax.engine._network import describe
 from mlg_jax.engine._predictor import Predictor
 from mlg_jax.export import pack_variables, read_packed, write_packed
 from mlg_jax.layers import layer_records
@@ -27,23 +27,27 @@ def save_packed(
     preprocessing: ImagePreprocessing | None = None,
     class_names: Sequence[str] | None = None,
     metrics: Mapping[str, float] | None = None,
+    input_shape: Sequence[int] | None = None,
 ) -> int:
     """Writes a trained model with every quantised tensor at its true width.
 
     Args:
         path: of the file, which is replaced as a whole or not at all.
-        model: as `create_model` made it.
+        model: as `create_model` made it; or any Linen module that maps images to logits, for which
+            the file keeps the name of its class: `load_packed` then needs the module.
         variables: its parameters and statistics, trained.
         preprocessing: what was done to the pixels; without it the predictor takes floats only.
         class_names: one a logit.
         metrics: what the model reached, finite numbers by name, such as `test_accuracy`.
+        input_shape: `[N, H, W, C]` of a module without an `input_shape` of its own, where there is
+            no preprocessing.
 
     Returns:
         The bytes written.
 
     Raises:
-        TypeError, ValueError: a model not made by `create_model` or changed since, variables of
-            another model, or names that are not one a logit.
+        TypeError, ValueError: variables of another model, class names that are not one per logit,
+            or a module that returns anything but logits.
         PackedFileError: a model for images so large that no file may ask for the memory.
         OSError: the file cannot be written; one that was there is whole.
 
@@ -53,14 +57,16 @@ def save_packed(
 
     Reference: https://arxiv.org/abs/2108.11430.
     """
+    shape = None if input_shape is None else tuple(input_shape)
+    if preprocessing is not None:
+        shape = (1, *preprocessing.image_shape)
+    size_report(model, variables, input_shape=shape)  # raises unless they are the model's
     manifest = Manifest(
-        model=spec_of(model),
+        model=describe(model, variables, shape and shape[1:]),
         preprocessing=preprocessing,
         class_names=tuple(class_names or ()),
         metrics=metrics or {},
     )
-    shape = None if preprocessing is None else (1, *preprocessing.image_shape)
-    size_report(model, variables, input_shape=shape)  # raises unless they are the model's
     packed = pack_variables(layer_records(model, shape), variables, manifest.tree)
     bounded_records(os.fspath(path), model, shape and shape[1:], packed.nbytes)  # as when loaded
     return write_packed(path, packed)
@@ -73,6 +79,7 @@ def load_packed(
     fold: bool = False,
     implementation: ImplementationChoice = "auto",
     batch_sizes: Sequence[int] = BATCH_SIZES,
+    model: nn.Module | None = None,
 ) -> Predictor:
     """Reads a packed file; nothing is compiled before the first call.
 
@@ -88,13 +95,15 @@ def load_packed(
         implementation: how generated kernels are applied, as `create_model` takes it.
         batch_sizes: that programs are compiled for, when first needed; other numbers of images are
             cut and padded to them.
+        model: the module of a file that holds one `create_model` did not make.
 
     Returns:
         A predictor: called with images `[N, H, W, C]` it gives logits; uint8 images get the
         stored preprocessing, floating ones are already normalised.
 
     Raises:
-        TypeError, ValueError: an option of another type or not among the choices.
+        TypeError, ValueError: an option of another type or not among the choices, or another
+            `model` than the file needs.
         PackedFileError: a file that is no packed model, or a damaged one.
         OSError: a file that cannot be read.
 
@@ -106,5 +115,6 @@ def load_packed(
         fold=fold,
         implementation=implementation,
         batch_sizes=batch_sizes,
+        model=model,
         name=os.fspath(path),
     )

@@ -8,8 +8,8 @@ from typing import Any
 import flax.errors
 
 from mlg_jax._errors import printable
-from mlg_jax._types import LayerRecord
 from mlg_jax.export import PackedFileError
+from mlg_jax.kernels import LayerRecord
 from mlg_jax.layers import layer_records
 
 ENTRIES_PER_BYTE = 8  # of an array in the file, at one bit an entry
@@ -76,8 +76,8 @@ def bounded_records(
 
 def _largest(record: LayerRecord) -> int:
     """Entries of the kernel, or of the output for one image."""
-    if record.kernel is None:
+    if record.shape is None:
         return record.num_params
     steps = zip(record.input_shape[1:-1], record.strides, strict=False)
     positions = math.prod(-(-size // stride) for size, stride in steps)
-    return max(record.kernel.size, positions * record.kernel.out_channels)
+    return max(record.shape.size, positions * record.shape.out_channels)

@@ -1,67 +1,63 @@
 """Batch normalisation folded into the convolutions before it: fewer arrays, fewer operations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flax import traverse_util
+
 from mlg_jax._types import Array
+from mlg_jax.kernels import LayerRecord
+from mlg_jax.layers import layer_factors
 
-Tree = Mapping[str, Any]
+Path = tuple[str, ...]
+_PARAMS, _STATISTICS = ("scale", "bias"), ("mean", "var")
 
 
-def fold_norms(variables: Tree, epsilon: float) -> dict[str, Any]:
+def fold_norms(records: Sequence[LayerRecord], variables: Mapping[str, Any]) -> dict[str, Any]:
     """Variables of the same network without norms, whose convolutions have biases instead.
 
-    `norm(W x) = g (W x) + h` with `g = scale / sqrt(var + epsilon)` and `h = bias - mean g`, and g
-    multiplies the rows of W, so the outermost factor takes it: V, without level 2 B (one base an
-    output channel), of an ordinary kernel all of it. Those are then on no grid any more.
+    `norm(W x) = g (W x) + h` with `g = scale / sqrt(var + epsilon)` and `h = bias - mean g`; g
+    multiplies the output channels of W (`Kernel.scale_outputs`), whose factors are then off their
+    grids.
 
     Args:
-        variables: decoded, nested; a norm is named as its convolution with `norm` for `conv`.
-            NumPy or JAX arrays, the result is of the same kind.
-        epsilon: of the norms.
+        records: the network's layers; a norm's says which convolution it follows.
+        variables: decoded, nested: NumPy or JAX arrays, the result is of the same kind.
 
     Returns:
-        `params`, and `batch_stats` if anything but norms has any.
+        `params`, and `batch_stats` if anything but norms has any, for `decoded_variables`.
 
     Raises:
-        ValueError: a norm without a convolution.
+        ValueError: a norm that follows no convolution, or a kernel that cannot take up its scale.
     """
-    params, stats = _folded(variables["params"], variables.get("batch_stats", {}), epsilon)
-    return {"params": params} | ({"batch_stats": stats} if stats else {})
+    params = traverse_util.flatten_dict(variables["params"])
+    stats = traverse_util.flatten_dict(variables.get("batch_stats", {}))
+    layers = {record.path: record for record in records}
+    for norm in (record for record in records if record.kind == "norm"):
+        conv = layers.get((*norm.path[:-1], norm.follows or ""))
+        if conv is None or conv.kernel is None:
+            raise ValueError(
+                "`fold` must be False unless every norm follows a convolution directly; "
+                f"{norm.name} does not."
+            )
+        values = {name: params.pop((*norm.path, name)) for name in _PARAMS}
+        values |= {name: stats.pop((*norm.path, name)) for name in _STATISTICS}
+        folded = _folded(conv, layer_factors(variables["params"], conv), params, values, norm)
+        params |= {(*conv.path, name): value for name, value in folded.items()}
+    nested = {"params": params} | ({"batch_stats": stats} if stats else {})
+    return {name: traverse_util.unflatten_dict(flat) for name, flat in nested.items()}
 
 
-def _folded(params: Tree, stats: Tree, epsilon: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    norms = {name for name, node in params.items() if _is_norm(node)}
-    partners = {name.replace("norm", "conv"): name for name in norms}
-    if not partners.keys() <= params.keys() - norms:
-        lonely = sorted(partners.keys() - (params.keys() - norms))
-        raise ValueError(f"`fold` must find a convolution for every norm; there is no {lonely[0]}.")
-    kept_params: dict[str, Any] = {}
-    kept_stats = {name: node for name, node in stats.items() if name not in params}
-    for name in sorted(params.keys() - norms):
-        node, node_stats = params[name], stats.get(name, {})
-        if name in partners:
-            norm = partners[name]
-            node = _scaled(node, {**params[norm], **stats[norm]}, epsilon)
-        elif isinstance(node, Mapping):
-            node, node_stats = _folded(node, node_stats, epsilon)
-        kept_params[name] = node
-        kept_stats |= {name: node_stats} if node_stats else {}
-    return kept_params, kept_stats
-
-
-def _is_norm(node: Any) -> bool:
-    return isinstance(node, Mapping) and "scale" in node
-
-
-def _scaled(conv: Tree, norm: Mapping[str, Array], epsilon: float) -> dict[str, Any]:
+def _folded(
+    conv: LayerRecord,
+    factors: Mapping[str, Array],
+    params: Mapping[Path, Array],
+    norm: Mapping[str, Array],
+    record: LayerRecord,
+) -> dict[str, Any]:
     """The convolution's parameters with the norm in them."""
-    gain = norm["scale"] * (norm["var"] + epsilon) ** -0.5
-    bias = norm["bias"] + (conv.get("bias", 0.0) - norm["mean"]) * gain
-    if "coeff_out" in conv:
-        scaled = {"coeff_out": conv["coeff_out"] * gain[:, None]}
-    elif "basis" in conv:
-        scaled = {"basis": conv["basis"] * gain[:, None, None]}
-    else:
-        scaled = {"kernel": conv["kernel"] * gain}
-    return {**conv, **scaled, "bias": bias}
+    assert conv.kernel is not None
+    gain = norm["scale"] * (norm["var"] + record.epsilon) ** -0.5
+    bias = params.get((*conv.path, "bias"), 0.0)
+    shift = norm["bias"] + (bias - norm["mean"]) * gain
+    return {**conv.kernel.scale_outputs(factors, gain), "bias": shift}

@@ -9,8 +9,8 @@ import mlg_jax
 from mlg_jax._checks import check_instance, check_real
 from mlg_jax._errors import MAX_LINE, printable
 from mlg_jax.engine._images import ImagePreprocessing
+from mlg_jax.engine._network import NetworkSpec, spec_from_json
 from mlg_jax.export import PackedFileError, PackedModel
-from mlg_jax.models import ModelSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Manifest:
     """What a file says besides its tensors.
 
     Args:
-        model: makes the network.
+        model: makes the network, or names the module that it is.
         preprocessing: of uint8 images; None: not known.
         class_names: one a logit; empty: not known.
         metrics: finite numbers by name, as they were when the file was written.
@@ -27,7 +27,7 @@ class Manifest:
         TypeError, ValueError: an argument of another type, or names that are not one a logit.
     """
 
-    model: ModelSpec
+    model: NetworkSpec
     preprocessing: ImagePreprocessing | None = None
     class_names: tuple[str, ...] = ()
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -71,7 +71,7 @@ class Manifest:
         try:
             preprocessing = tree["preprocessing"]
             return cls(
-                model=ModelSpec.from_json(tree["model"]),
+                model=spec_from_json(tree["model"]),
                 preprocessing=preprocessing and ImagePreprocessing.from_json(preprocessing),
                 class_names=tree["class_names"],
                 metrics=tree["metrics"],

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import jax
 import numpy as np
-from flax import traverse_util
 
 from mlg_jax.engine._fit import bounded_records, naming_misfits
 from mlg_jax.engine._manifest import Manifest
-from mlg_jax.engine._network import decoded_network
-from mlg_jax.export import PackedFileError, PackedModel, to_torch, unpack_variables
+from mlg_jax.engine._network import check_tensors, network_of
+from mlg_jax.export import PackedModel, to_torch, unpack_variables
+from mlg_jax.layers import decoded_variables
+from mlg_jax.models import ModelSpec
 
 
 def dense_state(packed: PackedModel, *, name: str = "the packed model") -> dict[str, np.ndarray]:
@@ -27,18 +27,17 @@ def dense_state(packed: PackedModel, *, name: str = "the packed model") -> dict[
         ValueError: a network with quantised activations, which has no such state dict.
     """
     manifest = Manifest.of(packed, name)
+    if not isinstance(manifest.model, ModelSpec):
+        raise ValueError(
+            f"`packed` must be of a model of `create_model`, as only these have counterparts in "
+            f"torchvision; got {manifest.model.module}."
+        )
     with naming_misfits(name):
-        network: Any = decoded_network(manifest.model, implementation="generate", is_folded=False)
+        network: Any = network_of(manifest.model, None, "generate")
     images = manifest.preprocessing
     shape = network.input_shape[1:] if images is None else images.image_shape
     records = bounded_records(name, network, shape, packed.nbytes)
-    image = jax.ShapeDtypeStruct((1, *shape), np.float32)
-    wanted = jax.eval_shape(network.init, jax.eval_shape(lambda: jax.random.key(0)), image)
-    variables = unpack_variables(packed)
-    if _shapes(variables) != _shapes(wanted):
-        raise PackedFileError(f"{name}: its tensors must be those of its model.")
-    return to_torch(records, variables)
-
-
-def _shapes(variables: dict) -> dict[tuple[str, ...], tuple[int, ...]]:
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables).items()}
+    with naming_misfits(name, ValueError):
+        check_tensors(network, shape, packed)
+    variables = decoded_variables(records, unpack_variables(packed))
+    return to_torch(records, variables, architecture=network.spec.name)

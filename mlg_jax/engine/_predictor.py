@@ -6,11 +6,12 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
+from mlg_jax import layers
 from mlg_jax._checks import check_choice, check_instance, check_integer
 from mlg_jax._types import Array
 from mlg_jax.engine._batching import BATCH_SIZES, Chunk, checked_sizes, chunks, padded
@@ -18,7 +19,7 @@ from mlg_jax.engine._fit import bounded_records, naming_misfits
 from mlg_jax.engine._fold import fold_norms
 from mlg_jax.engine._images import ImagePreprocessing
 from mlg_jax.engine._manifest import Manifest
-from mlg_jax.engine._network import decoded_network, norm_epsilon
+from mlg_jax.engine._network import ModuleSpec, NetworkSpec, check_tensors, network_of
 from mlg_jax.engine._resident import RESIDENCIES, make_resident
 from mlg_jax.export import PackedModel
 from mlg_jax.models import ImplementationChoice, ModelSpec
@@ -46,7 +47,7 @@ class Predictor:
 
     Args:
         packed: the content of a file.
-        residency, fold, implementation, batch_sizes: as `load_packed` takes them.
+        residency, fold, implementation, batch_sizes, model: as `load_packed` takes them.
         name: of the file, for messages.
 
     Raises:
@@ -63,6 +64,7 @@ class Predictor:
         fold: bool = False,
         implementation: ImplementationChoice = "auto",
         batch_sizes: Sequence[int] = BATCH_SIZES,
+        model: nn.Module | None = None,
         name: str = "the packed model",
     ) -> None:
         check_choice("residency", residency, RESIDENCIES)
@@ -70,22 +72,26 @@ class Predictor:
         self._batch_sizes = checked_sizes(batch_sizes)
         self._name, self._tree = name, packed.manifest
         self._manifest = Manifest.of(packed, name)
-        with naming_misfits(name):
-            network = decoded_network(self.spec, implementation=implementation, is_folded=fold)
-            epsilon = norm_epsilon(self.spec)
-        to_served = functools.partial(fold_norms, epsilon=epsilon) if fold else dict
+        spec = self._manifest.model
+        if model is None and isinstance(spec, ModelSpec):
+            with naming_misfits(name):
+                network = network_of(spec, None, implementation)
+        else:  # what the caller gives is the caller's fault
+            network = network_of(spec, model, implementation)
         self._network: Any = network
-        bounded_records(name, network, self.image_shape, packed.nbytes)
+        records = bounded_records(name, network, self.image_shape, packed.nbytes)
         with naming_misfits(name, ValueError):
-            resident = make_resident(packed, residency, to_served)
-        self._arrays, self._to_variables = resident.arrays, resident.to_variables
-        preprocessing = self.preprocessing
+            check_tensors(network, self.image_shape, packed)
+        to_served = functools.partial(fold_norms, records) if fold else dict
+        resident = make_resident(packed, residency, to_served)
+        self._arrays, preprocessing = resident.arrays, self.preprocessing
+        apply = layers.forward(network, train=False)
 
         def forward(arrays: list[Array], images: Array) -> Array:
             if preprocessing is not None and images.dtype == jnp.uint8:
                 images = preprocessing.normalize(images)
-            variables = resident.to_variables(arrays)
-            return cast(Array, network.apply(variables, images, train=False))
+            variables = layers.decoded_variables(records, resident.to_variables(arrays))
+            return cast(Array, apply(variables, images))
 
         self._forward = jax.jit(forward)
 
@@ -95,8 +101,8 @@ class Predictor:
         return self._tree
 
     @property
-    def spec(self) -> ModelSpec:
-        """The model that was saved."""
+    def spec(self) -> NetworkSpec:
+        """The model that was saved: what makes it, or the module that it is."""
         return self._manifest.model
 
     @property
@@ -112,8 +118,10 @@ class Predictor:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """`(height, width, channels)`; of the network's usual images where the file has none."""
-        usual = self._network.input_shape[1:]
-        return usual if self.preprocessing is None else self.preprocessing.image_shape
+        if self.preprocessing is not None:
+            return self.preprocessing.image_shape
+        spec = self.spec
+        return spec.image_shape if isinstance(spec, ModuleSpec) else self._network.input_shape[1:]
 
     @property
     def resident_bytes(self) -> int:
@@ -125,6 +133,11 @@ class Predictor:
         """The jitted `(arrays, images) -> logits` of any batch size, and the arrays."""
         return self._forward, self._arrays
 
+    def implementations(self, batch_size: int) -> dict[str, str]:
+        """How generated kernels are applied to a batch of that size, by layer."""
+        records = layers.layer_records(self._network, (batch_size, *self.image_shape))
+        return {r.name: r.implementation for r in records if r.implementation is not None}
+
     def __call__(self, images: Images) -> np.ndarray:
         """As `logits`."""
         return self.logits(images)
@@ -135,7 +148,6 @@ class Predictor:
         Raises:
             TypeError: images that are neither uint8 nor floating, or uint8 without preprocessing.
             ValueError: images of another shape than the network's.
-            PackedFileError: at the first call, tensors that are not the model's.
         """
         self._check(images)
         images = _native(images)
@@ -169,16 +181,7 @@ class Predictor:
         return self.class_names[index] if self.class_names else str(index)
 
     def _run(self, images: Images) -> jax.Array:
-        with naming_misfits(self._name):
-            try:
-                return self._forward(self._arrays, images)
-            except ValueError as error:
-                shape = jax.ShapeDtypeStruct(images.shape, jnp.float32)
-                wanted = jax.eval_shape(self._network.init, jax.random.key(0), shape)
-                found = jax.eval_shape(self._to_variables, self._arrays)
-                if _shapes(found) == _shapes(wanted):
-                    raise  # the images' fault
-                raise TypeError(f"{error}") from error
+        return self._forward(self._arrays, images)
 
     def _check(self, images: Any) -> None:
         check_instance("images", images, (np.ndarray, jax.Array))
@@ -205,8 +208,3 @@ def _native(images: Images) -> Images:
 def _real_rows(chunk: Chunk, logits: jax.Array) -> np.ndarray:
     """Without those that were filled in; waits for them."""
     return np.asarray(logits)[: chunk.stop - chunk.start]
-
-
-def _shapes(variables: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
-    flat = flax.traverse_util.flatten_dict(dict(variables))
-    return {path: leaf.shape for path, leaf in flat.items()}

@@ -4,17 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import ShapeDtypeStruct, export, jit
 
 from mlg_jax._checks import check_choice, check_instance, check_integer
 from mlg_jax._types import Array
-from mlg_jax.engine._fit import naming_misfits
-from mlg_jax.engine._manifest import Manifest
-from mlg_jax.engine._network import decoded_network
 from mlg_jax.engine._predictor import Predictor
 from mlg_jax.export import PackedModel
-from mlg_jax.layers import layer_records
-from mlg_jax.models import ImplementationChoice
+from mlg_jax.models import ImplementationChoice, ModelSpec
 
 PLATFORMS = ("cpu", "cuda")
 IMAGE_DTYPES = ("float32", "uint8")
@@ -31,6 +28,7 @@ def export_stablehlo(
     implementation: ImplementationChoice = "auto",
     batch_size: int = 1,
     platforms: Sequence[str] = PLATFORMS,
+    model: nn.Module | None = None,
     name: str = "the packed model",
 ) -> bytes:
     """The network of a packed file, to be run by `jax.export.deserialize(data).call(images)`.
@@ -50,6 +48,7 @@ def export_stablehlo(
         implementation: as `load_packed` takes it.
         batch_size: what `auto` chooses implementations for; the artefact takes any.
         platforms: what the program is lowered for, `cpu`, `cuda` or both.
+        model: as `load_packed` takes it.
         name: of the file, for messages.
 
     Returns:
@@ -76,8 +75,12 @@ def export_stablehlo(
     for platform in platforms:
         check_choice("platforms", platform, PLATFORMS)
     check_integer("batch_size", batch_size, 1)
-    chosen = _implementations(packed, implementation, fold, batch_size, name)
-    predictor = Predictor(packed, residency=residency, fold=fold, implementation=chosen, name=name)
+    options: dict[str, Any] = {"residency": residency, "fold": fold, "model": model, "name": name}
+    predictor = Predictor(packed, implementation=implementation, **options)
+    if isinstance(predictor.spec, ModelSpec):
+        # Nothing can be chosen while the batch is a symbol.
+        chosen = predictor.implementations(batch_size)
+        predictor = Predictor(packed, implementation=chosen, **options)
     if images == "uint8" and predictor.preprocessing is None:
         raise ValueError(
             "`images` must be 'float32', as the file has no preprocessing; got 'uint8'."
@@ -98,23 +101,3 @@ def export_stablehlo(
         return bytes(exported.serialize())
     except ImportError as error:
         raise ImportError(f"An artefact needs `pip install mlg-jax[export]`. {error}") from None
-
-
-def _implementations(
-    packed: PackedModel,
-    implementation: ImplementationChoice,
-    fold: bool,
-    batch_size: int,
-    name: str,
-) -> dict[str, str]:
-    """By layer: nothing can be chosen while the batch is a symbol."""
-    manifest = Manifest.of(packed, name)
-    with naming_misfits(name):
-        network: Any = decoded_network(
-            manifest.model, implementation=implementation, is_folded=fold
-        )
-    preprocessing = manifest.preprocessing
-    shape = preprocessing.image_shape if preprocessing else network.input_shape[1:]
-    with naming_misfits(name, ValueError):
-        records = layer_records(network, (batch_size, *shape))
-    return {r.name: r.implementation for r in records if r.implementation is not None}

@@ -6,12 +6,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mlg_jax.export import from_torch, torch_num_classes
-from mlg_jax.layers import layer_records
+from mlg_jax.layers import layer_records, variable_shapes
 from mlg_jax.models import MODELS, STEMS, ModelSpec, ResNet
 
 State = Mapping[str, np.ndarray]
@@ -57,11 +55,12 @@ def _imported(
     state: State, spec: ModelSpec, input_shape: Sequence[int] | None
 ) -> tuple[Any, dict[str, Any]]:
     any_classes = dataclasses.replace(spec, num_classes=1).create()
-    num_classes = torch_num_classes(state, layer_records(any_classes, input_shape))
+    num_classes = torch_num_classes(
+        state, layer_records(any_classes, input_shape), architecture=spec.name
+    )
     model: Any = dataclasses.replace(spec, num_classes=num_classes).create()
-    image = jax.ShapeDtypeStruct(tuple(input_shape or model.input_shape), jnp.float32)
-    template = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), image)
-    return model, from_torch(state, layer_records(model, input_shape), template)
+    records, template = layer_records(model, input_shape), variable_shapes(model, input_shape)
+    return model, from_torch(state, records, template, architecture=spec.name)
 
 
 def _fitting(state: State, spec: ModelSpec) -> Iterator[ModelSpec]:
@@ -86,9 +85,9 @@ def _is_alike(state: State, spec: ModelSpec) -> bool:
 def _fits(state: State, spec: ModelSpec) -> bool:
     """Whether names and shapes are those of the model, for any number of classes."""
     try:
-        num_classes = torch_num_classes(state, layer_records(spec.create()))
+        num_classes = torch_num_classes(state, layer_records(spec.create()), architecture=spec.name)
         records = layer_records(dataclasses.replace(spec, num_classes=num_classes).create())
-        from_torch(state, records, {})
+        from_torch(state, records, {}, architecture=spec.name)
     except ValueError:
         return False
     return True

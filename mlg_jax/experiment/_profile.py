@@ -203,7 +203,7 @@ def _densities(network: Stage, mesh: Mesh) -> DensityProfile:
 
 
 def _updated(model: Any, stats: Any, variables: Any, image: jax.Array, key: jax.Array) -> Any:
-    model = model.clone(remat=_PIECES)
+    model = model.clone(layers=dataclasses.replace(model.layers, remat=_PIECES))
     return update_densities(stats, measure_densities(model, variables, image, rngs=_streams(key)))
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from flax import traverse_util
 
 from mlg_jax._errors import printable
-from mlg_jax._types import KernelShape, LayerRecord
-from mlg_jax.export._torch_names import Names, norm_of, torch_names
+from mlg_jax.export._torch_names import Names, TorchNames, torch_names
 from mlg_jax.export._torch_wrappers import own_names
+from mlg_jax.kernels import Kernel, LayerRecord
 
 State = Mapping[str, np.ndarray]  # parameters and buffers by name, as PyTorch's `state_dict`
 Path = tuple[str, ...]
@@ -24,12 +24,16 @@ _NORM_LEAVES = {
     "running_var": ("batch_stats", "var"),
 }
 # Counters, and what the original's quantisers hold beside the ranges that are asked for.
-_IGNORED = r".*\.(num_batches_tracked|(input|weight|basis|coeff_in|coeff_out)_quantizer\..*)"
+_IGNORED = r".*\.(num_batches_tracked|\w+_quantizer\..*)"
 _MAX_LISTED = 8  # names of one kind in an error message
 
 
 def from_torch(
-    state: State, records: Sequence[LayerRecord], template: Mapping[str, Any]
+    state: State,
+    records: Sequence[LayerRecord],
+    template: Mapping[str, Any],
+    *,
+    architecture: str,
 ) -> dict[str, Any]:
     """Variables of a model with the numbers of a PyTorch network of the same architecture.
 
@@ -44,6 +48,7 @@ def from_torch(
             `model.`, any that all names share) and their counters are left out.
         records: the model's, from `layer_records`.
         template: the model's variables, or their shapes and dtypes.
+        architecture: the model's name, as `create_model` takes it.
 
     Returns:
         Variables as the template's. Ranges of activation quantisers that the state has not start
@@ -56,13 +61,14 @@ def from_torch(
     Reference: https://pytorch.org/vision/stable/models.html, https://arxiv.org/abs/2108.11430.
     """
     source = _Source(state)
-    names = torch_names(records, has_norms=source.has_norms)
+    names = torch_names(architecture, records, has_norms=source.has_norms)
     found: dict[Path, np.ndarray] = {}
     for record in records:
-        take = _take_norm if record.kind == "norm" else _take_product
+        take = _take_norm if record.kernel is None else _take_product
         found |= take(source, record, names)
     for record in records:
-        _take_bias_off_mean(source, record, names, found)
+        if record.follows is not None:
+            _take_bias_off_mean(source, record, names, found)
     wanted = traverse_util.flatten_dict(dict(template))
     for path in wanted:
         if path[-2:] == ("range", "is_set"):
@@ -72,7 +78,9 @@ def from_torch(
     return traverse_util.unflatten_dict(flat)
 
 
-def to_torch(records: Sequence[LayerRecord], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_torch(
+    records: Sequence[LayerRecord], variables: Mapping[str, Any], *, architecture: str
+) -> dict[str, np.ndarray]:
     """The state dict of the same network with ordinary kernels, in torchvision's names.
 
     Kernels are generated from quantised factors, and quantised where they are quantised as a whole:
@@ -81,7 +89,9 @@ def to_torch(records: Sequence[LayerRecord], variables: Mapping[str, Any]) -> di
 
     Args:
         records: the model's, from `layer_records`.
-        variables: the model's `params` and `batch_stats`.
+        variables: the model's `params` and `batch_stats`; factors in the collection `factors` are
+            on their grids already.
+        architecture: the model's name, as `create_model` takes it.
 
     Returns:
         float32 arrays by name, kernels `[out, in, height, width]` or `[out, in]`.
@@ -96,15 +106,16 @@ def to_torch(records: Sequence[LayerRecord], variables: Mapping[str, Any]) -> di
             f"`variables` must be of a network without activation bits; got {'/'.join(quantized)}."
         )
     has_norms = any(record.kind == "norm" for record in records)
-    names = torch_names(records, has_norms=has_norms)
-    is_pointwise = "fire2/squeeze_conv" in names  # SqueezeNet's classifier is a 1 x 1 convolution
+    names = torch_names(architecture, records, has_norms=has_norms)
+    is_pointwise = architecture == "squeezenet"  # SqueezeNet's classifier is a 1 x 1 convolution
     kernels = _kernels(records, flat)
     state: dict[str, np.ndarray] = {}
     for record in records:
-        module = names[record.name][0]
-        if record.kind == "norm":
+        if record.kernel is None:
+            module = names.norms[_conv_of(record)][0]
             values = _norm_values(flat, record)
         else:
+            module = names.layers[record.name][0]
             values = {"weight": _to_torch(np.asarray(kernels[record.name]))}
             if "bias" in record.factor_names:
                 values["bias"] = flat[("params", *record.path, "bias")]
@@ -116,14 +127,14 @@ def to_torch(records: Sequence[LayerRecord], variables: Mapping[str, Any]) -> di
     return state
 
 
-def torch_num_classes(state: State, records: Sequence[LayerRecord]) -> int:
+def torch_num_classes(state: State, records: Sequence[LayerRecord], *, architecture: str) -> int:
     """The number of classes of a state dict: the rows of its classifier.
 
     Raises:
         ValueError: it has no classifier, or one without rows.
     """
     source = _Source(state)
-    names = torch_names(records, has_norms=source.has_norms)["classifier"]
+    names = torch_names(architecture, records, has_norms=source.has_norms).layers["classifier"]
     weight = source.optional(names, "weight")
     if weight is None or weight.size == 0 or weight.ndim == 0:
         what = "it is missing" if weight is None else f"its shape is {weight.shape}"
@@ -184,81 +195,76 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join([*(printable(name, 80) for name in names[:_MAX_LISTED]), *more])
 
 
-def _take_norm(
-    source: _Source, record: LayerRecord, names: Mapping[str, Names]
-) -> dict[Path, np.ndarray]:
+def _conv_of(norm: LayerRecord) -> str:
+    """The path of the convolution that a norm follows."""
+    return "/".join((*norm.path[:-1], norm.follows or ""))
+
+
+def _take_norm(source: _Source, record: LayerRecord, names: TorchNames) -> dict[Path, np.ndarray]:
     shape = record.factors[0].shape
     return {
-        (collection, *record.path, ours): source.take(names[record.name], theirs, shape)
+        (collection, *record.path, ours): source.take(names.norms[_conv_of(record)], theirs, shape)
         for theirs, (collection, ours) in _NORM_LEAVES.items()
     }
 
 
 def _take_product(
-    source: _Source, record: LayerRecord, names: Mapping[str, Names]
+    source: _Source, record: LayerRecord, names: TorchNames
 ) -> dict[Path, np.ndarray]:
     """A convolution or dense layer."""
     assert record.kernel is not None
-    modules, norm = names[record.name], names.get(norm_of(record.name), ())
-    is_folded = record.factor_names == ("kernel", "bias") and source.has(norm, "running_mean")
-    values = {}
-    for factor in record.factors:
-        if factor.name == "bias" and is_folded and not source.has(modules, "bias"):
-            values["bias"] = np.zeros(factor.shape)
-        elif factor.name == "kernel":
-            values["kernel"] = _to_flax(_take_weight(source, modules, record.kernel))
-        elif factor.name == "basis":
-            values["basis"] = _take_basis(source, modules, record.kernel, factor.shape)
+    modules, norm = names.layers[record.name], names.norms.get(record.name, ())
+    values = record.kernel.from_torch(_Module(source, modules))
+    if "bias" in record.factor_names:
+        shape = (record.kernel_shape.out_channels,)
+        is_folded = source.has(norm, "running_mean")
+        if is_folded and not source.has(modules, "bias"):
+            values["bias"] = np.zeros(shape)
         else:
-            values[factor.name] = source.take(modules, factor.name, factor.shape)
-    if is_folded:
-        _fold(source, norm, values)
+            values["bias"] = source.take(modules, "bias", shape)
+        if is_folded:
+            values = _folded(source, norm, record.kernel, values)
     return {("params", *record.path, name): value for name, value in values.items()}
 
 
-def _take_weight(source: _Source, modules: Names, kernel: KernelShape) -> np.ndarray:
-    """`[Co, Ci, height, width]`; `[Co, Ci]` of a dense layer, there maybe a 1 x 1 convolution."""
-    channels = (kernel.out_channels, kernel.in_channels)
-    if kernel.window is None:
-        return source.take(modules, "weight", channels, (*channels, 1, 1))
-    return source.take(modules, "weight", (*channels, *kernel.window))
+class _Module:
+    """One module of a state dict, as kernels see it."""
+
+    def __init__(self, source: _Source, modules: Names) -> None:
+        self._source, self._modules = source, modules
+
+    def has(self, name: str) -> bool:
+        return self._source.has(self._modules, name)
+
+    def take(self, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
+        return self._source.take(self._modules, name, *shapes)
 
 
-def _take_basis(
-    source: _Source, modules: Names, kernel: KernelShape, shape: tuple[int, ...]
-) -> np.ndarray:
-    """`[Bo, Bi or Ci, K]`; the original keeps it in a corner of the full weight."""
-    num_bases, rows, _ = shape
-    if source.has(modules, "basis"):
-        basis = source.take(modules, "basis", (num_bases, rows, *(kernel.window or ())))
-    else:
-        basis = _take_weight(source, modules, kernel)[:num_bases, :rows]
-    return basis.reshape(shape)
-
-
-def _fold(source: _Source, norm: Names, values: dict[str, np.ndarray]) -> None:
+def _folded(
+    source: _Source, norm: Names, kernel: Kernel, values: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Makes one layer of a convolution and its norm."""
     scale, shift, mean, var = (
         source.take(norm, leaf, values["bias"].shape).astype(np.float64) for leaf in _NORM_LEAVES
     )
-    factor = scale / np.sqrt(var + _EPSILON)
-    values["kernel"] = values["kernel"] * factor
-    values["bias"] = (values["bias"] - mean) * factor + shift
+    gain = scale / np.sqrt(var + _EPSILON)
+    factors = {name: value for name, value in values.items() if name != "bias"}
+    bias = (values["bias"] - mean) * gain + shift
+    return {**kernel.scale_outputs(factors, gain), "bias": bias}
 
 
 def _take_bias_off_mean(
-    source: _Source, record: LayerRecord, names: Mapping[str, Names], found: dict[Path, np.ndarray]
+    source: _Source, norm: LayerRecord, names: TorchNames, found: dict[Path, np.ndarray]
 ) -> None:
     """A bias before a norm, which takes it off again; in training as a part of the batch's mean."""
-    mean = ("batch_stats", *norm_of(record.name).split("/"), "mean")
-    has_bias = record.kind == "conv" and source.has(names[record.name], "bias")
-    if has_bias and "bias" not in record.factor_names and mean in found:
-        found[mean] = found[mean] - source.take(names[record.name], "bias", found[mean].shape)
+    mean, modules = ("batch_stats", *norm.path, "mean"), names.layers[_conv_of(norm)]
+    if source.has(modules, "bias"):
+        found[mean] = found[mean] - source.take(modules, "bias", found[mean].shape)
 
 
-def _take_range(source: _Source, path: Path, names: Mapping[str, Names]) -> dict[Path, np.ndarray]:
+def _take_range(source: _Source, path: Path, names: TorchNames) -> dict[Path, np.ndarray]:
     """The range of an activation quantiser, at `(collection, *layer, "input_quant", "range")`."""
-    modules = names["/".join(path[1:-2])]
+    modules = names.layers["/".join(path[1:-2])]
     ends = [source.optional(modules, f"input_quantizer.obs.{end}_val") for end in ("min", "max")]
     found = [end.reshape(()) for end in ends if end is not None and end.size == 1]
     is_set = len(found) == 2 and bool(np.all(np.isfinite(found)))  # infinite before training
@@ -279,26 +285,22 @@ def _norm_values(arrays: Mapping[Path, Any], record: LayerRecord) -> dict[str, A
 
 def _kernels(records: Sequence[LayerRecord], arrays: Mapping[Path, Any]) -> dict[str, Any]:
     """The kernels of all layers as the network uses them, by one program that is compiled once."""
-    layers = {record.name: record for record in records if record.kind != "norm"}
+    kernels = {r.name: (r.path, r.kernel) for r in records if r.kernel is not None}
+    collection = "factors" if any(path[0] == "factors" for path in arrays) else "params"
 
     @jax.jit
     def build(factors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        return {
-            name: layer.provider.build(layer.provider.quantize(factors[name], None), layer.kernel)
-            for name, layer in layers.items()
-        }
+        def one(kernel: Kernel, stored: Mapping[str, Any]) -> Any:
+            return kernel.build(stored if collection == "factors" else kernel.quantize(stored))
+
+        return {name: one(kernel, factors[name]) for name, (_, kernel) in kernels.items()}
 
     return build(
         {
-            name: {k: arrays[("params", *layer.path, k)] for k in layer.factor_names if k != "bias"}
-            for name, layer in layers.items()
+            name: {f.name: arrays[(collection, *path, f.name)] for f in kernel.factors}
+            for name, (path, kernel) in kernels.items()
         }
     )
-
-
-def _to_flax(weight: np.ndarray) -> np.ndarray:
-    """`[Co, Ci, height, width]` to `[height, width, Ci, Co]`; `[Co, Ci]` to `[Ci, Co]`."""
-    return weight.T if weight.ndim == 2 else weight.transpose(2, 3, 1, 0)
 
 
 def _to_torch(kernel: np.ndarray) -> np.ndarray:

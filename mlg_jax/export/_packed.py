@@ -11,7 +11,6 @@ import numpy as np
 from flax import traverse_util
 
 from mlg_jax._checks import check_instance
-from mlg_jax._types import LayerRecord
 from mlg_jax.export._tensor import (
     PLAIN_BYTES,
     PackedTensor,
@@ -20,6 +19,7 @@ from mlg_jax.export._tensor import (
     pack_codes,
     pack_plain,
 )
+from mlg_jax.kernels import LayerRecord
 from mlg_jax.quant import QuantSpec, encode, fake_quantize
 
 PARAMS = "params"
@@ -63,7 +63,9 @@ def pack_variables(
     check_instance("variables", variables, Mapping)
     arrays = traverse_util.flatten_dict(variables)
     quantizers = _quantizers(records, arrays)
-    tensors = (_pack(path, arrays[path], quantizers.get(path)) for path in sorted(arrays))
+    tensors = (
+        _pack(path, arrays[path], quantizers.get(path, QuantSpec())) for path in sorted(arrays)
+    )
     return PackedModel(tuple(tensors), _plain_json(manifest))
 
 
@@ -94,12 +96,11 @@ def _quantizers(
                     f"`variables` must hold {'/'.join(path)} with shape {factor.shape}; "
                     f"got {'nothing' if shape is None else shape}."
                 )
-            if factor.scheme is not None:
-                quantizers[path] = QuantSpec(factor.bits, factor.scheme)
+            quantizers[path] = factor.quant
     return quantizers
 
 
-def _pack(path: Path, value: Any, spec: QuantSpec | None) -> PackedTensor:
+def _pack(path: Path, value: Any, spec: QuantSpec) -> PackedTensor:
     array, name = np.asarray(value), "/".join(path)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX takes no other order
     if array.dtype.name not in PLAIN_BYTES:
@@ -107,7 +108,7 @@ def _pack(path: Path, value: Any, spec: QuantSpec | None) -> PackedTensor:
     if array.size == 0 or not np.all(np.isfinite(array)):
         what = f"shape {array.shape}" if array.size == 0 else "NaN or infinity"
         raise ValueError(f"`variables` must be finite and not empty; got {what} in {name}.")
-    if spec is None:
+    if spec.bits is None and spec.scheme != "tanh_norm":
         return pack_plain(path, array)
     if spec.bits is None:
         return pack_plain(path, np.asarray(fake_quantize(jnp.asarray(array), spec)))

@@ -10,23 +10,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlg_jax._types import LayerRecord
-from mlg_jax.generation._cost import generation_multiply_adds
-from mlg_jax.generation._spec import FactorShapes
+from mlg_jax._types import KernelShape, LayerGeometry
+from mlg_jax.generation._shapes import FactorShapes
 
-IMPLEMENTATIONS = ("auto", "generate", "factored_out", "factored")
+IMPLEMENTATIONS = ("generate", "factored_out", "factored")
 # What was timed may not hold on another machine: far more arithmetic than needed is never chosen.
 MAX_MULTIPLY_ADDS = 1.5
 
 
 def choose_implementation(
-    shapes: FactorShapes, record: LayerRecord, dtype: Any, *, is_training: bool
+    shapes: FactorShapes, layer: LayerGeometry, dtype: Any, *, is_training: bool
 ) -> str:
     """The implementation with the least predicted time for this layer, batch, dtype and backend.
 
     Args:
         shapes: of the factors.
-        record: the layer, with `input_shape`.
+        layer: the layer, with `input_shape`.
         dtype: of the computation.
         is_training: a backward pass will follow.
 
@@ -38,12 +37,12 @@ def choose_implementation(
     backend = jax.default_backend()
     names = (f"{backend}, {name}, {kind}" for name in (jnp.dtype(dtype).name, "float32"))
     costs = next((_costs()[name] for name in names if name in _costs()), {})
-    return cheapest(shapes, record, costs, is_training=is_training)
+    return cheapest(shapes, layer, costs, is_training=is_training)
 
 
 def cheapest(
     shapes: FactorShapes,
-    record: LayerRecord,
+    layer: LayerGeometry,
     costs: Mapping[str, Mapping[str, float]],
     *,
     is_training: bool,
@@ -52,14 +51,14 @@ def cheapest(
 
     Where `costs` lack one of the kinds, the one with the fewest multiply-adds.
     """
-    sizes = {e: multiply_adds(e, shapes, record) for e in distinct_implementations(shapes)}
+    sizes = {e: multiply_adds(e, shapes, layer) for e in distinct_implementations(shapes)}
     fewest = min(sizes, key=sizes.__getitem__)
-    if any(cost_kind(e, record) not in costs for e in sizes):
+    if any(cost_kind(e, layer) not in costs for e in sizes):
         return fewest
 
     def seconds(implementation: str) -> float:
-        rates = costs[cost_kind(implementation, record)]
-        features = cost_features(implementation, shapes, record, is_training=is_training)
+        rates = costs[cost_kind(implementation, layer)]
+        features = cost_features(implementation, shapes, layer, is_training=is_training)
         return sum(rates[name] * value for name, value in features.items())
 
     return min((e for e in sizes if sizes[e] <= MAX_MULTIPLY_ADDS * sizes[fewest]), key=seconds)
@@ -73,37 +72,44 @@ def distinct_implementations(shapes: FactorShapes) -> tuple[str, ...]:
     """
     if shapes.coeff_in is None:
         return ("generate", "factored_out")
-    return ("generate", "factored") if shapes.coeff_out is None else IMPLEMENTATIONS[1:]
+    return ("generate", "factored") if shapes.coeff_out is None else IMPLEMENTATIONS
 
 
-def multiply_adds(implementation: str, shapes: FactorShapes, record: LayerRecord) -> int:
+def generation_multiply_adds(shapes: FactorShapes, kernel: KernelShape) -> int:
+    """Multiply-adds of building W once: `Bo Ci Bi K` for level 1, `Co Bo Ci K` for level 2."""
+    num_bases, base_in, taps = shapes.basis
+    within = num_bases * kernel.in_channels * base_in * taps if shapes.coeff_in else 0
+    across = kernel.size * num_bases if shapes.coeff_out else 0
+    return within + across
+
+
+def multiply_adds(implementation: str, shapes: FactorShapes, layer: LayerGeometry) -> int:
     """Those of one forward pass, the building of kernels included."""
     return sum(
         count
-        for name, count in cost_features(implementation, shapes, record, is_training=False).items()
+        for name, count in cost_features(implementation, shapes, layer, is_training=False).items()
         if name.endswith("multiply_adds")
     )
 
 
-def cost_kind(implementation: str, record: LayerRecord) -> str:
+def cost_kind(implementation: str, layer: LayerGeometry) -> str:
     """What is calibrated on its own: an implementation with one of the compiler's products."""
-    assert record.kernel is not None
-    if record.groups > 1:
+    if layer.groups > 1:
         return f"{implementation}, grouped"
-    return f"{implementation}, {'1 x 1' if record.kernel.taps == 1 else 'k x k'}"
+    return f"{implementation}, {'1 x 1' if layer.kernel_shape.taps == 1 else 'k x k'}"
 
 
 def cost_features(
-    implementation: str, shapes: FactorShapes, record: LayerRecord, *, is_training: bool
+    implementation: str, shapes: FactorShapes, layer: LayerGeometry, *, is_training: bool
 ) -> dict[str, int]:
     """What a layer's time is a linear function of: counts of one forward pass."""
-    kernel = record.kernel
+    kernel = layer.kernel_shape
     assert kernel is not None
     if implementation not in distinct_implementations(shapes):
         implementation = "factored_out" if shapes.coeff_in is None else "generate"
-    num_in, num_out = _positions(record)
+    num_in, num_out = _positions(layer)
     num_bases, base_in, taps = shapes.basis
-    groups = record.groups
+    groups = layer.groups
     moved = num_in * groups * kernel.in_channels + num_out * kernel.out_channels
     across = num_out * kernel.out_channels * num_bases if shapes.coeff_out else 0
     if implementation == "generate":
@@ -135,16 +141,15 @@ def cost_features(
     }
 
 
-def _positions(record: LayerRecord) -> tuple[int, int]:
+def _positions(layer: LayerGeometry) -> tuple[int, int]:
     """Pixels of all samples that go in and come out."""
-    if not record.padding:
-        num = math.prod(record.input_shape[:-1])
+    if not layer.padding:
+        num = math.prod(layer.input_shape[:-1])
         return num, num
-    assert record.kernel is not None and record.kernel.window is not None
-    batch, *size, _ = record.input_shape
-    axes = zip(
-        size, record.padding, record.kernel.window, record.dilation, record.strides, strict=True
-    )
+    batch, *size, _ = layer.input_shape
+    window = layer.kernel_shape.window
+    assert window is not None, "a convolution"
+    axes = zip(size, layer.padding, window, layer.dilation, layer.strides, strict=True)
     outs = [(n + sum(p) - d * (k - 1) - 1) // s + 1 for n, p, k, d, s in axes]
     return batch * math.prod(size), batch * math.prod(outs)
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mlg_jax._convolution import convolve_as
 from mlg_jax._ordering import materialize
-from mlg_jax._types import Array, Float, LayerRecord
-from mlg_jax.generation._apply import convolve_as
+from mlg_jax._types import Array, Float, LayerGeometry
 from mlg_jax.generation._generate import generate_kernel
 from mlg_jax.generation._implementation import Implementation, dispatch_by_platform
 from mlg_jax.generation._shifts import (
@@ -28,7 +28,7 @@ Prepared = dict[str, Any]
 PART_BYTES = 2**21
 
 
-def apply_factored(factors: Factors, x: Array, record: LayerRecord) -> Array:
+def apply_factored(factors: Factors, x: Array, layer: LayerGeometry) -> Array:
     """`y = V (B * (U x))`: 1 x 1 by U to Bo Bi channels, k x k within each, 1 x 1 by V.
 
     Multiply-adds a position: `Ci Bo Bi + Bo Bi k^2 + Bo Co`; strides are those of the k x k part.
@@ -37,48 +37,47 @@ def apply_factored(factors: Factors, x: Array, record: LayerRecord) -> Array:
     Args:
         factors: `basis`, and where they exist `coeff_in`, `coeff_out`, quantised.
         x: `[N, H, W, C]`, or `[..., C]` for a dense layer.
-        record: the layer's kernel, strides, padding, dilation and groups.
+        layer: the layer's kernel, strides, padding, dilation and groups.
 
     Returns:
         y, in the dtype of x. Residuals: x and the factors.
     """
     if "coeff_in" not in factors:
-        return apply_factored_out(factors, x, record)
+        return apply_factored_out(factors, x, layer)
     num_bases, in_channels, base_in = factors["coeff_in"].shape
     sample = math.prod(x.shape[1:]) // in_channels * num_bases * base_in
-    prepare = functools.partial(_prepare_levels, record=record)
-    backward = None if record.groups > 1 else functools.partial(_backward_by_shifts, record=record)
+    prepare = functools.partial(_prepare_levels, layer=layer)
+    backward = None if layer.groups > 1 else functools.partial(_backward_by_shifts, layer=layer)
     cpu = Implementation(
         prepare,
-        functools.partial(_forward_by_shifts, record=record),
+        functools.partial(_forward_by_shifts, layer=layer),
         backward,
         _num_parts(x.shape[0], sample),
     )
-    default = Implementation(prepare, functools.partial(_forward_by_groups, record=record))
+    default = Implementation(prepare, functools.partial(_forward_by_groups, layer=layer))
     return dispatch_by_platform(factors, x, cpu=cpu, default=default)
 
 
-def apply_factored_out(factors: Factors, x: Array, record: LayerRecord) -> Array:
+def apply_factored_out(factors: Factors, x: Array, layer: LayerGeometry) -> Array:
     """`y = V (W1 * x)`, `W1 = U B`: the convolution with Bo outputs, then 1 x 1 by V.
 
     Multiply-adds a position: `Ci Bo k^2 + Bo Co`. Without level 2 it is the convolution with W.
 
     Args and returns as `apply_factored`.
     """
-    assert record.kernel is not None
-    if record.kernel.taps == 1 and record.groups == 1 and "coeff_out" in factors:
-        forward = functools.partial(_pointwise, record=record)
-        backward = functools.partial(_pointwise_backward, record=record)
+    if layer.kernel_shape.taps == 1 and layer.groups == 1 and "coeff_out" in factors:
+        forward = functools.partial(_pointwise, layer=layer)
+        backward = functools.partial(_pointwise_backward, layer=layer)
         passes = Implementation(_prepare_pointwise, forward, backward)
         return dispatch_by_platform(factors, x, cpu=passes, default=passes)
     passes = Implementation(
-        functools.partial(_prepare_rows, record=record),
-        functools.partial(_forward_by_rows, record=record),
+        functools.partial(_prepare_rows, layer=layer),
+        functools.partial(_forward_by_rows, layer=layer),
     )
     return dispatch_by_platform(factors, x, cpu=passes, default=passes)
 
 
-def _prepare_levels(factors: Factors, record: LayerRecord) -> Prepared:
+def _prepare_levels(factors: Factors, layer: LayerGeometry) -> Prepared:
     """`within` [Bi Bo, Ci], `basis` [K, Bi, Bo], `across` [Bo, Co].
 
     Without level 2 each of several groups has bases of its own: `within` [G, Bi Bo/G, Ci], `basis`
@@ -88,26 +87,26 @@ def _prepare_levels(factors: Factors, record: LayerRecord) -> Prepared:
     num_bases, base_in, _ = basis.shape
     within = jnp.transpose(coeff_in, (2, 0, 1))
     basis = jnp.transpose(basis, (2, 1, 0))
-    if "coeff_out" in factors or record.groups == 1:
+    if "coeff_out" in factors or layer.groups == 1:
         within = within.reshape(base_in * num_bases, -1)
     else:
-        within = within.reshape(base_in, record.groups, num_bases // record.groups, -1)
-        within = jnp.moveaxis(within, 0, 1).reshape(record.groups, -1, within.shape[-1])
-        basis = basis.reshape(-1, base_in, record.groups, num_bases // record.groups)
+        within = within.reshape(base_in, layer.groups, num_bases // layer.groups, -1)
+        within = jnp.moveaxis(within, 0, 1).reshape(layer.groups, -1, within.shape[-1])
+        basis = basis.reshape(-1, base_in, layer.groups, num_bases // layer.groups)
     across = {"across": factors["coeff_out"].T} if "coeff_out" in factors else {}
     return {"within": within, "basis": basis} | across
 
 
-def _forward_by_shifts(prepared: Prepared, x: Array, record: LayerRecord) -> Array:
+def _forward_by_shifts(prepared: Prepared, x: Array, layer: LayerGeometry) -> Array:
     prepared, dtype = _in_float32(prepared), x.dtype
     x = x.astype(prepared["basis"].dtype)
-    t = _bases_last(_down_by_group(x, prepared["within"], record), prepared)
-    z = shifted_sum(t, prepared["basis"], record)
-    return _across(z, prepared, record).astype(dtype)
+    t = _bases_last(_down_by_group(x, prepared["within"], layer), prepared)
+    z = shifted_sum(t, prepared["basis"], layer)
+    return _across(z, prepared, layer).astype(dtype)
 
 
 def _backward_by_shifts(
-    prepared: Prepared, x: Array, cotangent: Array, record: LayerRecord
+    prepared: Prepared, x: Array, cotangent: Array, layer: LayerGeometry
 ) -> tuple[Prepared, Array]:
     """Written out: each intermediate once, in the layout that the next product takes."""
     dtypes = {name: value.dtype for name, value in prepared.items()}
@@ -117,47 +116,46 @@ def _backward_by_shifts(
     t = _bases_last(_down(x, within), prepared)
     gradients, d_z = {}, cotangent
     if "across" in prepared:
-        z = materialize(shifted_sum(t, basis, record))
+        z = materialize(shifted_sum(t, basis, layer))
         gradients["across"] = _outer(z, cotangent)
         d_z = _down(cotangent, prepared["across"])
-    gradients["basis"] = shifted_products(t, d_z, record)
-    d_t = shifted_sum_transposed(d_z, basis, x.shape[1:3], record)
+    gradients["basis"] = shifted_products(t, d_z, layer)
+    d_t = shifted_sum_transposed(d_z, basis, x.shape[1:3], layer)
     d_t = materialize(d_t.reshape(*x.shape[:-1], -1))
     gradients["within"] = _outer(d_t, x)
     d_x = _up(d_t, within).astype(dtype)
     return {name: value.astype(dtypes[name]) for name, value in gradients.items()}, d_x
 
 
-def _forward_by_groups(prepared: Prepared, x: Array, record: LayerRecord) -> Array:
+def _forward_by_groups(prepared: Prepared, x: Array, layer: LayerGeometry) -> Array:
     """The k x k part as a grouped convolution, Bi channels a group."""
     prepared = {name: value.astype(x.dtype) for name, value in prepared.items()}
     base_in, num_bases = prepared["basis"].shape[1], math.prod(prepared["basis"].shape[2:])
     within = prepared["within"]
     inner = within.reshape(*within.shape[:-2], base_in, -1, within.shape[-1])
     within = jnp.swapaxes(inner, -3, -2).reshape(within.shape)
-    t = _down_by_group(x, within, record).reshape(*x.shape[:3], -1)
+    t = _down_by_group(x, within, layer).reshape(*x.shape[:3], -1)
     num_groups = t.shape[-1] // base_in
-    kernel = prepared["basis"].reshape(*window_of(record), base_in, num_bases)
+    kernel = prepared["basis"].reshape(*window_of(layer), base_in, num_bases)
     kernel = jnp.tile(kernel, num_groups // num_bases)
-    z = convolve_as(record, t, kernel, groups=num_groups)
-    return _across(_by_group(z, record) if "across" in prepared else z, prepared, record)
+    z = convolve_as(layer, t, kernel, groups=num_groups)
+    return _across(_by_group(z, layer) if "across" in prepared else z, prepared, layer)
 
 
-def _prepare_rows(factors: Factors, record: LayerRecord) -> Prepared:
+def _prepare_rows(factors: Factors, layer: LayerGeometry) -> Prepared:
     """`rows`, W1 in Flax's layout, once for each group; `across` [Bo, Co]."""
-    assert record.kernel is not None
     rows = generate_kernel(factors["basis"], factors.get("coeff_in"), None)
-    shape = record.kernel.layout[:-1]
+    shape = layer.kernel_shape.layout[:-1]
     rows = jnp.transpose(rows, (2, 1, 0)).reshape(*shape, -1)
     if "coeff_out" not in factors:
         return {"rows": rows}
-    return {"rows": jnp.tile(rows, record.groups), "across": factors["coeff_out"].T}
+    return {"rows": jnp.tile(rows, layer.groups), "across": factors["coeff_out"].T}
 
 
-def _forward_by_rows(prepared: Prepared, x: Array, record: LayerRecord) -> Array:
+def _forward_by_rows(prepared: Prepared, x: Array, layer: LayerGeometry) -> Array:
     prepared = {name: value.astype(x.dtype) for name, value in prepared.items()}
-    z = convolve_as(record, x, prepared["rows"], groups=record.groups)
-    return _across(_by_group(z, record) if "across" in prepared else z, prepared, record)
+    z = convolve_as(layer, x, prepared["rows"], groups=layer.groups)
+    return _across(_by_group(z, layer) if "across" in prepared else z, prepared, layer)
 
 
 def _prepare_pointwise(factors: Factors) -> Prepared:
@@ -165,52 +163,52 @@ def _prepare_pointwise(factors: Factors) -> Prepared:
     return {"within": factors["basis"][..., 0], "across": factors["coeff_out"].T}
 
 
-def _pointwise(prepared: Prepared, x: Array, record: LayerRecord) -> Array:
+def _pointwise(prepared: Prepared, x: Array, layer: LayerGeometry) -> Array:
     prepared = {name: value.astype(x.dtype) for name, value in prepared.items()}
-    return _up(_down(_seen(x, record), prepared["within"]), prepared["across"])
+    return _up(_down(_seen(x, layer), prepared["within"]), prepared["across"])
 
 
 def _pointwise_backward(
-    prepared: Prepared, x: Array, cotangent: Array, record: LayerRecord
+    prepared: Prepared, x: Array, cotangent: Array, layer: LayerGeometry
 ) -> tuple[Prepared, Array]:
     dtypes = {name: value.dtype for name, value in prepared.items()}
     within, across = (prepared[name].astype(x.dtype) for name in ("within", "across"))
-    seen, pull = jax.vjp(functools.partial(_seen, record=record), x)
+    seen, pull = jax.vjp(functools.partial(_seen, layer=layer), x)
     d_z = _down(cotangent, across)
     gradients = {"across": _outer(_down(seen, within), cotangent), "within": _outer(d_z, seen)}
     gradients = {name: value.astype(dtypes[name]) for name, value in gradients.items()}
     return gradients, *pull(_up(d_z, within))
 
 
-def _seen(x: Array, record: LayerRecord) -> Array:
+def _seen(x: Array, layer: LayerGeometry) -> Array:
     """What a 1 x 1 kernel sees of x."""
-    if record.padding:
-        config = [(0, 0, 0), *[(*pair, 0) for pair in record.padding], (0, 0, 0)]
+    if layer.padding:
+        config = [(0, 0, 0), *[(*pair, 0) for pair in layer.padding], (0, 0, 0)]
         x = lax.pad(x, jnp.zeros((), x.dtype), config)
-        x = x[:, :: record.strides[0], :: record.strides[1]]
+        x = x[:, :: layer.strides[0], :: layer.strides[1]]
     return x
 
 
-def _across(z: Array, prepared: Prepared, record: LayerRecord) -> Array:
+def _across(z: Array, prepared: Prepared, layer: LayerGeometry) -> Array:
     """1 x 1 by V, `[..., G, Bo]` to `[..., Co]`; without level 2 the groups' outputs, joined."""
-    if "across" in prepared and record.groups == 1:
+    if "across" in prepared and layer.groups == 1:
         return _up(z.reshape(*z.shape[:3], -1), prepared["across"])
     if "across" in prepared:
-        across = prepared["across"].reshape(z.shape[-1], record.groups, -1)
+        across = prepared["across"].reshape(z.shape[-1], layer.groups, -1)
         z = jnp.einsum("nhwgb,bgo->nhwgo", z, across)
     return z.reshape(*z.shape[:3], -1)
 
 
-def _down_by_group(x: Array, within: Array, record: LayerRecord) -> Array:
+def _down_by_group(x: Array, within: Array, layer: LayerGeometry) -> Array:
     """1 x 1 by U: `[N, H, W, C]` to `[N, H, W, Bi Bo]`, or `[N, H, W, G, Bi Bo]` of groups."""
-    if record.groups == 1:
+    if layer.groups == 1:
         return _down(x, within)
-    x = _by_group(x, record)
+    x = _by_group(x, layer)
     return jnp.einsum("nhwgc,gmc->nhwgm", x, within) if within.ndim == 3 else _down(x, within)
 
 
-def _by_group(x: Array, record: LayerRecord) -> Array:
-    return x if record.groups == 1 else x.reshape(*x.shape[:-1], record.groups, -1)
+def _by_group(x: Array, layer: LayerGeometry) -> Array:
+    return x if layer.groups == 1 else x.reshape(*x.shape[:-1], layer.groups, -1)
 
 
 def _bases_last(t: Array, prepared: Prepared) -> Array:

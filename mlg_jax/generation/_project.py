@@ -1,17 +1,56 @@
 """Projection of a trained kernel onto its factors by truncated singular value decompositions."""
 
+import dataclasses
+import functools
+from collections.abc import Mapping, Set
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mlg_jax._checks import check_floating, check_instance
-from mlg_jax._types import Array, Float, KernelShape
-from mlg_jax.generation._spec import FactorShapes, GenerationSpec
-from mlg_jax.quant import wide
+from mlg_jax._checks import check_choice, check_integer, check_real
+from mlg_jax._types import Array, Float
+from mlg_jax.generation._shapes import FactorShapes
+from mlg_jax.quant import REPRESENTABLE, wide
+
+METHODS = ("svd", "l2", "svd_l2")
+SCHEDULES = ("cosine", "constant")
+
+# Axes of one base within each factor, and the shape in which numbers per base multiply it.
+BASE_AXES = {"basis": (1, 2), "coeff_in": (1, 2), "coeff_out": (0,)}
+BASE_SHAPE = {"basis": (-1, 1, 1), "coeff_in": (-1, 1, 1), "coeff_out": (1, -1)}
 
 
-class Factors(NamedTuple):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProjectionSpec:
+    """How a teacher's kernels are projected.
+
+    Args:
+        method: `svd` (closed form), `l2` (minimise the mean squared error of the quantised kernels
+            from the model's initial values), `svd_l2` (the same, from the closed form).
+        num_steps: RAdam steps of l2.
+        learning_rate: of RAdam, at the start.
+        schedule: `cosine` to zero over the steps, or `constant` as published. Rounding keeps the
+            factors moving at a constant rate; with random kernels and 2-44-3-6-3 the cosine ended
+            4 % lower after 1,000 steps.
+
+    Raises:
+        TypeError, ValueError: an argument of another type or out of range.
+    """
+
+    method: str = "svd_l2"
+    num_steps: int = 3000
+    learning_rate: float = 2e-2
+    schedule: str = "cosine"
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, METHODS)
+        check_integer("num_steps", self.num_steps, 1)
+        check_real("learning_rate", self.learning_rate, 0.0, exclusive_minimum=True)
+        check_choice("schedule", self.schedule, SCHEDULES)
+
+
+class ProjectedFactors(NamedTuple):
     """The arguments of `generate_kernel`; None where a level does not exist."""
 
     basis: Float[Array, "b i k"]
@@ -19,48 +58,25 @@ class Factors(NamedTuple):
     coeff_out: Float[Array, "o b"] | None
 
 
-def project_kernel(kernel: Float[Array, "o c k"], spec: GenerationSpec) -> Factors:
-    """The factors whose unquantised product is near `kernel`.
+def decompose(kernel: Float[Array, "o c k"], shapes: FactorShapes) -> ProjectedFactors:
+    """The factors of these shapes whose product is near `kernel`.
 
     Level 2: the truncated decomposition of the matrix `[Co, Ci K]`, left vectors on V.
     Level 1: each of the Bo remaining matrices `[Ci, K]` truncated to rank Bi, singular values on U.
-
-    Args:
-        kernel: `[Co, Ci, K]`, floating.
-        spec: the requested bases; its bits are not used.
-
-    Returns:
-        `(basis, coeff_in, coeff_out)`; where neither level applies `(kernel, None, None)`.
-
-    Raises:
-        TypeError: `kernel` is not floating or `spec` no GenerationSpec.
-        ValueError: `kernel` has another rank than 3 or is empty.
-
-    Reference: https://arxiv.org/abs/2108.11430 ("SVD init").
     """
-    check_floating("kernel", kernel)
-    check_instance("spec", spec, GenerationSpec)
-    if jnp.ndim(kernel) != 3 or jnp.size(kernel) == 0:
-        raise ValueError(
-            f"`kernel` must have shape [Co, Ci, K] with no zero; got {jnp.shape(kernel)}."
-        )
-    out_channels, in_channels, taps = jnp.shape(kernel)
-    shapes = spec.resolve(KernelShape(out_channels, in_channels, (taps, 1)))
-    if shapes is None:
-        return Factors(kernel, None, None)
     factors = _decompose(wide(kernel), shapes)  # no decompositions in 16 bits
     return jax.tree.map(lambda f: f.astype(kernel.dtype), factors)
 
 
-def _decompose(kernel: Float[Array, "o c k"], shapes: FactorShapes) -> Factors:
+def _decompose(kernel: Float[Array, "o c k"], shapes: FactorShapes) -> ProjectedFactors:
     """The truncated decompositions, of both levels or of the one there is."""
     coeff_out, rows = _split_rows(kernel, shapes.basis[0] if shapes.coeff_out else None)
     if shapes.coeff_in is None:
-        return Factors(rows, None, coeff_out)
+        return ProjectedFactors(rows, None, coeff_out)
     left, values, right = jnp.linalg.svd(rows, full_matrices=False)
     rank = shapes.basis[1]
     coeff_in = left[..., :rank] * values[..., None, :rank]
-    return Factors(right[..., :rank, :], coeff_in, coeff_out)
+    return ProjectedFactors(right[..., :rank, :], coeff_in, coeff_out)
 
 
 def _split_rows(kernel: Float[Array, "o c k"], num_bases: int | None) -> tuple[Array | None, Array]:
@@ -71,3 +87,24 @@ def _split_rows(kernel: Float[Array, "o c k"], num_bases: int | None) -> tuple[A
     left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
     rows = values[:num_bases, None] * right[:num_bases]
     return left[:, :num_bases], rows.reshape(num_bases, *kernel.shape[1:])
+
+
+def balance_peaks(factors: Mapping[str, Array], bounded: Set[str]) -> dict[str, Array]:
+    """The same product with factors of equal largest entry, base by base.
+
+    Every factor has one grid per tensor, so bases of unlike scale would waste its levels. The
+    `bounded` ones hold values below one only: what they cannot hold goes to the others, or, where
+    all are bounded, is lost to a kernel of entries that large.
+    """
+    peaks = {n: jnp.max(jnp.abs(v), BASE_AXES[n]) + 1e-12 for n, v in factors.items()}  # each [Bo]
+    product = functools.reduce(jnp.multiply, peaks.values())
+    level = product ** (1.0 / len(peaks))
+    capped = jnp.minimum(level, REPRESENTABLE)
+    num_free = len(factors) - len(bounded)
+    free = level * (level / capped) ** (len(bounded) / max(num_free, 1))
+
+    def rescale(name: str, value: Array) -> Array:
+        wanted = capped if name in bounded else free
+        return value * (wanted / peaks[name]).reshape(BASE_SHAPE[name])
+
+    return {name: rescale(name, value) for name, value in factors.items()}

@@ -8,20 +8,20 @@ from collections.abc import Iterator, Sequence
 import jax.numpy as jnp
 from jax import lax
 
-from mlg_jax._types import Array, Float, LayerRecord
+from mlg_jax._types import Array, Float, LayerGeometry
 
 # XLA:CPU computes a grouped convolution 2 to 100 times slower than these slices, each sum of which
 # it fuses into one pass over memory with the channels innermost.
 
 
 def shifted_sum(
-    t: Float[Array, "n h w *g i b"], basis: Float[Array, "k i b"], record: LayerRecord
+    t: Float[Array, "n h w *g i b"], basis: Float[Array, "k i b"], layer: LayerGeometry
 ) -> Float[Array, "n p q *g b"]:
     """`z[p, b] = sum over k, i of basis[k, i, b] t[s p + d k - padding, i, b]`."""
     # Term by term: an inner sum over i takes XLA:CPU ten times as long.
     return sum(
         seen[..., i, :] * b[i]
-        for seen, b in zip(_slices(t, record), basis, strict=True)
+        for seen, b in zip(_slices(t, layer), basis, strict=True)
         for i in range(len(basis[0]))
     )
 
@@ -30,24 +30,24 @@ def shifted_sum_transposed(
     d_z: Float[Array, "n p q b"],
     basis: Float[Array, "k i b"],
     size: Sequence[int],
-    record: LayerRecord,
+    layer: LayerGeometry,
 ) -> Float[Array, "n h w i b"]:
     """The gradient with respect to `t`, whose height and width are `size`.
 
     The same kind of sum over `d_z`, spread by the strides, with the taps reversed.
     """
     config = []
-    for axis, (span, stride) in enumerate(zip(_spans(record), record.strides, strict=True)):
-        low = span - record.padding[axis][0]
+    for axis, (span, stride) in enumerate(zip(_spans(layer), layer.strides, strict=True)):
+        low = span - layer.padding[axis][0]
         spread = stride * (d_z.shape[1 + axis] - 1) + 1
         config.append((low, size[axis] + span - low - spread, stride - 1))
     padded = _padded(d_z[..., None, :], config)
-    slices = _taps(padded, record, size, (1, 1))
+    slices = _taps(padded, layer, size, (1, 1))
     return sum(seen * b for seen, b in zip(slices, basis[::-1], strict=True))
 
 
 def shifted_products(
-    t: Float[Array, "n h w i b"], d_z: Float[Array, "n p q b"], record: LayerRecord
+    t: Float[Array, "n h w i b"], d_z: Float[Array, "n p q b"], layer: LayerGeometry
 ) -> Float[Array, "k i b"]:
     """The gradient with respect to `basis`: sums over n, p, q of what each tap sees times `d_z`."""
     # Groups of rows are added up in one elementwise pass and the rest by a product with ones:
@@ -61,14 +61,14 @@ def shifted_products(
         flat = rows.reshape(-1, math.prod(rows.shape[-2:]))
         return (jnp.ones(len(flat), flat.dtype) @ flat).reshape(rows.shape[-2:])
 
-    return jnp.stack([summed(seen) for seen in _slices(t, record)])
+    return jnp.stack([summed(seen) for seen in _slices(t, layer)])
 
 
-def _slices(t: Array, record: LayerRecord) -> Iterator[Array]:
+def _slices(t: Array, layer: LayerGeometry) -> Iterator[Array]:
     """What each tap sees of `t`."""
-    padded = _padded(t, [(*pair, 0) for pair in record.padding])
-    ends = [n - span for n, span in zip(padded.shape[1:3], _spans(record), strict=True)]
-    return _taps(padded, record, ends, record.strides)
+    padded = _padded(t, [(*pair, 0) for pair in layer.padding])
+    ends = [n - span for n, span in zip(padded.shape[1:3], _spans(layer), strict=True)]
+    return _taps(padded, layer, ends, layer.strides)
 
 
 def _padded(x: Array, spatial: list[tuple[int, int, int]]) -> Array:
@@ -77,23 +77,24 @@ def _padded(x: Array, spatial: list[tuple[int, int, int]]) -> Array:
 
 
 def _taps(
-    padded: Array, record: LayerRecord, size: Sequence[int], strides: tuple[int, int]
+    padded: Array, layer: LayerGeometry, size: Sequence[int], strides: tuple[int, int]
 ) -> Iterator[Array]:
     """One slice of `padded` a tap, row by row: `size` rows and columns in steps of `strides`."""
-    for taps in itertools.product(*map(range, window_of(record))):
+    for taps in itertools.product(*map(range, window_of(layer))):
         rows, columns = (
             slice(d * k, d * k + n, stride)
-            for d, k, n, stride in zip(record.dilation, taps, size, strides, strict=True)
+            for d, k, n, stride in zip(layer.dilation, taps, size, strides, strict=True)
         )
         yield padded[:, rows, columns]
 
 
-def _spans(record: LayerRecord) -> list[int]:
+def _spans(layer: LayerGeometry) -> list[int]:
     """Positions from the first to the last tap."""
-    return [d * (k - 1) for d, k in zip(record.dilation, window_of(record), strict=True)]
+    return [d * (k - 1) for d, k in zip(layer.dilation, window_of(layer), strict=True)]
 
 
-def window_of(record: LayerRecord) -> tuple[int, int]:
+def window_of(layer: LayerGeometry) -> tuple[int, int]:
     """Height and width of a convolution's kernel."""
-    assert record.kernel is not None and record.kernel.window is not None
-    return record.kernel.window
+    window = layer.kernel_shape.window
+    assert window is not None, "a convolution"
+    return window

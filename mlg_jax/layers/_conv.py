@@ -1,105 +1,175 @@
-"""Convolution whose kernel comes from an injected provider."""
+"""Convolution whose kernel comes from an injected `KernelSpec`; otherwise Flax Linen's."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
+from jax.lax import padtype_to_pads
 
 from mlg_jax._checks import check_integer, check_pair
-from mlg_jax._types import CONV_OUTPUT, Array, KernelShape, LayerRecord
-from mlg_jax.generation import GenerationSpec
-from mlg_jax.layers._kernel import DenseKernel, KernelChoice
-from mlg_jax.layers._product import check_layer, kernel_product, quantized_input
+from mlg_jax._types import CONV_OUTPUT, Array, Initializer, KernelShape, LayerGeometry
+from mlg_jax.kernels import KernelSpec, OrdinarySpec
+from mlg_jax.layers._product import (
+    INIT,
+    check_layer,
+    is_trained,
+    kernel_product,
+    quantized_input,
+)
 from mlg_jax.quant import ActivationSpec, QuantSpec
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+_PADDINGS = ("SAME", "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT")
+_MODES = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
 
 
 class Conv(nn.Module):
-    """Two-dimensional convolution, `[N, H, W, C]` to `[N, H', W', features]`.
+    """Two-dimensional convolution, `[..., H, W, C]` to `[..., H', W', features]`.
+
+    Attributes are those of `flax.linen.Conv`, in its order and with its defaults, then our own.
 
     Attributes:
-        features: output channels, a multiple of `groups`.
-        window: height and width of the kernel.
-        strides, dilation: positive integers, per axis.
-        padding: `((top, bottom), (left, right))`; None pads `k // 2` on both sides.
-        groups: channel groups; the number of input channels makes the layer depthwise.
-        use_bias: adds a bias, one entry a feature.
-        kernel: what the kernel is made of: a `GenerationSpec`, a `QuantSpec` for an ordinary kernel
-            that is quantised as a whole, or a `KernelChoice`.
+        features: output channels, a multiple of `feature_group_count`.
+        kernel_size: height and width of the kernel; an integer is both.
+        strides, kernel_dilation: positive, per axis or for both; None is 1.
+        padding: `SAME`, `SAME_LOWER`, `VALID`, `CIRCULAR`, `REFLECT`, an integer, or for each axis
+            an integer or a pair `(low, high)`.
+        input_dilation: must be 1 (transposed convolutions are not supported).
+        feature_group_count: channel groups; the number of input channels makes the layer depthwise.
+        use_bias: adds a bias, one entry per feature.
+        mask: must be None.
+        dtype: of the computation; None follows the input and the parameters.
+        param_dtype: of the parameters.
+        precision: of products, as in `jax.default_matmul_precision`; None is JAX's own default.
+        kernel_init: of an ordinary kernel; None: He's normal. Generated kernels have their own.
+        bias_init: of the bias.
+        kernel: the parametrisation of the kernel: a `KernelSpec` such as `GenerationSpec`, or a
+            `QuantSpec` for an ordinary kernel that is quantised as a whole. Where a spec does not
+            apply to the layer's shape, the kernel is ordinary.
         input_quant: quantiser of the input.
         implementation: how a generated kernel is applied, the same function in every case:
             `generate` builds it, then convolves; `factored_out` convolves with U B, then multiplies
             by V; `factored` multiplies by U, B and V in turn; `auto` takes what should be fastest
             for these shapes. Or `(path pattern, one of these)` pairs, the first match decides.
-        dtype: of the computation; None follows the input and the parameters.
-        param_dtype: of the parameters.
 
-    Collections: `params`; `batch_stats` holds the input quantiser's running range.
+    Collections: `params`; `batch_stats` holds the input quantiser's running range; `factors`, where
+    given, holds quantised factors that are used in place of the parameters.
     Random streams: `quantize`, in training with partial quantisation.
     """
 
     features: int
-    window: tuple[int, int] = (3, 3)
-    strides: tuple[int, int] = (1, 1)
-    padding: tuple[tuple[int, int], tuple[int, int]] | None = None
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    use_bias: bool = False
-    kernel: KernelChoice | GenerationSpec | QuantSpec = DenseKernel()
-    input_quant: ActivationSpec = ActivationSpec()
-    implementation: str | tuple[tuple[str, str], ...] = "auto"
+    kernel_size: int | Sequence[int]
+    strides: int | Sequence[int] | None = 1
+    padding: str | int | Sequence[int | tuple[int, int]] = "SAME"
+    input_dilation: int | Sequence[int] | None = 1
+    kernel_dilation: int | Sequence[int] | None = 1
+    feature_group_count: int = 1
+    use_bias: bool = True
+    mask: None = None
     dtype: Any = None
     param_dtype: Any = jnp.float32
+    precision: Any = None
+    kernel_init: Initializer | None = INIT
+    bias_init: Initializer = nn.initializers.zeros_init()
+    kernel: KernelSpec | QuantSpec = OrdinarySpec()
+    input_quant: ActivationSpec = ActivationSpec()
+    implementation: str | tuple[tuple[str, str], ...] = "auto"
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Convolves `x`, `[N, H, W, C]`, floating."""
-        self._check(x)
-        x = quantized_input(self, x, train)
-        record = LayerRecord(
-            path=self.path,
-            kind="conv",
-            factors=(),
-            kernel=KernelShape(self.features, x.shape[-1] // self.groups, self.window),
-            groups=self.groups,
-            strides=self.strides,
-            dilation=self.dilation,
-            padding=self._padding,
-            input_shape=x.shape,
-        )
-        return checkpoint_name(kernel_product(self, record, x, train), CONV_OUTPUT)
+    def __call__(self, x: Array, *, train: bool | None = None) -> Array:
+        """Convolves `x`, `[..., H, W, C]`, floating.
 
-    def _check(self, x: Array) -> None:
+        `train` decides about partial quantisation, the input quantiser's range and `auto`. None:
+        the layer is trained if `batch_stats` is mutable or there is a random stream `quantize`.
+        """
         check_layer(self, x)
-        check_integer("groups", self.groups, 1)
-        check_pair("window", self.window, 1)
-        check_pair("strides", self.strides, 1)
-        check_pair("dilation", self.dilation, 1)
-        if self.padding is not None:
-            self._check_padding()
-        if x.ndim != 4:
-            raise ValueError(f"`x` must have shape [N, H, W, C]; got {x.shape}.")
-        if x.shape[-1] % self.groups or self.features % self.groups:
-            raise ValueError(
-                f"`groups` must divide the input channels {x.shape[-1]} and `features` "
-                f"{self.features}; got {self.groups}."
-            )
-        padded = [n + sum(p) for n, p in zip(x.shape[1:3], self._padding, strict=True)]
-        spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.window, strict=True)]
+        geometry, pads = self._geometry(x)
+        train = is_trained(self, train)
+        x = quantized_input(self, x, train)
+        batch = x.shape[:-3]
+        if len(batch) != 1:
+            x = x.reshape(-1, *x.shape[-3:])
+        if self.padding in _MODES:
+            x = jnp.pad(x, ((0, 0), *pads, (0, 0)), mode=_MODES[str(self.padding)])
+        y = checkpoint_name(kernel_product(self, geometry(x), x, train), CONV_OUTPUT)
+        return y if len(batch) == 1 else y.reshape(*batch, *y.shape[-3:])
+
+    def _geometry(self, x: Array) -> tuple[Any, Pads]:
+        """The layer's geometry, for an input; and the padding of both axes."""
+        kernel_size = _pair("kernel_size", self.kernel_size)
+        strides = _pair("strides", self.strides)
+        dilation = _pair("kernel_dilation", self.kernel_dilation)
+        self._check(x, kernel_size)
+        spans = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True))
+        pads = _pads(self.padding, x.shape[-3:-1], spans, strides)
+        padded = tuple(n + sum(p) for n, p in zip(x.shape[-3:-1], pads, strict=True))
         if any(span > size for span, size in zip(spans, padded, strict=True)):
             raise ValueError(
-                f"`window` must not exceed the padded image {tuple(padded)}; got {self.window} "
-                f"with dilation {self.dilation}."
+                f"`kernel_size` must not exceed the padded image {padded}; got {kernel_size} "
+                f"with dilation {dilation}."
             )
 
-    def _check_padding(self) -> None:
-        if not isinstance(self.padding, tuple) or len(self.padding) != 2:
-            raise TypeError(
-                f"`padding` must be ((top, bottom), (left, right)) or None; got {self.padding!r}."
+        def geometry(x: Array) -> LayerGeometry:
+            return LayerGeometry(
+                path=self.path,
+                kind="conv",
+                shape=KernelShape(
+                    self.features, x.shape[-1] // self.feature_group_count, kernel_size
+                ),
+                groups=self.feature_group_count,
+                strides=strides,
+                dilation=dilation,
+                padding=((0, 0), (0, 0)) if self.padding in _MODES else pads,
+                input_shape=x.shape,
             )
-        for pair in self.padding:
-            check_pair("padding", pair, 0)
 
-    @property
-    def _padding(self) -> tuple[tuple[int, int], ...]:
-        return self.padding or tuple((k // 2, k // 2) for k in self.window)
+        return geometry, pads
+
+    def _check(self, x: Array, kernel_size: tuple[int, int]) -> None:
+        groups = self.feature_group_count
+        check_integer("feature_group_count", groups, 1)
+        for name, value, only in (
+            ("input_dilation", self.input_dilation, (None, (1, 1), 1)),
+            ("mask", self.mask, (None,)),
+        ):
+            if not any(value is choice or value == choice for choice in only):
+                raise ValueError(f"`{name}` must be {only[-1]}; got {value!r}.")
+        if x.ndim < 3:
+            raise ValueError(f"`x` must have shape [..., H, W, C]; got {x.shape}.")
+        if x.shape[-1] % groups or self.features % groups:
+            raise ValueError(
+                f"`feature_group_count` must divide the input channels {x.shape[-1]} and "
+                f"`features` {self.features}; got {groups}."
+            )
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    """An integer or a sequence of two as a pair; None is 1."""
+    value = 1 if value is None else value
+    pair = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    check_pair(name, pair, 1)
+    return pair
+
+
+def _pads(
+    padding: Any, size: tuple[int, ...], spans: tuple[int, ...], strides: tuple[int, int]
+) -> Pads:
+    """`(low, high)` of both axes."""
+    if isinstance(padding, str):
+        if padding not in _PADDINGS:
+            raise ValueError(
+                f"`padding` must be one of {list(_PADDINGS)}, an integer, or an integer or a pair "
+                f"of integers per axis; got {padding!r}."
+            )
+        if padding in _MODES:
+            return tuple(((span - 1) // 2, span // 2) for span in spans)  # type: ignore[return-value]
+        return tuple(padtype_to_pads(size, spans, strides, padding))  # type: ignore[return-value]
+    axes = padding if isinstance(padding, list | tuple) else (padding, padding)
+    if len(axes) != 2:
+        raise ValueError(f"`padding` must be given for two axes, (height, width); got {padding!r}.")
+    pairs = tuple(tuple(axis) if isinstance(axis, list | tuple) else (axis, axis) for axis in axes)
+    for pair in pairs:
+        check_pair("padding", pair, 0)
+    return pairs  # type: ignore[return-value]

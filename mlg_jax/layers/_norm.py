@@ -11,8 +11,9 @@ from jax import lax
 
 from mlg_jax._checks import check_choice, check_floating, check_real
 from mlg_jax._ordering import vary_alike, wait_for
-from mlg_jax._types import Array, FactorRecord, LayerRecord
-from mlg_jax.layers._records import record_layer
+from mlg_jax._types import Array, Initializer
+from mlg_jax.kernels import Factor, LayerRecord
+from mlg_jax.layers._collections import FACTORS, FOLDED, record_layer
 
 STATISTICS = ("batch", "running")
 
@@ -20,48 +21,80 @@ STATISTICS = ("batch", "running")
 class BatchNorm(nn.Module):
     """Normalises over all axes but the last.
 
-    A batch is normalised by its biased variance; the running variance is updated with the unbiased
-    one, as in PyTorch (`flax.linen.BatchNorm` uses the biased one for both).
+    Attributes are those of `flax.linen.BatchNorm`, in its order and with its defaults, then our
+    own. A batch is normalised by its biased variance; the running variance is updated with the
+    unbiased one, as in PyTorch (`flax.linen.BatchNorm` uses the biased one for both).
 
     Attributes:
+        use_running_average: whether to normalise by the running statistics; None: the call says so.
+        axis: must be -1.
         momentum: of the running statistics, in Flax's sense (PyTorch's 0.1 is 0.9 here).
         epsilon: added to the variance.
-        statistics: what training normalises by: `batch`, or `running`, which then stay as they
-            are; without a gradient for the scale the input need not be kept either.
         dtype: of the result; None follows the input.
         param_dtype: of scale, bias and statistics.
+        use_bias, use_scale: whether there are a bias and a scale; otherwise they are 0 and 1.
+        bias_init, scale_init: their initial values.
         axis_name: of a mapped axis (`jax.shard_map`, `jax.vmap`) over which the batch is split: its
             parts are normalised together. None normalises each part alone.
+        axis_index_groups: must be None.
+        use_fast_variance, force_float32_reductions: without effect: the variance is that of shifted
+            values, in one pass, in the wider of the input's dtype and `param_dtype`.
+        statistics: what training normalises by: `batch`, or `running`, which then stay as they
+            are; without a gradient for the scale the input need not be kept either.
+        follows: the name of the convolution beside it (in the same module) whose output it
+            normalises; it can be folded into that one. None: not directly a convolution's.
 
     Collections: `params` (scale, bias), `batch_stats` (mean, var).
 
     Reference: https://arxiv.org/abs/1502.03167.
     """
 
-    momentum: float = 0.9
+    use_running_average: bool | None = None
+    axis: int = -1
+    momentum: float = 0.99
     epsilon: float = 1e-5
-    statistics: str = "batch"
     dtype: Any = None
     param_dtype: Any = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros_init()
+    scale_init: Initializer = nn.initializers.ones_init()
     axis_name: str | None = None
+    axis_index_groups: None = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+    statistics: str = "batch"
+    follows: str | None = None
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Normalises `x`, `[..., C]`, floating; `statistics` says by what in training."""
-        check_real("momentum", self.momentum, 0.0, 1.0)
-        check_real("epsilon", self.epsilon, 0.0, exclusive_minimum=True)
-        check_choice("statistics", self.statistics, STATISTICS)
-        check_floating("x", x)
-        if x.ndim < 2:
-            raise ValueError(f"`x` must have shape [..., C] with a batch; got {x.shape}.")
+    def __call__(
+        self,
+        x: Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: None = None,
+        train: bool | None = None,
+    ) -> Array:
+        """Normalises `x`, `[..., C]`, floating; by running statistics where the mode says so.
+
+        Args:
+            x: with a batch.
+            use_running_average: the mode; None: the attribute, then `not train`.
+            mask: must be None.
+            train: the mode in this package's words; None: whether `batch_stats` is mutable.
+        """
+        self._check(x, mask)
+        if self.has_variable(FACTORS, FOLDED):
+            return x.astype(self.dtype or x.dtype)
         shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
+        scale, bias, factors = self._scale_and_bias(shape)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
-        factors = (FactorRecord("scale", shape), FactorRecord("bias", shape))
-        record_layer(self, LayerRecord(self.path, "norm", factors))
-        if not train or self.statistics == "running":
+        record = LayerRecord(
+            self.path, "norm", factors=factors, follows=self.follows, epsilon=self.epsilon
+        )
+        record_layer(self, record)
+        if self._is_running(use_running_average, train) or self.statistics == "running":
             y = _affine(x, mean.value, var.value, scale, bias, self.epsilon)
             return y.astype(self.dtype or x.dtype)
         axis = None if self.is_initializing() else self.axis_name
@@ -73,6 +106,36 @@ class BatchNorm(nn.Module):
             mean.value = self._moved(mean.value, batch_mean)
             var.value = self._moved(var.value, unbiased)
         return y.astype(self.dtype or x.dtype)
+
+    def _check(self, x: Array, mask: Any) -> None:
+        check_real("momentum", self.momentum, 0.0, 1.0)
+        check_real("epsilon", self.epsilon, 0.0, exclusive_minimum=True)
+        check_choice("statistics", self.statistics, STATISTICS)
+        check_floating("x", x)
+        only = {"axis": (self.axis, -1), "mask": (mask, None)}
+        only["axis_index_groups"] = (self.axis_index_groups, None)
+        for name, (value, allowed) in only.items():
+            if value is not allowed and not (name == "axis" and value in (-1, jnp.ndim(x) - 1)):
+                raise ValueError(f"`{name}` must be {allowed}; got {value!r}.")
+        if x.ndim < 2:
+            raise ValueError(f"`x` must have shape [..., C] with a batch; got {x.shape}.")
+
+    def _scale_and_bias(self, shape: tuple[int]) -> tuple[Array, Array, tuple[Factor, ...]]:
+        """Both, and the records of those that are parameters."""
+        inits = {"scale": self.scale_init, "bias": self.bias_init}
+        uses = {"scale": self.use_scale, "bias": self.use_bias}
+        factors = tuple(Factor(name, shape, init=inits[name]) for name in inits if uses[name])
+        values = {"scale": jnp.ones(shape, self.param_dtype)}
+        values["bias"] = jnp.zeros(shape, self.param_dtype)
+        for factor in factors:
+            values[factor.name] = self.param(factor.name, factor.init, shape, self.param_dtype)
+        return values["scale"], values["bias"], factors
+
+    def _is_running(self, use_running_average: bool | None, train: bool | None) -> bool:
+        for given in (use_running_average, self.use_running_average):
+            if given is not None:
+                return given
+        return not (self.is_mutable_collection("batch_stats") if train is None else train)
 
     def _moved(self, old: Array, new: Array) -> Array:
         return self.momentum * old + (1.0 - self.momentum) * lax.stop_gradient(new)

@@ -1,39 +1,59 @@
 """What convolutions and dense layers share: checks, quantised input, product, bias, record."""
 
+import contextlib
 import dataclasses
-import fnmatch
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from mlg_jax._checks import check_choice, check_floating, check_instance, check_integer
-from mlg_jax._types import Array, FactorRecord, Key, LayerRecord
-from mlg_jax.generation import IMPLEMENTATIONS
+from mlg_jax._types import Array, Key, LayerGeometry
+from mlg_jax.kernels import (
+    Factor,
+    Kernel,
+    LayerRecord,
+    OrdinaryKernel,
+    as_spec,
+    bind_or_ordinary,
+    implementation_names,
+    matches_path,
+)
 from mlg_jax.layers._activation import ActivationQuantizer
-from mlg_jax.layers._kernel import KernelProvider, as_choice
-from mlg_jax.layers._records import record_layer
+from mlg_jax.layers._collections import FACTORS, record_layer
 from mlg_jax.quant import ActivationSpec
 
 QUANTIZE_STREAM = "quantize"
+INIT = nn.linear.default_kernel_init  # Flax's, for ordinary kernels
 
 
 def check_layer(layer: Any, x: Array) -> None:
     """Raises unless the attributes that both kinds of layers have fit, and `x` is floating."""
     check_implementation(layer.implementation)
     check_integer("features", layer.features, 1)
-    as_choice(layer.kernel)
+    as_spec(layer.kernel)
     check_instance("input_quant", layer.input_quant, ActivationSpec)
     check_floating("x", x)
 
 
 def check_implementation(implementation: Any) -> None:
-    """Raises unless it is one of `IMPLEMENTATIONS`, or `(path pattern, one of them)` pairs."""
+    """Raises unless it is the name of one, or `(path pattern, name)` pairs."""
+    names = implementation_names()
     if not isinstance(implementation, tuple):
-        check_choice("implementation", implementation, IMPLEMENTATIONS)
+        check_choice("implementation", implementation, names)
         return
     for pattern, name in implementation:
-        check_choice(f"implementation[{pattern!r}]", name, IMPLEMENTATIONS)
+        check_choice(f"implementation[{pattern!r}]", name, names)
+
+
+def is_trained(layer: nn.Module, train: bool | None) -> bool:
+    """The mode given; None: whether statistics can be updated or kernels are quantised in part."""
+    if train is not None:
+        return train
+    if layer.is_initializing():
+        return False
+    return layer.is_mutable_collection("batch_stats") or layer.has_rng(QUANTIZE_STREAM)
 
 
 def quantized_input(layer: Any, x: Array, train: bool) -> Array:
@@ -46,49 +66,79 @@ def quantized_input(layer: Any, x: Array, train: bool) -> Array:
     return quantizer(x, train=train)
 
 
-def kernel_product(layer: nn.Module, record: LayerRecord, x: Array, train: bool) -> Array:
+def kernel_product(layer: Any, geometry: LayerGeometry, x: Array, train: bool) -> Array:
     """The layer's product plus bias, in its dtype; to be called in its compact method."""
-    assert record.kernel is not None
-    provider = as_choice(layer.kernel).resolve(record.name, record.kernel)
-    entries = provider.records(record.kernel)
-    params = {
-        e.name: layer.param(
-            e.name,
-            provider.initializer(e.name, record.kernel),
-            e.shape,
-            layer.param_dtype,
-        )
-        for e in entries
-    }
-    factors = provider.quantize(params, _quantize_key(layer, provider, train))
+    kernel = bind_or_ordinary(layer.kernel, geometry)
     dtype = layer.dtype or jnp.result_type(x, layer.param_dtype)
-    wanted = _matching(layer.implementation, record.name)
-    implementation = provider.implementation(wanted, record, dtype, is_training=train)
-    record = dataclasses.replace(record, implementation=implementation)
-    y = provider.apply(factors, record, x.astype(dtype))
-    if layer.use_bias:
-        bias = layer.param(
-            "bias",
-            nn.initializers.zeros,
-            (layer.features,),
-            layer.param_dtype,
-        )
-        y += bias.astype(dtype)
-        entries += (FactorRecord("bias", bias.shape),)
-    record_layer(layer, dataclasses.replace(record, factors=entries, provider=provider))
+    implementation = _implementation(layer, kernel, dtype, train)
+    factors = _factors(layer, kernel, train)
+    with _matmul_precision(layer.precision):
+        y = kernel.apply(factors, x.astype(dtype), implementation)
+    stored = kernel.factors
+    if layer.has_variable(FACTORS, "bias"):
+        y += layer.get_variable(FACTORS, "bias").astype(dtype)
+    elif layer.use_bias:
+        bias = Factor("bias", (layer.features,), init=layer.bias_init)
+        stored += (bias,)
+        y += _param(layer, bias).astype(dtype)
+    record_layer(
+        layer,
+        LayerRecord(**vars(geometry), factors=stored, kernel=kernel, implementation=implementation),
+    )
     return y
+
+
+def _factors(layer: nn.Module, kernel: Kernel, train: bool) -> dict[str, Array]:
+    """The quantised factors: as they are in the collection `factors`, if it has this layer's."""
+    if layer.has_variable(FACTORS, kernel.factors[0].name):
+        return {f.name: layer.get_variable(FACTORS, f.name) for f in kernel.factors}
+    declared = kernel.factors
+    if isinstance(kernel, OrdinaryKernel) and layer.kernel_init is not None:
+        declared = tuple(dataclasses.replace(f, init=layer.kernel_init) for f in declared)
+    params = {factor.name: _param(layer, factor) for factor in declared}
+    return kernel.quantize(params, _quantize_key(layer, kernel, train))
+
+
+def _param(layer: Any, factor: Factor) -> Array:
+    return layer.param(factor.name, factor.init, factor.shape, layer.param_dtype)
+
+
+def _implementation(layer: Any, kernel: Kernel, dtype: Any, train: bool) -> str | None:
+    """How the kernel is applied; None: there is nothing to choose.
+
+    Of a name that says the same as another for this kernel, the kernel's own choice of the two.
+    """
+    if not kernel.implementations:
+        return None
+    wanted = _matching(layer.implementation, kernel.layer.name)
+    if wanted == "auto":
+        return kernel.choose_implementation(dtype, is_training=train)
+    return kernel.canonical(wanted)
+
+
+def _matmul_precision(precision: Any) -> contextlib.AbstractContextManager[Any]:
+    """Sets the precision of products; None leaves JAX's."""
+    if precision is None:
+        return contextlib.nullcontext()
+    pair = precision if isinstance(precision, tuple) else (precision, precision)
+    if len(pair) != 2 or pair[0] != pair[1]:
+        raise ValueError(
+            f"`precision` must be one for both operands of a product; got {precision!r}."
+        )
+    name = pair[0]
+    return jax.default_matmul_precision(name if isinstance(name, str) else name.name.lower())
 
 
 def _matching(implementation: str | tuple[tuple[str, str], ...], path: str) -> str:
     """The implementation for a path: the first pattern (`fnmatch`) that matches decides."""
     if isinstance(implementation, str):
         return implementation
-    matches = (name for pattern, name in implementation if fnmatch.fnmatchcase(path, pattern))
+    matches = (name for pattern, name in implementation if matches_path(pattern, path))
     return next(matches, "auto")
 
 
-def _quantize_key(layer: nn.Module, provider: KernelProvider, train: bool) -> Key | None:
-    if not train or not provider.is_random:
+def _quantize_key(layer: nn.Module, kernel: Kernel, train: bool) -> Key | None:
+    if not train or not kernel.is_random:
         return None
     if not layer.has_rng(QUANTIZE_STREAM):
         raise ValueError(

@@ -2,23 +2,18 @@
 
 import collections
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 
-from mlg_jax._types import Array, LayerRecord
-from mlg_jax.generation import orthogonality_penalty
-
-COLLECTION = "layer_records"
-
-
-def record_layer(module: nn.Module, record: LayerRecord) -> None:
-    """Hands in a layer's record; heard only by a call with that collection mutable."""
-    if not module.is_initializing():
-        module.sow(COLLECTION, "record", record, init_fn=lambda: None, reduce_fn=lambda _, r: r)
+from mlg_jax._types import Array
+from mlg_jax.kernels import Factor, LayerRecord
+from mlg_jax.layers._call import forward, init, input_shape_of
+from mlg_jax.layers._collections import COLLECTION, FACTORS, FOLDED
 
 
 def layer_records(
@@ -27,34 +22,65 @@ def layer_records(
     """The records of a model's layers, sorted by path.
 
     Args:
-        model: a Linen module called as `model(x, train=False)` whose layers are this package's.
+        model: a Linen module built of this package's layers, or one from `generated`. Parameters
+            of other layers get records of kind `other`.
         input_shape: `[N, H, W, C]`; None takes the model's own `input_shape`.
         is_training: as in a training step; decides, with the shape, the `implementation` of `auto`.
 
     Returns:
-        One record a layer with parameters. Nothing is computed or compiled.
+        One record per layer with parameters. Nothing is computed or compiled.
     """
-    shape = model.input_shape if input_shape is None else input_shape
-    return _layer_records(model, tuple(shape), is_training)
+    return _trace(model, input_shape_of(model, input_shape), is_training)[0]
 
 
-@functools.lru_cache(maxsize=64)
-def _layer_records(
-    model: nn.Module, input_shape: tuple[int, ...], is_training: bool
-) -> tuple[LayerRecord, ...]:
+def variable_shapes(model: nn.Module, input_shape: Sequence[int] | None = None) -> Any:
+    """Shapes and dtypes of the model's variables; `input_shape` as in `layer_records`."""
+    return _trace(model, input_shape_of(model, input_shape), False)[1]
+
+
+Trace = tuple[tuple[LayerRecord, ...], Any]
+
+
+def _trace(model: nn.Module, input_shape: tuple[int, ...], is_training: bool) -> Trace:
+    try:
+        return _cached_trace(model, input_shape, is_training)
+    except TypeError as error:  # a model with fields that cannot be hashed
+        if "unhashable" not in str(error):
+            raise
+        return _trace_anew(model, input_shape, is_training)
+
+
+def _trace_anew(model: nn.Module, input_shape: tuple[int, ...], is_training: bool) -> Trace:
+    """Records and variables of an abstract call."""
     x = jax.ShapeDtypeStruct(input_shape, jnp.float32)
 
     def call(key: Array, x: Array) -> Any:
-        variables = model.init(key, x)
-        if not is_training:
-            return model.apply(variables, x, mutable=[COLLECTION])[1]
-        rngs = {"quantize": key, "dropout": key}
-        mutable = [COLLECTION, "batch_stats"]
-        return model.apply(variables, x, train=True, mutable=mutable, rngs=rngs)[1][COLLECTION]
+        variables = init(model, key, x)
+        apply = forward(model, train=is_training)
+        mutable = [COLLECTION, *(set(variables) - {"params"} if is_training else ())]
+        rngs = dict.fromkeys(("params", "quantize", "dropout"), key) if is_training else {}
+        return variables, apply(variables, x, mutable=mutable, rngs=rngs)[1]
 
-    collected = jax.eval_shape(call, jax.eval_shape(lambda: jax.random.key(0)), x)
-    leaves = jax.tree.leaves(collected, is_leaf=lambda r: isinstance(r, LayerRecord))
-    return tuple(sorted(leaves, key=lambda r: r.path))
+    variables, state = jax.eval_shape(call, jax.eval_shape(lambda: jax.random.key(0)), x)
+    leaves = jax.tree.leaves(
+        state.get(COLLECTION, {}), is_leaf=lambda leaf: isinstance(leaf, LayerRecord)
+    )
+    records = [leaf for leaf in leaves if isinstance(leaf, LayerRecord)]
+    records += _others(records, variables["params"])
+    return tuple(sorted(records, key=lambda record: record.path)), variables
+
+
+_cached_trace = functools.lru_cache(maxsize=64)(_trace_anew)
+
+
+def _others(records: Sequence[LayerRecord], params: Any) -> list[LayerRecord]:
+    """Records of the parameters that no layer has declared, by module."""
+    declared = {(*record.path, name) for record in records for name in record.factor_names}
+    modules: dict[tuple[str, ...], list[Factor]] = collections.defaultdict(list)
+    for path, leaf in traverse_util.flatten_dict(params).items():
+        if path not in declared:
+            modules[path[:-1]].append(Factor(path[-1], leaf.shape))
+    return [LayerRecord(path, "other", factors=tuple(f)) for path, f in modules.items()]
 
 
 def count_implementations(records: Sequence[LayerRecord]) -> dict[str, int]:
@@ -72,15 +98,46 @@ def layer_params(params: Any, record: LayerRecord) -> dict[str, Array]:
     return {name: node[name] for name in record.factor_names}
 
 
+def layer_factors(params: Any, record: LayerRecord) -> dict[str, Array]:
+    """Those of the kernel alone, without the bias."""
+    assert record.kernel is not None
+    arrays = layer_params(params, record)
+    return {factor.name: arrays[factor.name] for factor in record.kernel.factors}
+
+
 def total_penalty(records: Sequence[LayerRecord], params: Any) -> Array:
-    """The orthogonality penalty summed over all generated layers; a scalar, zero without any.
+    """The kernels' penalties (orthogonality, for generated ones), summed over all layers; a scalar.
 
     Args:
         records: the model's, from `layer_records`.
         params: the model's unquantised parameters.
     """
-    generated = [layer_params(params, r) for r in records if "basis" in r.factor_names]
-    terms = [
-        orthogonality_penalty(f["basis"], f.get("coeff_in"), f.get("coeff_out")) for f in generated
-    ]
-    return sum(terms, start=jnp.zeros(()))
+    with_kernel = ((r.kernel, layer_factors(params, r)) for r in records if r.kernel is not None)
+    terms = (kernel.penalty(factors) for kernel, factors in with_kernel)
+    return sum((term for term in terms if term is not None), start=jnp.zeros(()))
+
+
+def decoded_variables(
+    records: Sequence[LayerRecord], variables: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Variables for a model whose factors are on their grids already, to be used as they are.
+
+    The grid of a tanh scheme depends on the numbers it is given, so that rounding them again would
+    move them. Every factor goes to the collection `factors`, where its layer takes it from. A bias
+    of a layer that declares none goes there too, and a mark for every norm without parameters:
+    `fold_norms` in the engine leaves such variables.
+    """
+    params = traverse_util.flatten_dict(variables["params"])
+    factors: dict[tuple[str, ...], Any] = {}
+    for record in records:
+        if record.kernel is None:
+            if record.kind == "norm" and (*record.path, "scale") not in params:
+                factors[(*record.path, FOLDED)] = True
+            continue
+        names = {factor.name for factor in record.kernel.factors}
+        names |= {"bias"} - set(record.factor_names)
+        for path in ((*record.path, name) for name in names):
+            if path in params:
+                factors[path] = params.pop(path)
+    nested = {"params": params, FACTORS: factors}
+    return {**variables, **{n: traverse_util.unflatten_dict(flat) for n, flat in nested.items()}}

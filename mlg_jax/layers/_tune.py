@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mlg_jax._types import Array, LayerRecord
-from mlg_jax.generation import FactorShapes, apply_generated, distinct_implementations
+from mlg_jax._types import Array
+from mlg_jax.kernels import Kernel, LayerRecord
 from mlg_jax.layers._records import layer_records
 
 MIN_RUNS, MIN_SECONDS, MAX_RUNS = 4, 0.03, 40
@@ -46,7 +46,7 @@ def tune_implementations(
     known = _remembered(cache)
     best = {}
     for record in layer_records(model, input_shape, is_training=is_training):
-        if "basis" not in record.factor_names:
+        if record.implementation is None:
             continue
         key = _key(record, dtype, is_training)
         if key not in known:
@@ -61,14 +61,15 @@ def time_implementations(
     record: LayerRecord, *, dtype: Any = jnp.float32, is_training: bool
 ) -> dict[str, float]:
     """Seconds of one generated layer by implementation: the least of runs that take turns."""
-    shapes = {f.name: f.shape for f in record.factors if f.name in FactorShapes._fields}
-    names = distinct_implementations(
-        FactorShapes(**{n: shapes.get(n) for n in FactorShapes._fields})  # type: ignore[arg-type]
-    )
-    keys = iter(jax.random.split(jax.random.key(0), 5))
-    factors = {name: jax.random.normal(next(keys), shape) for name, shape in shapes.items()}
-    x = jax.random.normal(next(keys), record.input_shape, dtype)
-    programs = {name: _compiled(name, factors, x, record, is_training) for name in names}
+    kernel = record.kernel
+    assert kernel is not None
+    *keys, key = jax.random.split(jax.random.key(0), len(kernel.factors) + 1)
+    factors = {
+        factor.name: jax.random.normal(k, factor.shape)
+        for factor, k in zip(kernel.factors, keys, strict=True)
+    }
+    x = jax.random.normal(key, record.input_shape, dtype)
+    programs = {n: _compiled(n, factors, x, kernel, is_training) for n in kernel.implementations}
     seconds = dict.fromkeys(programs, math.inf)
     start, num_runs = time.perf_counter(), 0
     while num_runs < MIN_RUNS or (
@@ -83,9 +84,9 @@ def time_implementations(
     return seconds
 
 
-def _compiled(name: str, factors: Any, x: Array, record: LayerRecord, is_training: bool) -> Any:
+def _compiled(name: str, factors: Any, x: Array, kernel: Kernel, is_training: bool) -> Any:
     def forward(factors: Any, x: Array) -> Array:
-        return apply_generated(name, factors, x, record)
+        return kernel.apply(factors, x, name)
 
     def both(factors: Any, x: Array) -> Any:
         y, pull = jax.vjp(forward, factors, x)
@@ -117,8 +118,9 @@ def _remember(cache: Path, known: Any) -> None:
 def _key(record: LayerRecord, dtype: Any, is_training: bool) -> str:
     """All that the times depend on."""
     device = jax.devices()[0].device_kind
-    shapes = [f.shape for f in record.factors if f.name in FactorShapes._fields]
-    geometry = (record.kernel, record.groups, record.strides, record.dilation, record.padding)
+    assert record.kernel is not None
+    shapes = [factor.shape for factor in record.kernel.factors]
+    geometry = (record.shape, record.groups, record.strides, record.dilation, record.padding)
     kind = "training" if is_training else "forward"
     where = f"{device}, jax {jax.__version__}, {jnp.dtype(dtype).name}, {kind}"
-    return f"{where}, {record.input_shape}, {shapes}, {geometry}"
+    return f"{where}, {record.kernel.spec.kind}, {record.input_shape}, {shapes}, {geometry}"

@@ -1,5 +1,6 @@
 """Architectures by name; each is data, its layers are partials of one convolution."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +22,13 @@ def _resnet(stage_sizes: Any, block: Any, *, width: float, **options: Any) -> Re
     return ResNet(stage_sizes, block, base_channels=scaled(BASE_CHANNELS, width), **options)
 
 
-def _without_norm(network: Callable[..., nn.Module], **options: Any) -> nn.Module:
-    """As published: biases in the place of norms."""
-    return network(**{**options, "norm": None})
+def _with(network: Callable[..., nn.Module], changes: Any, **options: Any) -> nn.Module:
+    """The network with other layers than those that all share."""
+    layers = dataclasses.replace(options.pop("layers"), **changes)
+    return network(layers=layers, **options)
 
+
+_BIASES = {"norm": None}  # as published: biases in place of norms
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet10": functools.partial(_resnet, (1, 1, 1, 1), BasicBlock),
@@ -34,7 +38,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet101": functools.partial(_resnet, (3, 4, 23, 3), BottleneckBlock),
     "resnet152": functools.partial(_resnet, (3, 8, 36, 3), BottleneckBlock),
     "vgg16": functools.partial(VGG, (2, 2, 3, 3, 3)),
-    "alexnet": functools.partial(_without_norm, AlexNet),
-    "squeezenet": functools.partial(_without_norm, SqueezeNet),
-    "mobilenet_v2": MobileNetV2,
+    "alexnet": functools.partial(_with, AlexNet, _BIASES),
+    "squeezenet": functools.partial(_with, SqueezeNet, _BIASES),
+    "mobilenet_v2": functools.partial(_with, MobileNetV2, {"act": nn.relu6}),
 }

@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 
 from mlg_jax._checks import check_instance
-from mlg_jax._types import LayerRecord
+from mlg_jax.kernels import LayerRecord
 from mlg_jax.layers import layer_params, layer_records
 
 BITS_PER_KB = 8 * 1024

@@ -3,7 +3,6 @@
 import dataclasses
 import typing
 from collections.abc import Mapping
-from numbers import Integral, Real
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,30 +15,26 @@ from mlg_jax._checks import (
     check_integer,
     check_real,
 )
-from mlg_jax.generation import GenerationSpec
-from mlg_jax.layers import (
-    BatchNorm,
-    Conv,
-    Dense,
-    DenseKernel,
-    GeneratedKernel,
-    KernelChoice,
+from mlg_jax._dataclass_json import entries, to_plain
+from mlg_jax.kernels import (
     KernelsByPath,
-    check_implementation,
+    KernelSpec,
+    OrdinarySpec,
+    pairs_from_json,
+    patterns_from_json,
 )
-from mlg_jax.models._blocks import LayerFactory
+from mlg_jax.layers import BatchNorm, Conv, Dense, check_implementation
+from mlg_jax.models._layers import Layers, Partial
 from mlg_jax.models._registry import MODELS
 from mlg_jax.models.resnet import STEMS
 from mlg_jax.quant import ActivationSpec, QuantSpec
 from mlg_jax.remat import NO_REMAT, PRESETS, RematSpec
 
-MAX_PAIRS = 1024  # in a file; more than a network has layers
-MAX_PATTERN = 256  # characters
 _OLD_NAMES = {"execution": "implementation"}  # of arguments, in files of version 0.1
 
-Patterns = tuple[tuple[str, GenerationSpec | None], ...]
+Patterns = tuple[tuple[str, KernelSpec | None], ...]
 ImplementationChoice = str | Mapping[str, str] | tuple[tuple[str, str], ...]
-Generation = GenerationSpec | Mapping[str, GenerationSpec | None] | Patterns | None
+Generation = KernelSpec | Mapping[str, KernelSpec | None] | Patterns | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,18 +88,22 @@ class ModelSpec:
         shared = {
             "input_quant": ActivationSpec(self.activation_bits),
             "implementation": self.implementation,
+            "kernel_init": None,
             "dtype": dtype,
             "param_dtype": param_dtype,
         }
-        kernel = _kernels(self.generation, DenseKernel(weights))
+        kernel = _kernels(self.generation, OrdinarySpec(weights))
+        layers = Layers(
+            conv=Partial.of(Conv, kernel=kernel, **shared),
+            dense=Partial.of(Dense, kernel=OrdinarySpec(weights, fan="in"), **shared),
+            norm=Partial.of(BatchNorm, momentum=0.9, dtype=dtype, param_dtype=param_dtype),
+            remat=_policy(self.remat),
+        )
         return MODELS[self.name](
             num_classes=self.num_classes,
             stem=self.stem,
             width=self.width,
-            conv=LayerFactory.of(Conv, kernel=kernel, **shared),
-            dense=LayerFactory.of(Dense, kernel=DenseKernel(weights, fan="in"), **shared),
-            norm=LayerFactory.of(BatchNorm, dtype=dtype, param_dtype=param_dtype),
-            remat=self.remat,
+            layers=layers,
             spec=self,
         )
 
@@ -117,7 +116,8 @@ class ModelSpec:
         assert isinstance(self.remat, RematSpec)
         if self.remat.mesh is not None:
             raise ValueError("`remat` must have no mesh to be written down; got one.")
-        return _to_json(self)
+        tree = to_plain(dataclasses.replace(self, generation=None))
+        return tree | {"generation": _generation_to_json(self.generation)}
 
     @classmethod
     def from_json(cls, tree: Any) -> "ModelSpec":
@@ -126,12 +126,14 @@ class ModelSpec:
         Raises:
             TypeError, ValueError: another structure, type or range.
         """
-        values = _entries(cls, _renamed(tree), "model")
+        values = entries(cls, _renamed(tree), "model")
         values["generation"] = _generation_from_json(values["generation"])
         if not isinstance(values["implementation"], str):
-            values["implementation"] = _pairs(values["implementation"], "model.implementation")
-        remat = _entries(RematSpec, values["remat"], "model.remat", absent={"on_overflow": "warn"})
-        remat["capacities"] = _pairs(remat["capacities"], "model.remat.capacities")
+            values["implementation"] = pairs_from_json(
+                values["implementation"], "model.implementation"
+            )
+        remat = entries(RematSpec, values["remat"], "model.remat", absent={"on_overflow": "warn"})
+        remat["capacities"] = pairs_from_json(remat["capacities"], "model.remat.capacities")
         if remat["mesh"] is not None:
             raise ValueError(f"`model.remat.mesh` must be None; got {remat['mesh']!r}.")
         return cls(**values | {"remat": RematSpec(**remat)})
@@ -145,15 +147,15 @@ def _policy(remat: RematSpec | str | None) -> RematSpec:
     return remat or NO_REMAT
 
 
-def _generation(generation: Generation) -> GenerationSpec | Patterns | None:
+def _generation(generation: Generation) -> KernelSpec | Patterns | None:
     generation = _items(generation)
-    if not _is_pairs(generation, tuple):
-        check_instance("generation", generation, (type(None), GenerationSpec, Mapping))
-        return typing.cast(GenerationSpec | None, generation)
+    if not _is_pairs(generation):
+        check_instance("generation", generation, (type(None), KernelSpec, Mapping))
+        return typing.cast(KernelSpec | None, generation)
     pairs = typing.cast(Patterns, generation)
     for pattern, spec in pairs:
         check_instance("generation pattern", pattern, str)
-        check_instance(f"generation[{pattern!r}]", spec, (type(None), GenerationSpec))
+        check_instance(f"generation[{pattern!r}]", spec, (type(None), KernelSpec))
     return pairs
 
 
@@ -162,44 +164,15 @@ def _items(value: Any) -> Any:
     return tuple(value.items()) if isinstance(value, Mapping) else value
 
 
-def _is_pairs(value: Any, kind: type[tuple] | type[list]) -> bool:
-    return isinstance(value, kind) and all(isinstance(p, kind) and len(p) == 2 for p in value)
+def _is_pairs(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in value)
 
 
-def _kernels(generation: Any, fallback: DenseKernel) -> KernelChoice:
+def _kernels(generation: Any, ordinary: OrdinarySpec) -> KernelSpec:
     if generation is None:
-        return fallback
-    if isinstance(generation, GenerationSpec):
-        return GeneratedKernel(generation, fallback)
-    choices = tuple((pattern, _kernels(spec, fallback)) for pattern, spec in generation)
-    return KernelsByPath(choices, fallback)
-
-
-def _to_json(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        fields = dataclasses.fields(value)
-        return {field.name: _to_json(getattr(value, field.name)) for field in fields}
-    if isinstance(value, tuple):
-        return [_to_json(entry) for entry in value]
-    if isinstance(value, Integral):
-        return int(value)
-    return float(value) if isinstance(value, Real) else value
-
-
-def _entries(
-    spec: type, tree: Any, where: str, *, absent: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """The mapping `tree`, whose keys must be the fields of the dataclass `spec`.
-
-    `absent` has the values of fields that older files do not know.
-    """
-    names = [field.name for field in dataclasses.fields(spec)]
-    if isinstance(tree, Mapping):
-        tree = {**(absent or {}), **tree}
-    if not isinstance(tree, Mapping) or sorted(map(str, tree)) != sorted(names):
-        found = sorted(map(str, tree)) if isinstance(tree, Mapping) else tree
-        raise ValueError(f"`{where}` must have the keys {sorted(names)}; got {found!r}.")
-    return dict(tree)
+        return ordinary
+    choices = (("*", generation),) if isinstance(generation, KernelSpec) else generation
+    return KernelsByPath(choices, ordinary)
 
 
 def _renamed(tree: Any) -> Any:
@@ -209,31 +182,14 @@ def _renamed(tree: Any) -> Any:
     return {_OLD_NAMES.get(name, name): value for name, value in tree.items()}
 
 
-def _pairs(tree: Any, where: str) -> tuple[tuple[Any, Any], ...]:
-    """A list of lists of two, for layers or patterns of their names, which are tried in turn."""
-    if not _is_pairs(tree, list):
-        raise ValueError(f"`{where}` must be a list of pairs; got {tree!r}.")
-    longest = max((len(str(first)) for first, _ in tree), default=0)
-    if len(tree) > MAX_PAIRS or longest > MAX_PATTERN:
-        raise ValueError(
-            f"`{where}` must have at most {MAX_PAIRS} patterns of {MAX_PATTERN} characters; got "
-            f"{len(tree)}, the longest of {longest}."
-        )
-    return tuple((first, second) for first, second in tree)
+def _generation_to_json(generation: Any) -> Any:
+    if isinstance(generation, tuple):
+        return [[pattern, spec and spec.to_json()] for pattern, spec in generation]
+    return generation and generation.to_json()
 
 
-def _generation_from_json(tree: Any) -> GenerationSpec | Patterns | None:
-    if tree is None:
-        return None
+def _generation_from_json(tree: Any) -> KernelSpec | Patterns | None:
+    where = "model.generation"
     if isinstance(tree, list):
-        pairs = _pairs(tree, "model.generation")
-        return tuple((p, None if spec is None else _spec_from_json(spec)) for p, spec in pairs)
-    return _spec_from_json(tree)
-
-
-def _spec_from_json(tree: Any) -> GenerationSpec:
-    values = _entries(GenerationSpec, tree, "model.generation")
-    for name in ("basis", "coeff_in", "coeff_out"):
-        where = f"model.generation.{name}"
-        values[name] = QuantSpec(**_entries(QuantSpec, values[name], where))
-    return GenerationSpec(**values)
+        return patterns_from_json(tree, where)
+    return None if tree is None else KernelSpec.from_json(tree, where)

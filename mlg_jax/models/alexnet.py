@@ -1,23 +1,21 @@
 """AlexNet for CIFAR and ImageNet."""
 
-from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
 
 from mlg_jax._types import Array
-from mlg_jax.models._blocks import ModuleFactory
 from mlg_jax.models._heads import adaptive_mean_pool, dropout, flatten_channels_first
+from mlg_jax.models._layers import Layers
 from mlg_jax.models._shapes import check_images, image_shape, scaled
 from mlg_jax.models._stages import PlainStage
-from mlg_jax.remat import NO_REMAT, RematSpec
 
 STAGE_CHANNELS = ((64,), (192,), (384, 256, 256))
 FIRST_CONV: dict[str, dict[str, Any]] = {
-    "cifar": {"window": (3, 3)},
-    "imagenet": {"window": (11, 11), "strides": (4, 4), "padding": ((2, 2), (2, 2))},
+    "cifar": {"kernel_size": (3, 3)},
+    "imagenet": {"kernel_size": (11, 11), "strides": (4, 4), "padding": ((2, 2), (2, 2))},
 }
-OTHER_WINDOWS = ((5, 5), (3, 3))
+OTHER_SIZES = ((5, 5), (3, 3))
 HIDDEN_FEATURES = 4096
 GRID_SIZES = {"cifar": 3, "imagenet": 6}  # of the features at 32 x 32 and 224 x 224
 MIN_SIZES = {"cifar": 15, "imagenet": 63}  # leave one position after the last pooling
@@ -31,12 +29,11 @@ class AlexNet(nn.Module):
 
     Attributes:
         num_classes: number of logits.
-        conv, dense, act: factories of the layers, and the activation function.
-        norm: factory of norms after the convolutions, or None, as published: biases instead.
+        layers: what it is built with, published without norms; what lies between two poolings is a
+            block.
         stem: `imagenet` (11 x 11, stride 4, features pooled to 6 x 6) or `cifar` (3 x 3, stride 1,
             features of 3 x 3; the rest is the same).
         width: factor on every channel count, the hidden layers' too.
-        remat: what is kept for the backward pass; what lies between two poolings is a block.
         spec: the `ModelSpec` that it was made from; None: made by hand.
 
     Random streams: `dropout`, in training (0.5 before each hidden layer).
@@ -45,13 +42,9 @@ class AlexNet(nn.Module):
     """
 
     num_classes: int
-    conv: ModuleFactory
-    dense: ModuleFactory
-    norm: ModuleFactory | None = None
-    act: Callable[[Array], Array] = nn.relu
+    layers: Layers
     stem: str = "cifar"
     width: float = 1.0
-    remat: RematSpec = NO_REMAT
     spec: Any = None
 
     @property
@@ -63,26 +56,21 @@ class AlexNet(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Logits of `x`, `[N, H, W, C]`, floating, normalised, at least 63 x 63 (cifar: 15)."""
         check_images(x, self.stem, MIN_SIZES.get(self.stem, 1))
-        convs = (FIRST_CONV[self.stem], *({"window": window} for window in OTHER_WINDOWS))
+        convs = (FIRST_CONV[self.stem], *({"kernel_size": size} for size in OTHER_SIZES))
         for index, (channels, options) in enumerate(zip(STAGE_CHANNELS, convs, strict=True), 1):
             stage = PlainStage(
                 features=tuple(scaled(count, self.width) for count in channels),
-                conv=self.conv,
-                norm=self.norm,
-                act=self.act,
+                layers=self.layers,
                 pool_window=(3, 3),
                 takes_image=index == 1,
-                remat=self.remat,
                 name=f"stage{index}",
                 **options,
             )
-            wrap = self.remat.stem if index == 1 else self.remat.block
-            alone = self.norm is None
-            run = wrap(lambda stage, x: stage(x, train=train), "", is_per_example=alone)
-            x = run(stage, x)
+            run = self.layers.stem if index == 1 else self.layers.block
+            x = run(stage, x, train=train)
         x = flatten_channels_first(adaptive_mean_pool(x, GRID_SIZES[self.stem]))
         for index in (1, 2):
             x = dropout(self, x, DROPOUT_RATE, name=f"dropout{index}", train=train)
-            layer = self.dense(scaled(HIDDEN_FEATURES, self.width), name=f"hidden{index}")
-            x = self.act(layer(x, train=train))
-        return self.dense(self.num_classes, name="classifier")(x, train=train)
+            layer = self.layers.dense(scaled(HIDDEN_FEATURES, self.width), name=f"hidden{index}")
+            x = self.layers.act(layer(x, train=train))
+        return self.layers.dense(self.num_classes, name="classifier")(x, train=train)

@@ -1,18 +1,15 @@
 """MobileNetV2 for CIFAR and ImageNet."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
 
 from mlg_jax._types import Array
 from mlg_jax.layers import global_mean_pool
-from mlg_jax.models._blocks import ModuleFactory
 from mlg_jax.models._heads import dropout
+from mlg_jax.models._layers import Layers
 from mlg_jax.models._shapes import check_images, image_shape
-from mlg_jax.models._units import run_unit
-from mlg_jax.remat import NO_REMAT, RematSpec
 
 # (expansion, channels, blocks) of each stage; the strides of stem and stages are the stem's.
 STAGES = (
@@ -37,8 +34,7 @@ class InvertedResidual(nn.Module):
         channels: of the output.
         expansion: factor on the input's channels; 1 leaves the first convolution out.
         strides: of the depthwise convolution; only (1, 1) has a shortcut.
-        conv, norm, act: factories of the layers, and the activation function.
-        remat: what is kept for the backward pass.
+        layers: what it is built with.
 
     Reference: https://arxiv.org/abs/1801.04381.
     """
@@ -46,34 +42,18 @@ class InvertedResidual(nn.Module):
     channels: int
     expansion: int
     strides: tuple[int, int]
-    conv: ModuleFactory
-    norm: ModuleFactory
-    act: Callable[[Array], Array]
-    remat: RematSpec = NO_REMAT
+    layers: Layers
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """`[N, H, W, C]` to `[N, H', W', channels]`."""
-
-        def unit(x: Array, name: str, features: int, act: Any, **options: Any) -> Array:
-            return run_unit(
-                self,
-                x,
-                f"{name}_unit",
-                is_sparse=name != "expand",
-                features=features,
-                names=(f"{name}_conv", f"{name}_norm"),
-                act=act,
-                train=train,
-                **options,
-            )
-
+        unit = functools.partial(self.layers.unit, self, train=train)
         hidden = self.expansion * x.shape[-1]
         y = x
         if self.expansion != 1:
-            y = unit(y, "expand", hidden, self.act, window=(1, 1))
-        y = unit(y, "depthwise", hidden, self.act, strides=self.strides, groups=hidden)
-        y = unit(y, "project", self.channels, None, window=(1, 1))
+            y = unit(y, hidden, "expand_conv", is_sparse=False, kernel_size=(1, 1))
+        y = unit(y, hidden, "depthwise_conv", strides=self.strides, feature_group_count=hidden)
+        y = unit(y, self.channels, "project_conv", act=False, kernel_size=(1, 1))
         has_shortcut = self.strides == (1, 1) and x.shape[-1] == self.channels
         return x + y if has_shortcut else y
 
@@ -86,12 +66,11 @@ class MobileNetV2(nn.Module):
 
     Attributes:
         num_classes: number of logits.
-        conv, dense, norm, act: factories of the layers, and the activation function.
+        layers: what it is built with; an inverted residual is a block.
         stem: `imagenet` (the published strides, 224 x 224 to 7 x 7) or `cifar` (stride 1 in the
             stem and in stage 2, 32 x 32 to 4 x 4; the rest is the same).
         width: factor on every channel count, rounded to a multiple of 8, at least 8, and up where
             that would take more than a tenth; the last 1280 channels never become fewer.
-        remat: what is kept for the backward pass; an inverted residual is a block.
         spec: the `ModelSpec` that it was made from; None: made by hand.
 
     Random streams: `dropout`, in training (0.2 before the classifier).
@@ -100,13 +79,9 @@ class MobileNetV2(nn.Module):
     """
 
     num_classes: int
-    conv: ModuleFactory
-    dense: ModuleFactory
-    norm: ModuleFactory
-    act: Callable[[Array], Array] = nn.relu6
+    layers: Layers
     stem: str = "cifar"
     width: float = 1.0
-    remat: RematSpec = NO_REMAT
     spec: Any = None
 
     @property
@@ -118,7 +93,7 @@ class MobileNetV2(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Logits of `x`, `[N, H, W, C]`, floating, normalised."""
         check_images(x, self.stem, 1)
-        x = self.remat.stem(functools.partial(_stem, train=train))(self, x)
+        x = self.layers.remat.stem(functools.partial(_stem, train=train))(self, x)
         strides = STRIDES[self.stem][1:]
         for stage, (expansion, channels, num_blocks) in enumerate(STAGES):
             for index in range(num_blocks):
@@ -127,20 +102,15 @@ class MobileNetV2(nn.Module):
                     channels=divisible(channels * self.width),
                     expansion=expansion,
                     strides=(stride, stride),
-                    conv=self.conv,
-                    norm=self.norm,
-                    act=self.act,
-                    remat=self.remat,
+                    layers=self.layers,
                     name=f"stage{stage + 1}_block{index + 1}",
                 )
-                x = self.remat.block(lambda block, x: block(x, train=train), is_sparse=False)(
-                    block, x
-                )
-        features = self.remat.block(functools.partial(_head, train=train), "head", is_sparse=False)(
-            self, x
-        )
+                x = self.layers.block(block, x, train=train, is_sparse=False)
+        features = self.layers.remat.block(
+            functools.partial(_head, train=train), "head", is_sparse=False
+        )(self, x)
         features = dropout(self, features, DROPOUT_RATE, name="dropout", train=train)
-        return self.dense(self.num_classes, name="classifier")(features, train=train)
+        return self.layers.dense(self.num_classes, name="classifier")(features, train=train)
 
 
 def divisible(channels: float) -> int:
@@ -151,14 +121,12 @@ def divisible(channels: float) -> int:
 
 def _stem(net: MobileNetV2, x: Array, *, train: bool) -> Array:
     stride = STRIDES[net.stem][0]
-    return run_unit(
+    return net.layers.unit(
         net,
         x,
-        "stem_unit",
+        divisible(STEM_CHANNELS * net.width),
+        "stem_conv",
         is_sparse=False,
-        features=divisible(STEM_CHANNELS * net.width),
-        names=("stem_conv", "stem_norm"),
-        act=net.act,
         train=train,
         strides=(stride, stride),
     )
@@ -166,15 +134,13 @@ def _stem(net: MobileNetV2, x: Array, *, train: bool) -> Array:
 
 def _head(net: MobileNetV2, x: Array, *, train: bool) -> Array:
     """The last convolution and the mean over positions, which is all the block hands on."""
-    y = run_unit(
+    y = net.layers.unit(
         net,
         x,
-        "head_unit",
+        divisible(HEAD_CHANNELS * max(1.0, net.width)),
+        "head_conv",
         is_sparse=False,
-        features=divisible(HEAD_CHANNELS * max(1.0, net.width)),
-        names=("head_conv", "head_norm"),
-        act=net.act,
         train=train,
-        window=(1, 1),
+        kernel_size=(1, 1),
     )
     return global_mean_pool(y)

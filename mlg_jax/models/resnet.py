@@ -1,6 +1,5 @@
 """Residual networks for CIFAR and ImageNet."""
 
-from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
@@ -8,9 +7,8 @@ from flax import linen as nn
 from mlg_jax._checks import check_choice, check_floating
 from mlg_jax._types import Array
 from mlg_jax.layers import global_mean_pool, max_pool
-from mlg_jax.models._blocks import BasicBlock, BottleneckBlock, ModuleFactory
-from mlg_jax.models._units import conv_norm_act
-from mlg_jax.remat import NO_REMAT, RematSpec
+from mlg_jax.models._blocks import BasicBlock, BottleneckBlock
+from mlg_jax.models._layers import Layers
 
 STEMS = ("cifar", "imagenet")
 IMAGE_SIZES = {"cifar": 32, "imagenet": 224}
@@ -26,9 +24,7 @@ class ResNet(nn.Module):
         stem: `cifar` (3 x 3, stride 1, classifier without bias) or `imagenet` (7 x 7, stride 2,
             3 x 3 max-pooling with stride 2, classifier with bias).
         base_channels: channels of the stem and the first stage; doubled by every later stage.
-        conv, dense, norm, act: factories of the layers, and the activation function; norm None
-            gives the convolutions biases instead.
-        remat: what the blocks keep for the backward pass.
+        layers: what it is built with, and what its blocks keep for the backward pass.
         spec: the `ModelSpec` that it was made from; None: made by hand.
 
     Reference: https://arxiv.org/abs/1512.03385.
@@ -37,11 +33,7 @@ class ResNet(nn.Module):
     stage_sizes: tuple[int, ...]
     block: type[BasicBlock] | type[BottleneckBlock]
     num_classes: int
-    conv: ModuleFactory
-    dense: ModuleFactory
-    norm: ModuleFactory | None
-    act: Callable[[Array], Array] = nn.relu
-    remat: RematSpec = NO_REMAT
+    layers: Layers
     stem: str = "cifar"
     base_channels: int = 64
     spec: Any = None
@@ -59,35 +51,26 @@ class ResNet(nn.Module):
         check_floating("x", x)
         if x.ndim != 4:
             raise ValueError(f"`x` must have shape [N, H, W, C]; got {x.shape}.")
-        x = self.remat.stem(lambda model, x: model._stem(x, train))(self, x)
+        x = self.layers.remat.stem(lambda model, x: model._stem(x, train))(self, x)
         for stage, num_blocks in enumerate(self.stage_sizes):
             for index in range(num_blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
                 block = self.block(
                     channels=self.base_channels * 2**stage,
                     strides=(stride, stride),
-                    conv=self.conv,
-                    norm=self.norm,
-                    act=self.act,
-                    remat=self.remat,
+                    layers=self.layers,
                     name=f"stage{stage + 1}_block{index + 1}",
                 )
-                x = self.remat.block(lambda block, x: block(x, train=train))(block, x)
+                x = self.layers.block(block, x, train=train)
         features = global_mean_pool(x)
-        classifier = self.dense(
+        classifier = self.layers.dense(
             self.num_classes, use_bias=self.stem == "imagenet", name="classifier"
         )
         return classifier(features, train=train)
 
     def _stem(self, x: Array, train: bool) -> Array:
-        options = {} if self.stem == "cifar" else {"window": (7, 7), "strides": (2, 2)}
-        x = conv_norm_act(
-            self,
-            x,
-            features=self.base_channels,
-            names=("stem_conv", "stem_norm"),
-            act=self.act,
-            train=train,
-            **options,
+        options: dict[str, Any] = (
+            {} if self.stem == "cifar" else {"kernel_size": (7, 7), "strides": (2, 2)}
         )
+        x = self.layers.conv_norm_act(x, self.base_channels, "stem_conv", train=train, **options)
         return x if self.stem == "cifar" else max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))

@@ -1,7 +1,6 @@
 """SqueezeNet 1.1 for CIFAR and ImageNet."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 from flax import linen as nn
@@ -9,11 +8,9 @@ from jax import numpy as jnp
 
 from mlg_jax._types import Array
 from mlg_jax.layers import global_mean_pool, max_pool
-from mlg_jax.models._blocks import ModuleFactory
 from mlg_jax.models._heads import dropout
+from mlg_jax.models._layers import Layers
 from mlg_jax.models._shapes import check_images, image_shape, scaled
-from mlg_jax.models._units import run_unit
-from mlg_jax.remat import NO_REMAT, RematSpec
 
 STEM_CHANNELS = 64
 # Channels of squeeze and of either expansion; the published numbering starts at 2.
@@ -41,40 +38,23 @@ class Fire(nn.Module):
 
     Attributes:
         squeeze, expand: channels of the first convolution, and of each of the other two.
-        conv, norm, act: factories of the layers, and the activation function; norm None gives the
-            convolutions biases instead.
-        remat: what is kept for the backward pass.
+        layers: what it is built with.
 
     Reference: https://arxiv.org/abs/1602.07360.
     """
 
     squeeze: int
     expand: int
-    conv: ModuleFactory
-    norm: ModuleFactory | None
-    act: Callable[[Array], Array]
-    remat: RematSpec = NO_REMAT
+    layers: Layers
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Convolves `x`, `[N, H, W, C]`."""
-
-        def unit(x: Array, name: str, features: int, size: int) -> Array:
-            return run_unit(
-                self,
-                x,
-                f"{name}_unit",
-                features=features,
-                names=(f"{name}_conv", f"{name}_norm"),
-                act=self.act,
-                train=train,
-                window=(size, size),
-            )
-
-        x = unit(x, "squeeze", self.squeeze, 1)
+        unit = functools.partial(self.layers.unit, self, train=train)
+        x = unit(x, self.squeeze, "squeeze_conv", kernel_size=(1, 1))
         branches = [
-            unit(x, "expand1x1", self.expand, 1),
-            unit(x, "expand3x3", self.expand, 3),
+            unit(x, self.expand, "expand1x1_conv", kernel_size=(1, 1)),
+            unit(x, self.expand, "expand3x3_conv"),
         ]
         return jnp.concatenate(branches, axis=-1)
 
@@ -88,12 +68,10 @@ class SqueezeNet(nn.Module):
 
     Attributes:
         num_classes: number of logits.
-        conv, dense, act: factories of the layers, and the activation function.
-        norm: factory of norms after the convolutions, or None, as published: biases instead.
+        layers: what it is built with, published without norms; a fire module is a block.
         stem: `imagenet` (3 x 3, stride 2, not padded, then max-pooling) or `cifar` (3 x 3,
             stride 1, padded, no pooling; the rest is the same, its last features are 8 x 8).
         width: factor on every channel count.
-        remat: what is kept for the backward pass; a fire module is a block.
         spec: the `ModelSpec` that it was made from; None: made by hand.
 
     Random streams: `dropout`, in training (0.5 before the classifier).
@@ -102,13 +80,9 @@ class SqueezeNet(nn.Module):
     """
 
     num_classes: int
-    conv: ModuleFactory
-    dense: ModuleFactory
-    norm: ModuleFactory | None = None
-    act: Callable[[Array], Array] = nn.relu
+    layers: Layers
     stem: str = "cifar"
     width: float = 1.0
-    remat: RematSpec = NO_REMAT
     spec: Any = None
 
     @property
@@ -120,37 +94,31 @@ class SqueezeNet(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Logits of `x`, `[N, H, W, C]`, floating, normalised, at least 17 x 17 (cifar: 4)."""
         check_images(x, self.stem, MIN_SIZES.get(self.stem, 1))
-        alone = self.norm is None
+        is_per_example = self.layers.norm is None
         stem = functools.partial(_stem, train=train)
-        x = self.remat.stem(stem, is_per_example=alone)(self, x)
+        x = self.layers.remat.stem(stem, is_per_example=is_per_example)(self, x)
         for name, (squeeze, expand) in FIRES.items():
             fire = Fire(
                 squeeze=scaled(squeeze, self.width),
                 expand=scaled(expand, self.width),
-                conv=self.conv,
-                norm=self.norm,
-                act=self.act,
-                remat=self.remat,
+                layers=self.layers,
                 name=name,
             )
-            run = self.remat.block(lambda fire, x: fire(x, train=train), is_per_example=alone)
-            x = run(fire, x)
+            x = self.layers.block(fire, x, train=train)
             if name in POOLED:
                 x = _max_pool(x)
         x = dropout(self, x, DROPOUT_RATE, name="dropout", train=train)
-        logits = self.dense(self.num_classes, name="classifier")(x, train=train)
-        return global_mean_pool(self.act(logits))
+        logits = self.layers.dense(self.num_classes, name="classifier")(x, train=train)
+        return global_mean_pool(self.layers.act(logits))
 
 
 def _stem(net: SqueezeNet, x: Array, *, train: bool) -> Array:
-    y = run_unit(
+    y = net.layers.unit(
         net,
         x,
-        "stem_unit",
+        scaled(STEM_CHANNELS, net.width),
+        "stem_conv",
         is_sparse=False,
-        features=scaled(STEM_CHANNELS, net.width),
-        names=("stem_conv", "stem_norm"),
-        act=net.act,
         train=train,
         **STEM_CONV[net.stem],
     )

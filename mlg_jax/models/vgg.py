@@ -1,17 +1,16 @@
 """VGG networks for CIFAR and ImageNet."""
 
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 from flax import linen as nn
 
 from mlg_jax._types import Array
 from mlg_jax.layers import global_mean_pool
-from mlg_jax.models._blocks import ModuleFactory
 from mlg_jax.models._heads import adaptive_mean_pool, dropout, flatten_channels_first
+from mlg_jax.models._layers import Layers
 from mlg_jax.models._shapes import check_images, image_shape, scaled
 from mlg_jax.models._stages import PlainStage
-from mlg_jax.remat import NO_REMAT, RematSpec
 
 STAGE_CHANNELS = (64, 128, 256, 512, 512)
 HIDDEN_FEATURES = 4096
@@ -26,13 +25,12 @@ class VGG(nn.Module):
     Attributes:
         stage_sizes: convolutions in each of the five stages; every stage halves the image.
         num_classes: number of logits.
-        conv, dense, norm, act: factories of the layers, and the activation function.
+        layers: what it is built with; a stage is a block.
         stem: `imagenet` is the published network: no norms, convolutions with biases, features
             pooled to 7 x 7, two hidden dense layers with dropout 0.5 after each. `cifar` is the
             field's small one: a norm after every convolution, which then has no bias, the mean
             over positions, one dense layer, no dropout.
         width: factor on every channel count, the hidden layers' too.
-        remat: what is kept for the backward pass; a stage is a block.
         spec: the `ModelSpec` that it was made from; None: made by hand.
 
     Random streams: `dropout`, in training with stem `imagenet`.
@@ -42,13 +40,9 @@ class VGG(nn.Module):
 
     stage_sizes: tuple[int, int, int, int, int]
     num_classes: int
-    conv: ModuleFactory
-    dense: ModuleFactory
-    norm: ModuleFactory | None
-    act: Callable[[Array], Array] = nn.relu
+    layers: Layers
     stem: str = "cifar"
     width: float = 1.0
-    remat: RematSpec = NO_REMAT
     spec: Any = None
 
     @property
@@ -60,29 +54,26 @@ class VGG(nn.Module):
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Logits of `x`, `[N, H, W, C]`, floating, normalised, at least 32 x 32."""
         check_images(x, self.stem, MIN_SIZE)
+        layers = self.layers
+        if self.stem == "imagenet":
+            layers = dataclasses.replace(layers, norm=None)
         sizes = zip(self.stage_sizes, STAGE_CHANNELS, strict=True)
         for index, (num_convs, channels) in enumerate(sizes, 1):
-            norm = self.norm if self.stem == "cifar" else None
             stage = PlainStage(
                 features=(scaled(channels, self.width),) * num_convs,
-                conv=self.conv,
-                norm=norm,
-                act=self.act,
+                layers=layers,
                 takes_image=index == 1,
-                remat=self.remat,
                 name=f"stage{index}",
             )
-            wrap = self.remat.stem if index == 1 else self.remat.block
-            alone = norm is None
-            run = wrap(lambda stage, x: stage(x, train=train), "", is_per_example=alone)
-            x = run(stage, x)
+            run = layers.stem if index == 1 else layers.block
+            x = run(stage, x, train=train)
         features = global_mean_pool(x) if self.stem == "cifar" else self._hidden(x, train)
-        return self.dense(self.num_classes, name="classifier")(features, train=train)
+        return self.layers.dense(self.num_classes, name="classifier")(features, train=train)
 
     def _hidden(self, x: Array, train: bool) -> Array:
         x = flatten_channels_first(adaptive_mean_pool(x, GRID_SIZE))
         for index in (1, 2):
-            layer = self.dense(scaled(HIDDEN_FEATURES, self.width), name=f"hidden{index}")
-            x = self.act(layer(x, train=train))
+            layer = self.layers.dense(scaled(HIDDEN_FEATURES, self.width), name=f"hidden{index}")
+            x = self.layers.act(layer(x, train=train))
             x = dropout(self, x, DROPOUT_RATE, name=f"dropout{index}", train=train)
         return x

@@ -4,6 +4,10 @@ from mlg_jax.quant._activation import ActivationRange as ActivationRange
 from mlg_jax.quant._activation import initial_range as initial_range
 from mlg_jax.quant._activation import quantize_activation as quantize_activation
 from mlg_jax.quant._activation import update_range as update_range
+from mlg_jax.quant._clip import REPRESENTABLE as REPRESENTABLE
+from mlg_jax.quant._clip import TANH_SCHEMES as TANH_SCHEMES
+from mlg_jax.quant._clip import clip_to_grid as clip_to_grid
+from mlg_jax.quant._clip import round_clipped as round_clipped
 from mlg_jax.quant._codes import QuantizedTensor as QuantizedTensor
 from mlg_jax.quant._codes import decode as decode
 from mlg_jax.quant._codes import encode as encode

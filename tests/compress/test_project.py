@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mlg_jax import GenerationSpec, create_model, fake_quantize, generate_kernel
+from mlg_jax._convolution import from_layout
 from mlg_jax.compress import ProjectionSpec, project_model
-from mlg_jax.generation import from_layout
 from tests._models import record_named, tiny_networks, tiny_resnet, variable_shapes
 
 SPEC = GenerationSpec.from_bits(2, 8, 6, 6, 6)
@@ -32,7 +32,7 @@ def kernel_of(projection, model, name):
     node = projection.variables["params"]
     for part in record.path:
         node = node[part]
-    spec = record.provider.spec
+    spec = record.kernel.spec
     q = {n: fake_quantize(node[n], getattr(spec, n)) for n in node}
     return generate_kernel(q["basis"], q.get("coeff_in"), q.get("coeff_out"))
 

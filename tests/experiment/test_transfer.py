@@ -85,7 +85,7 @@ def tiny_model(num_classes):
 
 def test_files_of_pytorch_are_checkpoints_too(tmp_path):
     path, source = tmp_path / "source.safetensors", fresh(5, seed=1)
-    write_torch(path, to_torch(layer_records(tiny_model(5)), source))
+    write_torch(path, to_torch(layer_records(tiny_model(5)), source, architecture="resnet"))
     save(tmp_path / "checkpoints", source)
     for num_classes in (3, 5):
         start, model = fresh(num_classes), tiny_model(num_classes)
@@ -129,7 +129,7 @@ def test_a_file_that_is_there_is_looked_at(tmp_path, name, message):
 @pytest.mark.bad_input
 def test_the_right_network_is_named(tmp_path):
     path = tmp_path / "source.safetensors"
-    write_torch(path, to_torch(layer_records(tiny_model(5)), fresh(5)))
+    write_torch(path, to_torch(layer_records(tiny_model(5)), fresh(5), architecture="resnet"))
     model = create_model("resnet10", num_classes=3, width=0.125, stem="cifar")
     with pytest.raises(
         train.CheckpointError, match="use --config.model.name=tiny --config.model.stem=imagenet"

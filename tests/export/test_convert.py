@@ -62,12 +62,17 @@ CASES = {
 }
 
 
+def architecture_of(model):
+    """The name `create_model` knows a network by; those made by hand are residual."""
+    return "resnet" if model.spec is None else model.spec.name
+
+
 def imported(state, model, dtype=np.float32):
     template = jax.tree.map(
         lambda s: np.empty(s.shape, dtype if s.dtype == np.float32 else s.dtype),
         variable_shapes(model),
     )
-    return from_torch(state, layer_records(model), template)
+    return from_torch(state, layer_records(model), template, architecture=architecture_of(model))
 
 
 def flat(variables):
@@ -85,7 +90,10 @@ def test_logits_are_the_originals(x64, case):
     variables = imported(source.state, model, np.float64)
     logits = jax.jit(model.apply)(variables, x.transpose(0, 2, 3, 1))
     assert relative_error(logits, expected) <= X64
-    assert torch_num_classes(source.state, layer_records(model)) == NUM_CLASSES
+    assert (
+        torch_num_classes(source.state, layer_records(model), architecture=architecture_of(model))
+        == NUM_CLASSES
+    )
 
 
 @pytest.fixture
@@ -106,7 +114,7 @@ def test_exported_networks_run_and_come_back(case):
     expected = network(source, x, NUM_CLASSES)
     model = make()
     variables = imported(source.state, model)
-    state = to_torch(layer_records(model), variables)
+    state = to_torch(layer_records(model), variables, architecture=architecture_of(model))
     assert {k for k in source.state if "num_batches" not in k} == state.keys()
     target.state = dict(state)
     assert relative_error(network(target, x, NUM_CLASSES), expected) < CONTRACTION
@@ -122,7 +130,7 @@ def test_generated_kernels_are_exported_as_they_are_used():
     variables = jax.tree.map(
         lambda s: rng.uniform(0.2, 0.6, s.shape).astype(s.dtype), variable_shapes(model)
     )
-    state = to_torch(layer_records(model), variables)
+    state = to_torch(layer_records(model), variables, architecture=architecture_of(model))
     assert state["layer2.0.conv1.weight"].shape == (8, 4, 3, 3)
     source = networks.Network()
     for key, value in state.items():
@@ -213,17 +221,15 @@ def test_another_architecture_is_a_short_message(small):
 @pytest.mark.bad_input
 def test_messages(small):
     model, state = small
-    with pytest.raises(
-        ValueError, match="`records` must be those of a ResNet, VGG, .*; got layers"
-    ):
-        from_torch(state, layer_records(model)[:1], {})
+    with pytest.raises(ValueError, match="`architecture` must start with one of .*; got 'tiny'"):
+        from_torch(state, layer_records(model), {}, architecture="tiny")
     del state["linear.weight"]
     with pytest.raises(ValueError, match="`state` must hold fc.weight; it is missing"):
-        torch_num_classes(state, layer_records(model))
+        torch_num_classes(state, layer_records(model), architecture="resnet10")
     quantized = create_model("resnet10", num_classes=3, width=1 / 16, activation_bits=4)
     variables = variable_shapes(quantized)
     with pytest.raises(ValueError, match="network without activation bits; got batch_stats/"):
-        to_torch(layer_records(quantized), variables)
+        to_torch(layer_records(quantized), variables, architecture="resnet10")
 
 
 @pytest.mark.slow
@@ -248,7 +254,7 @@ def test_torchvision(name):
     variables = imported({k: v.numpy() for k, v in network.state_dict().items()}, model)
     # Up to 50 layers of float32 sums, in another order.
     assert relative_error(jax.jit(model.apply)(variables, x), expected) < 10 * CONTRACTION
-    state = to_torch(layer_records(model), variables)
+    state = to_torch(layer_records(model), variables, architecture=architecture_of(model))
     again = getattr(models, ours)(weights=None, num_classes=7).eval()
     again.load_state_dict({k: torch.tensor(v) for k, v in state.items()})
     with torch.no_grad():

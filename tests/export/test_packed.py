@@ -9,7 +9,6 @@ import pytest
 from flax import traverse_util
 
 from mlg_jax import GenerationSpec, QuantSpec, fake_quantize
-from mlg_jax._types import FactorRecord, LayerRecord
 from mlg_jax.export import (
     PackedFileError,
     PackedModel,
@@ -19,6 +18,7 @@ from mlg_jax.export import (
     unpack_variables,
     write_packed,
 )
+from mlg_jax.kernels import Factor, LayerRecord
 from mlg_jax.layers import layer_records
 from mlg_jax.quant import MIN_BITS, decode
 from tests._models import tiny_resnet, variable_shapes
@@ -31,8 +31,8 @@ def layers(scheme):
     """A layer of one factor for every width, and their values."""
     rng, records, params = np.random.default_rng(3), [], {}
     for bits in range(MIN_BITS[scheme], 17):
-        factor = FactorRecord("kernel", SHAPE, bits, scheme)
-        records.append(LayerRecord((f"dense{bits}",), "dense", (factor,)))
+        factor = Factor("kernel", SHAPE, QuantSpec(bits, scheme))
+        records.append(LayerRecord((f"dense{bits}",), "dense", factors=(factor,)))
         params[f"dense{bits}"] = {"kernel": rng.normal(0, 0.3, SHAPE).astype(np.float32)}
     return records, {"params": params}
 
@@ -42,9 +42,9 @@ def quantized(records, variables):
     flat = traverse_util.flatten_dict(variables)
     for record in records:
         for factor in record.factors:
-            if factor.scheme is not None:
+            if factor.quant != QuantSpec():
                 path = ("params", *record.path, factor.name)
-                spec = QuantSpec(factor.bits, factor.scheme)
+                spec = factor.quant
                 flat[path] = fake_quantize(jnp.asarray(flat[path]), spec)
     return traverse_util.unflatten_dict(flat)
 
@@ -101,13 +101,13 @@ def test_bytes_are_those_of_the_accounting():
 
 
 def test_what_is_not_quantised_is_stored_as_it_is():
-    factors = (FactorRecord("kernel", (2,), None, "dorefa_sym"), FactorRecord("bias", (2,)))
+    factors = (Factor("kernel", (2,)), Factor("bias", (2,)))
     kernel = np.array([-0.0, 1e-42], np.float32)
     variables = {
         "params": {"dense": {"kernel": kernel, "bias": kernel[::-1]}},
         "batch_stats": {"range": {"is_set": np.array(False), "minimum": np.float32(-1.5)}},
     }
-    packed = pack_variables([LayerRecord(("dense",), "dense", factors)], variables, {})
+    packed = pack_variables([LayerRecord(("dense",), "dense", factors=factors)], variables, {})
     assert {t.scheme for t in packed.tensors} == {"bool", "float32"}
     assert_same_bits(unpack_variables(packed), variables)
     assert_same_bits(jax.jit(decode_variables)(packed.tensors), variables)
@@ -121,7 +121,9 @@ def test_arrays_of_any_byte_order_are_packed_alike():
 
 
 def test_the_unrounded_scheme_is_stored_as_its_values():
-    record = LayerRecord(("d",), "dense", (FactorRecord("kernel", (6,), None, "tanh_norm"),))
+    record = LayerRecord(
+        ("d",), "dense", factors=(Factor("kernel", (6,), QuantSpec(None, "tanh_norm")),)
+    )
     x = np.linspace(-1, 2, 6, dtype=np.float32)
     packed = pack_variables([record], {"params": {"d": {"kernel": x}}}, {})
     expected = np.tanh(np.float64(x)) / np.tanh(2.0)
@@ -136,7 +138,7 @@ def test_any_finite_scale_is_decoded_in_silence():
 
 
 def pack_one(value, *, bits=4, manifest=None, shape=(2,)):
-    record = LayerRecord(("d",), "dense", (FactorRecord("kernel", shape, bits, "dorefa_sym"),))
+    record = LayerRecord(("d",), "dense", factors=(Factor("kernel", shape, QuantSpec(bits)),))
     variables = {"params": {"d": {"kernel": value}}}
     return pack_variables([record], variables, {} if manifest is None else manifest)
 
@@ -162,7 +164,7 @@ def test_bad_input(value, options, error, message):
 
 @pytest.mark.bad_input
 def test_a_missing_factor_is_named():
-    record = LayerRecord(("a",), "dense", (FactorRecord("kernel", (2,)),))
+    record = LayerRecord(("a",), "dense", factors=(Factor("kernel", (2,)),))
     with pytest.raises(ValueError, match=r"params/a/kernel with shape \(2,\); got nothing"):
         pack_variables([record], {"params": {}}, {})
 

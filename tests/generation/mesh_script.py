@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mlg_jax.generation import _factored, apply_generated
+from mlg_jax.generation import _factored
+from tests._models import apply_generated
 from tests.generation.test_implementations import RECORD, SPEC, factors_of, image
 
 
@@ -20,7 +21,7 @@ def main():
     factors, x = factors_of(RECORD, SPEC, dtype=np.float32), image(RECORD, batch=16, dtype="f4")
 
     def loss(factors, x):
-        layer = functools.partial(apply_generated, "factored", record=RECORD)
+        layer = functools.partial(apply_generated, "factored", layer=RECORD)
         return jnp.sum(jnp.sin(layer(factors, x)))
 
     step = jax.value_and_grad(loss, (0, 1))

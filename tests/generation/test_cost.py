@@ -5,8 +5,8 @@ import json
 import pytest
 
 from mlg_jax import GenerationSpec
-from mlg_jax._types import KernelShape
-from mlg_jax.generation import factor_records, generation_multiply_adds
+from mlg_jax._types import KernelShape, LayerGeometry
+from mlg_jax.generation import generation_multiply_adds
 from tests.conftest import REFERENCE
 
 CASES = json.loads((REFERENCE / "mlg_conv.json").read_text())
@@ -20,7 +20,7 @@ def test_counts_and_bytes_match_the_original(case):
     )
     k = case["kernel_size"]
     shape = KernelShape(case["out_channels"], case["in_channels"], (k, k))
-    records = factor_records(spec, spec.resolve(shape))
+    records = spec.bind(LayerGeometry(shape=shape)).factors
     assert sum(r.num_params for r in records) == case["num_params"]
     assert sum(r.num_bits for r in records) / 8 == case["bytes"]
     assert shape.size == case["num_params_full"]

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from mlg_jax import QuantSpec, fake_quantize, generate_kernel
+from mlg_jax._convolution import convolve, to_layout
 from mlg_jax._types import KernelShape
-from mlg_jax.generation import convolve, orthogonality_penalty, to_layout
+from mlg_jax.generation import orthogonality_penalty
 from tests import _oracles
 from tests._tolerances import X64, relative_error
 from tests.conftest import REFERENCE

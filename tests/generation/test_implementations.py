@@ -15,33 +15,34 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mlg_jax import GenerationSpec
-from mlg_jax._types import KernelShape, LayerRecord
-from mlg_jax.generation import _factored, apply_generated
+from mlg_jax._types import KernelShape, LayerGeometry
+from mlg_jax.generation import _factored
 from tests import _oracles
 from tests._devices import four_devices
+from tests._models import apply_generated
 from tests._tolerances import CONTRACTION, X64, relative_error
 
 IMPLEMENTATIONS = ("generate", "factored_out", "factored")
-RECORD = LayerRecord(("layer",), "conv", (), KernelShape(40, 24, (3, 3)), padding=((1, 1), (1, 1)))
+RECORD = LayerGeometry(("layer",), "conv", KernelShape(40, 24, (3, 3)), padding=((1, 1), (1, 1)))
 SPEC = GenerationSpec(2, 10)
 
 
 def factors_of(record, spec, seed=0, dtype=np.float64):
-    rng, shapes = np.random.default_rng(seed), spec.resolve(record.kernel)
+    rng, shapes = np.random.default_rng(seed), spec.resolve(record.shape)
     fields = zip(shapes._fields, shapes, strict=True)
     return {n: rng.normal(size=s).astype(dtype) for n, s in fields if s is not None}
 
 
 def image(record, size=(7, 6), batch=6, dtype=np.float64):
     rng = np.random.default_rng(9)
-    return rng.normal(size=(batch, *size, record.kernel.in_channels * record.groups)).astype(dtype)
+    return rng.normal(size=(batch, *size, record.shape.in_channels * record.groups)).astype(dtype)
 
 
 def pulled(implementation, record):
     """(factors, x, cotangent) -> output and all gradients."""
 
     def run(factors, x, cotangent):
-        layer = functools.partial(apply_generated, implementation, record=record)
+        layer = functools.partial(apply_generated, implementation, layer=record)
         y, pull = jax.vjp(layer, factors, x)
         return y, pull(cotangent)
 
@@ -50,7 +51,7 @@ def pulled(implementation, record):
 
 def oracle(record, factors, x):
     kernel = _oracles.generate(factors["basis"], factors.get("coeff_in"), factors.get("coeff_out"))
-    window = record.kernel.window or (1, 1)
+    window = record.shape.window or (1, 1)
     kernel = kernel.reshape(*kernel.shape[:2], *window).transpose(2, 3, 1, 0)
     padding = record.padding or ((0, 0), (0, 0))
     return _oracles.convolve(x, kernel, record.strides, padding, record.dilation, record.groups)
@@ -63,10 +64,9 @@ def layers(draw):
     window = draw(st.sampled_from(((1, 1), (3, 3), (2, 3))))
     kernel = KernelShape(groups * draw(st.sampled_from((2, 4))), draw(st.integers(1, 5)), window)
     pair = st.tuples(st.integers(0, 2), st.integers(0, 2))
-    record = LayerRecord(
+    record = LayerGeometry(
         ("layer",),
         "conv",
-        (),
         kernel,
         groups=groups,
         strides=draw(st.tuples(small, small)),
@@ -80,7 +80,7 @@ def layers(draw):
 @given(layers(), st.sampled_from((2**21, 1)))
 def test_implementations_are_one_function(layer, part_bytes):
     record, spec = layer
-    assume(spec.resolve(record.kernel) is not None)
+    assume(spec.resolve(record.shape) is not None)
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
         patch.setattr(_factored, "PART_BYTES", part_bytes)
         factors, x = factors_of(record, spec), image(record)
@@ -109,8 +109,8 @@ def test_float32(implementation):
 def test_gradients_numerically_to_second_order(x64, implementation, monkeypatch):
     monkeypatch.setattr(_factored, "PART_BYTES", 1)
     kernel = KernelShape(6, 4, (2, 2))
-    record = LayerRecord(("layer",), "conv", (), kernel, strides=(2, 1), padding=((1, 0), (2, 1)))
-    layer = jax.jit(functools.partial(apply_generated, implementation, record=record))
+    record = LayerGeometry(("layer",), "conv", kernel, strides=(2, 1), padding=((1, 0), (2, 1)))
+    layer = jax.jit(functools.partial(apply_generated, implementation, layer=record))
     args = (factors_of(record, GenerationSpec(2, 3)), image(record, (5, 4), batch=2))
     args = jax.tree.map(jnp.asarray, args)
     jax.test_util.check_grads(layer, args, order=2, modes=["rev"], rtol=1e-5)
@@ -118,7 +118,7 @@ def test_gradients_numerically_to_second_order(x64, implementation, monkeypatch)
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
 def test_dense_layers_of_any_rank(x64, implementation):
-    record = LayerRecord(("layer",), "dense", (), KernelShape(7, 9))
+    record = LayerGeometry(("layer",), "dense", KernelShape(7, 9))
     factors = factors_of(record, GenerationSpec(0, 4))
     for shape in ((9,), (5, 9), (2, 3, 9)):
         x = np.random.default_rng(0).normal(size=shape)
@@ -143,15 +143,15 @@ def test_compiled_program_has_no_array_of_the_kernels_size(implementation):
     factors = factors_of(RECORD, SPEC, dtype=np.float32)
     x, y = image(RECORD, batch=5, dtype=np.float32), np.ones((5, 7, 6, 40), np.float32)
     program = jax.jit(pulled(implementation, RECORD)).lower(factors, x, y).compile()
-    assert (RECORD.kernel.size in sizes_in(program)) == (implementation == "generate")
+    assert (RECORD.shape.size in sizes_in(program)) == (implementation == "generate")
     if implementation == "factored":  # nor one of U B
-        assert RECORD.kernel.size * 10 // 40 not in sizes_in(program)
+        assert RECORD.shape.size * 10 // 40 not in sizes_in(program)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_residuals_are_the_factors_and_x_unless_these_are_frozen(implementation):
     factors, x = factors_of(RECORD, SPEC, dtype=np.float32), image(RECORD, dtype=np.float32)
-    layer = functools.partial(apply_generated, implementation, record=RECORD)
+    layer = functools.partial(apply_generated, implementation, layer=RECORD)
 
     def kept(fn, *args):
         return sum(
@@ -167,7 +167,7 @@ def test_residuals_are_the_factors_and_x_unless_these_are_frozen(implementation)
 def test_frozen_factors_leave_the_gradient_of_x(x64, implementation, monkeypatch):
     monkeypatch.setattr(_factored, "PART_BYTES", 1)
     factors, x = factors_of(RECORD, SPEC), image(RECORD)
-    layer = functools.partial(apply_generated, implementation, factors, record=RECORD)
+    layer = functools.partial(apply_generated, implementation, factors, layer=RECORD)
     frozen = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(layer(x)))))(x)
     cotangent = np.cos(oracle(RECORD, factors, x))
     assert relative_error(frozen, pulled("generate", RECORD)(factors, x, cotangent)[1][1]) < X64
@@ -201,7 +201,7 @@ def test_under_vmap_and_scan(x64):
     factors, xs = factors_of(RECORD, SPEC), np.stack([image(RECORD), 2 * image(RECORD)])
 
     def gradient(x):
-        layer = functools.partial(apply_generated, "factored", record=RECORD)
+        layer = functools.partial(apply_generated, "factored", layer=RECORD)
         return jax.grad(lambda f: jnp.sum(layer(f, x) ** 2))(factors)["basis"]
 
     expected = np.stack([jax.jit(gradient)(x) for x in xs])
@@ -213,10 +213,9 @@ def test_under_vmap_and_scan(x64):
 @pytest.mark.parametrize("groups", [1, 2])
 def test_grouped_convolutions_of_other_backends(x64, spec, groups):
     """Their lowering runs on a CPU too, and is lowered for CUDA."""
-    record = LayerRecord(
+    record = LayerGeometry(
         ("layer",),
         "conv",
-        (),
         KernelShape(12, 6, (3, 3)),
         groups=groups,
         strides=(2, 1),

@@ -30,7 +30,14 @@ class Network(nn.Module):
         return jnp.mean(max_pool(block(self, x), (2, 2), (2, 2)), (1, 2))
 
     def unit(self, name, x, train):
-        conv = Conv(16, kernel=SPEC, implementation=self.implementation, name=f"conv{name}")
+        conv = Conv(
+            16,
+            (3, 3),
+            use_bias=False,
+            kernel=SPEC,
+            implementation=self.implementation,
+            name=f"conv{name}",
+        )
         norm = BatchNorm(axis_name=self.axis_name, name=f"norm{name}")
         return norm(conv(x, train=train), train=train)
 

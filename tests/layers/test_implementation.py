@@ -9,8 +9,6 @@ from mlg_jax import GenerationSpec, create_model
 from mlg_jax.layers import (
     Conv,
     Dense,
-    DenseKernel,
-    GeneratedKernel,
     _tune,
     count_implementations,
     layer_records,
@@ -19,7 +17,7 @@ from mlg_jax.layers import (
 from tests._tolerances import CONTRACTION, relative_error
 
 SPEC = GenerationSpec.from_bits(2, 8, 3, 6, 4)
-KERNEL = GeneratedKernel(SPEC)
+KERNEL = SPEC
 
 
 def image(shape=(2, 7, 8, 12)):
@@ -29,17 +27,21 @@ def image(shape=(2, 7, 8, 12)):
 @pytest.mark.parametrize("implementation", ["generate", "factored_out", "factored", "auto"])
 def test_all_are_the_same_layer(implementation):
     x, key = image(), jax.random.key(0)
-    layers = (Conv(16, kernel=KERNEL, implementation=e) for e in (implementation, "generate"))
+    layers = (
+        Conv(16, (3, 3), kernel=KERNEL, implementation=e) for e in (implementation, "generate")
+    )
     got, expected = (layer.apply(layer.init(key, x), x) for layer in layers)
     assert relative_error(got, expected) < CONTRACTION
 
 
 def test_the_record_says_which():
-    (record,) = layer_records(Conv(16, kernel=KERNEL, implementation="factored"), (2, 7, 8, 12))
+    (record,) = layer_records(
+        Conv(16, (3, 3), kernel=KERNEL, implementation="factored"), (2, 7, 8, 12)
+    )
     assert record.implementation == "factored" and record.input_shape == (2, 7, 8, 12)
     (chosen,) = layer_records(Dense(16, kernel=KERNEL), (4, 20))
     assert chosen.implementation in ("generate", "factored_out")
-    (dense,) = layer_records(Conv(16, kernel=DenseKernel()), (2, 7, 8, 12))
+    (dense,) = layer_records(Conv(16, (3, 3)), (2, 7, 8, 12))
     assert dense.implementation is None
 
 
@@ -65,11 +67,12 @@ def test_tuning_takes_the_fastest_and_remembers(tmp_path, monkeypatch):
 
     def timings(record, *, dtype, is_training):
         timed.append(record.name)
-        return {"generate": 2.0, "factored": 1.0 if "stage4" in record.name else 3.0}
+        is_last = "stage4" in record.name
+        return {n: 1.0 + (is_last == (n == "generate")) for n in record.kernel.implementations}
 
     monkeypatch.setattr(_tune, "time_implementations", timings)
     first = tune_implementations(model, (1, 16, 16, 3), cache=tmp_path / "times.json")
-    assert first["stage4_block1/conv1"] == "factored" and first["stem_conv"] == "generate"
+    assert first["stage4_block1/conv1"] == "factored_out" and first["stem_conv"] == "generate"
     num_timed = len(timed)
     assert num_timed <= len(first)  # equal layers are timed once
     assert tune_implementations(model, (1, 16, 16, 3), cache=tmp_path / "times.json") == first
@@ -83,7 +86,7 @@ def test_tuning_takes_the_fastest_and_remembers(tmp_path, monkeypatch):
 
 
 def test_timings():
-    (record,) = layer_records(Conv(16, kernel=KERNEL), (2, 7, 8, 12))
+    (record,) = layer_records(Conv(16, (3, 3), kernel=KERNEL), (2, 7, 8, 12))
     seconds = _tune.time_implementations(record, is_training=True)
     assert set(seconds) == {"generate", "factored_out", "factored"}
     assert all(0 < s < 10 for s in seconds.values())

@@ -15,7 +15,7 @@ def batch(dtype=np.float64, shape=(4, 3, 5, 6)):
 
 
 def test_training_uses_biased_variance_and_stores_the_unbiased(x64):
-    x, layer = batch(), BatchNorm(param_dtype=jnp.float64)
+    x, layer = batch(), BatchNorm(momentum=0.9, param_dtype=jnp.float64)
     variables = layer.init(jax.random.key(0), x)
     y, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
     flat = np.asarray(x).reshape(-1, 6)
@@ -45,7 +45,7 @@ def test_gradients_equal_flax(x64):
 
 
 def test_evaluation_reads_the_running_statistics():
-    x, layer = batch(np.float32), BatchNorm()
+    x, layer = batch(np.float32), BatchNorm(momentum=0.9)
     variables = {
         "params": {"scale": jnp.full(6, 2.0), "bias": jnp.full(6, 1.0)},
         "batch_stats": {"mean": jnp.full(6, 0.5), "var": jnp.full(6, 4.0)},
@@ -74,14 +74,14 @@ def test_running_statistics_in_training_stay_and_keep_no_input():
         pulled = jax.eval_shape(lambda *a: jax.vjp(of_bias, *a)[1], jnp.ones(6), x)
         return sum(leaf.size for leaf in jax.tree.leaves(pulled))
 
-    assert kept_by(layer) < x.size <= kept_by(BatchNorm())
+    assert kept_by(layer) < x.size <= kept_by(BatchNorm(momentum=0.9))
 
 
 @pytest.mark.parametrize("mean", [1e3, -1e4])
 @pytest.mark.parametrize("shape", [(8, 8, 8, 3), (256, 3)])
 def test_a_large_mean_does_not_cancel(mean, shape):
     x = mean + jax.random.normal(jax.random.key(0), shape)
-    layer = BatchNorm()
+    layer = BatchNorm(momentum=0.9)
     y, updated = layer.apply(
         layer.init(jax.random.key(1), x), x, train=True, mutable=["batch_stats"]
     )
@@ -95,7 +95,7 @@ def test_a_large_mean_does_not_cancel(mean, shape):
 
 def test_a_first_example_far_from_the_others_does_not_cancel():
     x = (1e4 + jax.random.normal(jax.random.key(0), (16, 4, 4, 3))).at[0].set(0.0)
-    layer = BatchNorm()
+    layer = BatchNorm(momentum=0.9)
     _, updated = layer.apply(
         layer.init(jax.random.key(1), x), x, train=True, mutable=["batch_stats"]
     )
@@ -105,7 +105,7 @@ def test_a_first_example_far_from_the_others_does_not_cancel():
 
 def test_bfloat16_input_statistics_in_float32():
     x = batch(np.float32).astype(jnp.bfloat16)
-    layer = BatchNorm()
+    layer = BatchNorm(momentum=0.9)
     variables = layer.init(jax.random.key(0), x)
     y, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
     exact = 0.1 * np.asarray(x, np.float64).reshape(-1, 6).mean(0)
@@ -114,7 +114,7 @@ def test_bfloat16_input_statistics_in_float32():
 
 
 def test_one_value_a_channel_stays_finite():
-    layer, x = BatchNorm(), jnp.ones((1, 1, 1, 3))
+    layer, x = BatchNorm(momentum=0.9), jnp.ones((1, 1, 1, 3))
     y, updated = layer.apply(
         layer.init(jax.random.key(0), x), x, train=True, mutable=["batch_stats"]
     )
@@ -122,7 +122,7 @@ def test_one_value_a_channel_stays_finite():
 
 
 def test_running_statistics_pass_no_gradient_and_variance_stays_positive():
-    layer, x = BatchNorm(), 1e4 + jnp.zeros((64, 3)).at[0].set(1e-2)
+    layer, x = BatchNorm(momentum=0.9), 1e4 + jnp.zeros((64, 3)).at[0].set(1e-2)
     variables = layer.init(jax.random.key(0), x)
 
     def running(x):
@@ -153,4 +153,4 @@ def test_bad_settings(layer, message):
 @pytest.mark.bad_input
 def test_bad_input():
     with pytest.raises(TypeError, match="`x` must have a floating-point dtype; got int32"):
-        BatchNorm().init(jax.random.key(0), jnp.ones((2, 3), jnp.int32))
+        BatchNorm(momentum=0.9).init(jax.random.key(0), jnp.ones((2, 3), jnp.int32))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from mlg_jax import GenerationSpec, QuantSpec, create_model
-from mlg_jax.layers import DenseKernel, GeneratedKernel, layer_records
+from mlg_jax.kernels import OrdinarySpec
+from mlg_jax.layers import layer_records
 from mlg_jax.models import MODELS
 
 SMALL = {"num_classes": 4, "width": 0.125}
@@ -35,25 +36,25 @@ def test_generation_by_pattern():
         **SMALL,
         generation={"stem*": None, "stage4_*/conv?": late, "*": GenerationSpec(2, 3)},
     )
-    providers = {r.name: r.provider for r in layer_records(model) if r.kind == "conv"}
-    assert providers["stem_conv"] == DenseKernel()
-    assert providers["stage4_block1/conv2"] == GeneratedKernel(late)
-    assert providers["stage1_block1/conv1"].spec == GenerationSpec(2, 3)
+    specs = {r.name: r.kernel.spec for r in layer_records(model) if r.kind == "conv"}
+    assert specs["stem_conv"] == OrdinarySpec()
+    assert specs["stage4_block1/conv2"] == late
+    assert specs["stage1_block1/conv1"] == GenerationSpec(2, 3)
 
 
 def test_width_scales_channels():
     records = {
         r.name: r for r in layer_records(create_model("resnet18", num_classes=4, width=0.25))
     }
-    assert records["stem_conv"].kernel.out_channels == 16
-    assert records["stage4_block2/conv2"].kernel.out_channels == 128
+    assert records["stem_conv"].shape.out_channels == 16
+    assert records["stage4_block2/conv2"].shape.out_channels == 128
 
 
 def test_weight_and_activation_bits_reach_the_layers():
     model = create_model("resnet18", **SMALL, weight_bits=8, activation_bits=4)
     records = {r.name: r for r in layer_records(model)}
-    assert records["classifier"].factors[0].bits == 8
-    assert records["stem_conv"].provider == DenseKernel(QuantSpec(8))
+    assert records["classifier"].factors[0].quant.bits == 8
+    assert records["stem_conv"].kernel.spec == OrdinarySpec(QuantSpec(8))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
     stats = variables["batch_stats"]
     assert "input_quant" in stats["stem_conv"] and "input_quant" in stats["classifier"]
@@ -69,9 +70,8 @@ def test_equal_arguments_make_equal_models():
 def test_classifier_starts_with_its_fan_in():
     model = create_model("resnet10", num_classes=1000, generation=GenerationSpec(2, 6))
     record = next(r for r in layer_records(model) if r.name == "classifier")
-    assert record.provider.fan == "in"
-    draw = record.provider.initializer("kernel", record.kernel)
-    kernel = draw(jax.random.key(0), (512, 1000), jnp.float32)
+    assert record.kernel.spec.fan == "in"
+    kernel = record.kernel.init(jax.random.key(0), jnp.float32)["kernel"]
     assert float(kernel.std()) == pytest.approx((2 / 512) ** 0.5, rel=0.01)
 
 
@@ -114,14 +114,14 @@ def test_float64_parameters_in_x64_mode(x64):
             "resnet18",
             {"generation": (2, 44)},
             TypeError,
-            r"`generation` must be None or GenerationS",
+            r"`generation` must be None or KernelSpec",
         ),
         ("resnet18", {"generation": {"stage9*": None}}, ValueError, "match a convolution .*stage9"),
         (
             "resnet18",
             {"generation": {"*": 3}},
             TypeError,
-            "`generation.*` must be None or GenerationSpec; got 3",
+            "`generation.*` must be None or KernelSpec; got 3",
         ),
         (
             "resnet18",

@@ -29,7 +29,7 @@ def imported(state):
     model = create_model("resnet18", num_classes=10, generation=PAPER)
     shapes = variable_shapes(model)
     template = jax.tree.map(lambda s: np.empty(s.shape, np.float64), shapes)
-    return from_torch(state, layer_records(model), template)
+    return from_torch(state, layer_records(model), template, architecture="resnet18")
 
 
 @pytest.fixture
@@ -149,4 +149,4 @@ def test_bottleneck_has_its_stride_in_the_spatial_convolution():
     records = {r.name: r for r in layer_records(model)}
     assert records["stage2_block1/conv1"].strides == (1, 1)
     assert records["stage2_block1/conv2"].strides == (2, 2)
-    assert records["stage1_block1/shortcut_conv"].kernel.out_channels == 256
+    assert records["stage1_block1/shortcut_conv"].shape.out_channels == 256

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from mlg_jax import GenerationSpec, fake_quantize, generate_kernel
-from mlg_jax._types import KernelShape
+from mlg_jax._convolution import to_layout
+from mlg_jax._types import KernelShape, LayerGeometry
 from mlg_jax.compress import AllocationSpec
-from mlg_jax.compress._candidates import candidates_of, smallest_bits
-from mlg_jax.compress._closed_form import rounded, rounded_kernel, start_factors
+from mlg_jax.kernels import rounded_kernel
+from mlg_jax.quant import round_clipped
 
 SHAPES = [
     KernelShape(12, 10, (3, 3)),
@@ -28,6 +29,12 @@ def kernel_of(shape):
     kernel = random.standard_t(4, (shape.out_channels, shape.in_channels, shape.taps)) * 0.1
     scales = np.linspace(1.5, 0.2, shape.out_channels)[:, None, None]
     return (kernel * scales).astype(np.float32)
+
+
+def projected(kernel, spec, shape):
+    """Parameters in closed form, every grid clipped."""
+    bound = spec.bind(LayerGeometry(shape=shape))
+    return bound.project(to_layout(jnp.asarray(kernel), shape), clip=True)
 
 
 def generated(factors, spec):
@@ -59,7 +66,7 @@ def specs_of(shape, grid):
 @pytest.mark.parametrize("scale", [0.05, 2.0])
 def test_rounding_finds_the_nearest_point_of_the_best_grid(bits, scale):
     values = np.random.default_rng(1).standard_normal((9, 5)) * scale
-    found = rounded(values, bits)
+    found = round_clipped(values, bits)
     end = np.max(np.abs(found))
     grid = end * np.linspace(-1.0, 1.0, 2**bits)
     nearest = grid[np.argmin(np.abs(values[..., None] - grid), axis=-1)]
@@ -75,7 +82,7 @@ def test_rounding_finds_the_nearest_point_of_the_best_grid(bits, scale):
 def test_parameters_generate_the_rounded_kernel(shape):
     kernel = kernel_of(shape)
     spec = GenerationSpec.from_bits(2, 6, 3, 6, 2)
-    wanted = generated(start_factors(kernel, spec, shape), spec)
+    wanted = generated(projected(kernel, spec, shape), spec)
     # arctanh and tanh again move an entry by some 1e-7 of its grid, rarely across a half.
     assert relative(rounded_kernel(kernel, spec, shape), wanted) < 1e-5
 
@@ -84,9 +91,9 @@ def test_parameters_of_other_quantisers_generate_the_kernel():
     shape = SHAPES[0]
     kernel = kernel_of(shape)
     spec = GenerationSpec.from_bits(9, 11, None, None, 16)  # one base less than all
-    assert relative(generated(start_factors(kernel, spec, shape), spec), kernel) < 0.02
+    assert relative(generated(projected(kernel, spec, shape), spec), kernel) < 0.02
     one_bit = GenerationSpec.from_bits(2, 6, 1, 1, 1)
-    assert relative(generated(start_factors(kernel, one_bit, shape), one_bit), kernel) < 1.0
+    assert relative(generated(projected(kernel, one_bit, shape), one_bit), kernel) < 1.0
 
 
 def test_clipped_grids_are_better_than_whole_ones():
@@ -100,8 +107,8 @@ def test_clipped_grids_are_better_than_whole_ones():
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_errors_and_bits_are_those_of_the_generated_kernel(shape):
     kernel = kernel_of(shape)
-    found = candidates_of(kernel, shape, GRID)
-    assert found and found[0].num_bits == smallest_bits(shape, GRID)
+    found = GRID.grid.candidates(kernel, shape)
+    assert found and found[0].num_bits == GRID.smallest_bits(shape)
     for candidate in found:
         spec = candidate.generation
         wanted = relative(rounded_kernel(kernel, spec, shape), kernel)
@@ -119,7 +126,7 @@ def test_candidates_are_best_for_some_price_of_a_bit_and_none_is_missing(shape):
         sizes = [np.prod(s) * b for s, b in zip(shapes, bits, strict=True) if s is not None]
         everything.append((int(sum(sizes)), relative(rounded_kernel(kernel, spec, shape), kernel)))
     points = np.array(everything)
-    found = np.array([(c.num_bits, c.error) for c in candidates_of(kernel, shape, GRID)])
+    found = np.array([(c.num_bits, c.error) for c in GRID.grid.candidates(kernel, shape)])
     used = set()
     for price in np.geomspace(1e-8, 1.0, 4000):
         costs = found @ (price, 1.0)

@@ -1,13 +1,9 @@
-"""A layer's product with a kernel that is built on the spot, both ways, and never kept."""
-
-from collections.abc import Callable
-from typing import Any
+"""The ordinary product of a layer, and the layouts of its kernel."""
 
 import jax.numpy as jnp
 from jax import lax
 
-from mlg_jax._linear_vjp import rebuild_in_backward
-from mlg_jax._types import Array, Float, KernelShape, LayerRecord
+from mlg_jax._types import Array, Float, KernelShape, LayerGeometry
 
 
 def convolve(
@@ -39,12 +35,12 @@ def convolve(
 
 
 def convolve_as(
-    record: LayerRecord, x: Array, kernel: Array, *, groups: int | None = None
+    layer: LayerGeometry, x: Array, kernel: Array, *, groups: int | None = None
 ) -> Array:
     """The product of a layer: its convolution, for a dense layer `x @ kernel`.
 
     Args:
-        record: the layer's window, strides, padding, dilation and groups.
+        layer: its window, strides, padding, dilation and groups.
         x: `[N, H, W, C]`, or `[..., C]` for a dense layer.
         kernel: in Flax's layout, with any number of outputs.
         groups: in the place of the layer's.
@@ -54,37 +50,11 @@ def convolve_as(
     return convolve(
         x,
         kernel,
-        strides=record.strides,
-        padding=record.padding,
-        dilation=record.dilation,
-        groups=record.groups if groups is None else groups,
+        strides=layer.strides,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups if groups is None else groups,
     )
-
-
-def apply_built(
-    product: Callable[[Array, Array], Array],
-    build: Callable[[Any], Array],
-    factors: Any,
-    x: Array,
-) -> Array:
-    """`product(x, build(factors))` that keeps the factors for the backward pass, not the kernel.
-
-    Args:
-        product: `(x, kernel) -> y`, the layer's operation.
-        build: factors -> kernel, in the layout that `product` takes.
-        factors: quantised factors, a pytree of arrays.
-        x: the layer's input.
-
-    Returns:
-        y. Residuals: the factors and x; the kernel is built again from the factors in the backward
-        pass, for a cost of about `1 / (positions * batch)` of the convolution's.
-    """
-
-    def run(factors: Any, x: Array) -> Array:
-        kernel = build(factors)
-        return product(x, kernel.astype(x.dtype))
-
-    return rebuild_in_backward(run)(factors, x)
 
 
 def to_layout(kernel: Float[Array, "o c k"], shape: KernelShape) -> Array:

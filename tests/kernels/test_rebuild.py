@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from mlg_jax import generate_kernel
-from mlg_jax._types import KernelShape
-from mlg_jax.generation import apply_built, convolve, from_layout, to_layout
+from mlg_jax._convolution import convolve, from_layout, to_layout
+from mlg_jax._types import KernelShape, LayerGeometry
 from tests import _oracles
+from tests._models import apply_generated
 from tests._tolerances import relative_error
 
 SHAPE = KernelShape(96, 64, (3, 3))
+LAYER = LayerGeometry(kind="conv", shape=SHAPE, padding=((1, 1), (1, 1)))
 PRODUCT = functools.partial(convolve, padding=((1, 1), (1, 1)))
 
 
@@ -33,7 +35,7 @@ def build(f):
 
 
 def layer(f, x):
-    return apply_built(PRODUCT, build, f, x)
+    return apply_generated("generate", f, x, LAYER)
 
 
 def naive(f, x):

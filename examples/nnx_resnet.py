@@ -1,0 +1,143 @@
+"""A plain Flax NNX model: generated, projected, trained, compressed, packed and served.
+
+    python examples/nnx_resnet.py
+
+takes about a minute on two CPU cores.
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import jax
+import numpy as np
+import optax
+from _digits import SHAPE, digits
+from flax import nnx
+
+import mlg_jax
+import mlg_jax.nnx
+from mlg_jax.compress import AllocationSpec, compress
+
+
+class Block(nnx.Module):
+    """Two convolutions and a shortcut."""
+
+    def __init__(self, in_features, features, strides, *, rngs):
+        options = {"use_bias": False, "rngs": rngs}
+        self.conv1 = nnx.Conv(in_features, features, (3, 3), strides, **options)
+        self.conv2 = nnx.Conv(features, features, (3, 3), **options)
+        self.norm1 = nnx.BatchNorm(features, momentum=0.9, rngs=rngs)
+        self.norm2 = nnx.BatchNorm(features, momentum=0.9, rngs=rngs)
+        self.shortcut = nnx.Conv(in_features, features, (1, 1), strides, **options)
+
+    def __call__(self, x):
+        y = nnx.relu(self.norm1(self.conv1(x)))
+        return nnx.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet(nnx.Module):
+    """Three blocks, `[N, H, W, 1]` to logits `[N, 10]`."""
+
+    def __init__(self, *, rngs):
+        self.stem = nnx.Conv(1, 32, (3, 3), rngs=rngs)
+        sizes = ((32, 32, 1), (32, 64, 2), (64, 128, 2))
+        self.blocks = nnx.List([Block(*size, rngs=rngs) for size in sizes])
+        self.head = nnx.Linear(128, 10, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.stem(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((1, 2)))
+
+
+def train(model, images, labels, *, num_epochs, learning_rate=2e-3, batch_size=64):
+    """Adam on cross-entropy, in NNX's own way; changes the model."""
+    steps = len(images) // batch_size
+    schedule = optax.cosine_decay_schedule(learning_rate, num_epochs * steps)
+    optimizer = nnx.Optimizer(model, optax.adam(schedule), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, x, y):
+        def loss_fn(model):
+            return optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
+
+        optimizer.update(model, nnx.grad(loss_fn)(model))
+
+    model.train()
+    rng = np.random.default_rng(0)
+    for _ in range(num_epochs):
+        order = rng.permutation(len(images))[: steps * batch_size]
+        for rows in order.reshape(steps, batch_size):
+            step(model, optimizer, images[rows], labels[rows])
+    model.eval()
+
+
+def accuracy(model, images, labels):
+    """Share of right labels."""
+    logits = nnx.jit(lambda model, x: model(x))(model, images)
+    return float(np.mean(np.argmax(logits, -1) == labels))
+
+
+def main(folder, *, num_epochs=6, target_kb=32.0):
+    """Runs every step; returns the accuracies by the name of the network."""
+    (images, labels), test = digits()
+    teacher = ResNet(rngs=nnx.Rngs(0))
+    train(teacher, images, labels, num_epochs=num_epochs)
+    results = {"trained": accuracy(teacher, *test)}
+
+    # A copy with generated kernels, projected from the trained ones: one line.
+    small = mlg_jax.nnx.generate(teacher, mlg_jax.GenerationSpec.from_bits(2, 24, 4, 6, 4))
+    results["projected"] = accuracy(small, *test)
+    train(small, images, labels, num_epochs=2, learning_rate=1e-3)
+    results["generated, two epochs"] = accuracy(small, *test)
+    save(folder / "generated.mlg", *mlg_jax.nnx.to_linen(small), test)
+
+    choices = AllocationSpec(base_in=(0, 2), base_out=(1 / 8, 1 / 4, 1 / 2), bits=(3, 4, 8))
+    fitted = compress(
+        *mlg_jax.nnx.to_linen(teacher),
+        images[:256],
+        target_kb=target_kb,
+        key=jax.random.key(2),
+        allocation=choices,
+    )
+    logits = jax.jit(fitted.model.apply)(fitted.variables, test[0])
+    results["compressed"] = float(np.mean(np.argmax(logits, -1) == test[1]))
+    save(folder / "compressed.mlg", fitted.model, fitted.variables, test)
+    for name in ("generated", "compressed"):
+        command = [sys.executable, __file__, "--check", str(folder / f"{name}.mlg")]
+        subprocess.run(command, check=True)
+    return results
+
+
+def save(path, model, variables, test):
+    """A packed file, and beside it the logits that it has to give."""
+    mlg_jax.save_packed(path, model, variables, input_shape=SHAPE)
+    np.save(path.with_suffix(".npy"), jax.jit(model.apply)(variables, test[0][:16]))
+
+
+def check(path):
+    """In a new process: the file and a fresh model give the same logits, bit for bit."""
+    model = ResNet(rngs=nnx.Rngs(1))
+    if path.stem == "generated":  # the file holds factors of layers that the model must have
+        model = mlg_jax.nnx.generate(model, mlg_jax.GenerationSpec.from_bits(2, 24, 4, 6, 4))
+    network, _ = mlg_jax.nnx.to_linen(model)
+    predictor = mlg_jax.load_packed(path, model=network, batch_sizes=(16,))
+    logits = predictor(digits()[1][0][:16])
+    np.testing.assert_array_equal(logits, np.load(path.with_suffix(".npy")))
+    print(f"{path.name}: {path.stat().st_size:,} bytes, the same logits in a new process")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", type=pathlib.Path, help="a file that another process wrote")
+    path = parser.parse_args().check
+    if path:
+        check(path)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, value in main(pathlib.Path(folder)).items():
+                print(f"{name:22} {value:6.1%}")

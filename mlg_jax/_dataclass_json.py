@@ -1,0 +1,61 @@
+"""Frozen dataclasses to plain JSON values and back, checked."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses as mappings, tuples as lists, numbers as Python's own."""
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        return {field.name: to_plain(getattr(value, field.name)) for field in fields}
+    if isinstance(value, tuple):
+        return [to_plain(entry) for entry in value]
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
+def from_plain(cls: type[T], tree: Any, where: str) -> T:
+    """Inverts `to_plain`: fields that are dataclasses are read likewise, lists become tuples.
+
+    Raises:
+        TypeError, ValueError: another structure, or a value that the dataclass refuses.
+    """
+    types = typing.get_type_hints(cls)
+    values = {}
+    for name, value in entries(cls, tree, where).items():
+        if dataclasses.is_dataclass(types[name]):
+            value = from_plain(typing.cast(type, types[name]), value, f"{where}.{name}")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
+
+
+def entries(
+    cls: type, tree: Any, where: str, *, absent: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The mapping `tree`, whose keys must be the fields of the dataclass `cls`.
+
+    Args:
+        cls: a dataclass.
+        tree: what was read.
+        where: its place in the file, for messages.
+        absent: values of fields that older files do not have.
+
+    Raises:
+        ValueError: not a mapping, or one with other keys.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]
+    if isinstance(tree, Mapping):
+        tree = {**(absent or {}), **tree}
+    if not isinstance(tree, Mapping) or sorted(map(str, tree)) != sorted(names):
+        found = sorted(map(str, tree)) if isinstance(tree, Mapping) else tree
+        raise ValueError(f"`{where}` must have the keys {sorted(names)}; got {found!r}.")
+    return dict(tree)

@@ -1,0 +1,59 @@
+"""What may be chosen for the layers of a network that is compressed."""
+
+import dataclasses
+
+from mlg_jax._checks import check_instance, check_integer, check_real
+from mlg_jax._types import KernelShape
+from mlg_jax.kernels import CandidateGrid
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AllocationSpec:
+    """What may be chosen for a layer, and how much is measured.
+
+    Args:
+        base_in: choices of Bi; 0 leaves level 1 out.
+        base_out: choices of Bo as shares in (0, 1) of `min(Co, Ci K)`; leaving level 2 out is
+            always a choice.
+        bits: choices of each factor's width, 2 to 16; all triples are tried.
+        weight_bits: width of the classifier and of kernels left ordinary; None is 32.
+        num_measured: generated kernels of each layer whose divergence is measured, >= 2; that of
+            those between is interpolated by their squared errors.
+        num_images: calibration images used to measure, >= 1.
+
+    Raises:
+        TypeError, ValueError: an argument of another type or out of range.
+    """
+
+    base_in: tuple[int, ...] = (0, 1, 2, 3, 4, 6)
+    base_out: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 15 / 16)
+    bits: tuple[int, ...] = (2, 3, 4, 6, 8)
+    weight_bits: int | None = 8
+    num_measured: int = 6
+    num_images: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("base_in", "base_out", "bits"):
+            check_instance(name, getattr(self, name), tuple)
+            if not getattr(self, name):
+                raise ValueError(f"`{name}` must have at least one choice; got ().")
+        for base_in in self.base_in:
+            check_integer("base_in", base_in, 0)
+        for share in self.base_out:
+            check_real("base_out", share, 0.0, 1.0, exclusive_minimum=True)
+        for bits in self.bits:
+            check_integer("bits", bits, 2, 16)
+        if self.weight_bits is not None:
+            check_integer("weight_bits", self.weight_bits, 1, 16)
+        check_integer("num_measured", self.num_measured, 2)
+        check_integer("num_images", self.num_images, 1)
+
+    @property
+    def grid(self) -> CandidateGrid:
+        """What is tried for every kernel."""
+        return CandidateGrid(self.base_in, self.base_out, self.bits)
+
+    def smallest_bits(self, shape: KernelShape) -> int:
+        """The least that a layer with a kernel of this shape can take."""
+        ordinary = shape.size * (32 if self.weight_bits is None else self.weight_bits)
+        return min(ordinary, self.grid.smallest_bits(shape) or ordinary)

@@ -1,0 +1,28 @@
+"""What a kernel sees of a PyTorch module whose parameters it takes over."""
+
+from typing import Protocol
+
+import numpy as np
+
+from mlg_jax._types import KernelShape
+
+
+class TorchModule(Protocol):
+    """The arrays of one module of a PyTorch state dict."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is an array of that name."""
+
+    def take(self, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
+        """The array, in the first of these shapes; one of the others is reshaped to it."""
+
+
+def take_weight(module: TorchModule, shape: KernelShape) -> np.ndarray:
+    """The ordinary weight, `[out, in, height, width]`, or `[out, in]` of a dense layer.
+
+    A dense layer's may be stored as that of a 1 x 1 convolution.
+    """
+    channels = (shape.out_channels, shape.in_channels)
+    if shape.window is None:
+        return module.take("weight", channels, (*channels, 1, 1))
+    return module.take("weight", (*channels, *shape.window))

@@ -1,0 +1,325 @@
+"""Flax NNX: layers with any kernel, NNX models with other kernels, and the way to packed files."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen, nnx, traverse_util
+from flax.core import Scope
+
+from mlg_jax import layers
+from mlg_jax._checks import check_instance
+from mlg_jax._types import Array, LayerGeometry
+from mlg_jax.kernels import KernelSpec, OrdinarySpec, matches_path
+from mlg_jax.layers import Kernels, KernelSwap, by_path
+from mlg_jax.quant import QuantSpec
+
+Path = tuple[Any, ...]
+_COLLECTIONS = {nnx.Param: "params", nnx.BatchStat: "batch_stats"}
+
+
+class _Layer(nnx.Module):
+    """A Linen layer of this package with its parameters as NNX variables of the same names."""
+
+    def __init__(self, layer: linen.Module, params: Mapping[str, Array]) -> None:
+        self.layer, self.names = layer, tuple(params)
+        for name, value in params.items():
+            setattr(self, name, nnx.Param(jnp.asarray(value)))
+
+    def __call__(self, x: Array, *, rngs: nnx.Rngs | None = None) -> Array:
+        """The layer's output.
+
+        Args:
+            x: as the Linen layer takes it.
+            rngs: in training with partial quantisation, has the stream `quantize`; None rounds
+                every entry.
+        """
+        params = {name: getattr(self, name)[...] for name in self.names}
+        streams = {} if rngs is None else {"quantize": rngs.quantize()}
+        options = {"train": rngs is not None, "rngs": streams}
+        outputs: Any = self.layer.apply({"params": params}, x, **options)  # type: ignore[arg-type]
+        return outputs
+
+
+class Conv(_Layer):
+    """`flax.nnx.Conv` in two dimensions, `[..., H, W, C]` to `[..., H', W', out_features]`.
+
+    Args:
+        in_features, out_features: channels.
+        kernel_size: height and width, or both.
+        strides: per axis or for both.
+        kernel: the parametrisation of the kernel, as `mlg_jax.layers.Conv` takes it.
+        implementation: how the kernel is applied, likewise.
+        rngs: has the stream `params`.
+        **options: the other arguments of `flax.nnx.Conv`, of which `mlg_jax.layers.Conv` says which
+            values are supported.
+
+    Raises:
+        TypeError, ValueError: an argument of another type or out of range.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Any,
+        strides: Any = 1,
+        *,
+        kernel: KernelSpec | QuantSpec = OrdinarySpec(),  # noqa: B008 frozen
+        implementation: str = "auto",
+        rngs: nnx.Rngs,
+        **options: Any,
+    ) -> None:
+        layer = layers.Conv(
+            out_features,
+            kernel_size,
+            strides,
+            kernel=kernel,
+            implementation=implementation,
+            **options,
+        )
+        super().__init__(layer, _initial(layer, _image(kernel_size, options, in_features), rngs))
+
+
+class Linear(_Layer):
+    """`flax.nnx.Linear`, `[..., in_features]` to `[..., out_features]`; arguments as of `Conv`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        kernel: KernelSpec | QuantSpec = OrdinarySpec(),  # noqa: B008 frozen
+        implementation: str = "auto",
+        rngs: nnx.Rngs,
+        **options: Any,
+    ) -> None:
+        layer = layers.Dense(out_features, kernel=kernel, implementation=implementation, **options)
+        super().__init__(layer, _initial(layer, (1, in_features), rngs))
+
+
+def generate(
+    model: Any,
+    kernels: Kernels,
+    *,
+    weight_bits: int | None = None,
+    implementation: str = "auto",
+) -> Any:
+    """A copy of an NNX model with other kernels, projected from its present ones.
+
+    Args:
+        model: any NNX module; its two-dimensional `nnx.Conv` and its `nnx.Linear` layers get
+            kernels of the given parametrisation.
+        kernels: a `KernelSpec`, or `{path pattern: spec or None}`, as `mlg_jax.generated` takes it;
+            paths are the attributes joined by slashes.
+        weight_bits: width of ordinary kernels; None does not quantise them.
+        implementation: how kernels are applied.
+
+    Returns:
+        The new model. Its parameters start at the projection of the old kernels.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: a pattern that matches no layer.
+    """
+    check_instance("model", model, nnx.Module)
+    choices, model = by_path(kernels, weight_bits), nnx.clone(model)
+    found = dict(_replaceable(model))
+    paths = ["/".join(map(str, path)) for path in found]
+    for pattern, _ in choices.choices:
+        if not any(matches_path(pattern, path) for path in paths):
+            raise ValueError(
+                f"`kernels` must have patterns that match a layer of {paths}; got {pattern!r}."
+            )
+    for path, (plain, options) in found.items():
+        layer = _linen_of(plain, options, choices, implementation)
+        _set(model, path, _Layer(layer, _projected(layer, plain, choices, path)))
+    return model
+
+
+class FromNNX(KernelSwap):
+    """An NNX model as a Linen module; made by `to_linen`.
+
+    Attributes:
+        source: the model.
+    """
+
+    source: "_Source" = dataclasses.field(kw_only=True)
+
+    @property
+    def full_name(self) -> str:
+        """The name of the NNX model's class, with its module."""
+        kind = type(nnx.merge(self.source.graph, self.source.state))
+        return f"{kind.__module__}.{kind.__qualname__}"
+
+    @linen.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Any:
+        """Calls the model in one of its modes."""
+        assert self.scope is not None
+        replaced = self.source.replaced
+        flat = [
+            (path, leaf if _is_within(path, replaced) else leaf.replace(self._value(path, leaf)))
+            for path, leaf in nnx.to_flat_state(self.source.state)
+        ]
+        model = nnx.merge(self.source.graph, nnx.from_flat_state(flat))
+        for path, (plain, options) in replaced.items():
+            layer = _linen_of(plain, options, self.kernel, self.implementation)
+            scope = _scope_at(self.scope, path)
+            _set(model, path, _Call(layer.clone(parent=scope, name=None), train))
+        model.train() if train else model.eval()
+        outputs = model(x)
+        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            for path, stat in nnx.to_flat_state(nnx.state(model, nnx.BatchStat)):
+                _scope_at(self.scope, path[:-1]).put_variable(
+                    "batch_stats", str(path[-1]), stat[...]
+                )
+        if self.is_initializing():
+            self.check_patterns(["/".join(map(str, path)) for path in replaced])
+        return outputs
+
+    def _value(self, path: Path, variable: Any) -> Any:
+        """The Linen variable in place of an NNX one."""
+        if isinstance(variable, nnx.RngKey):
+            return self.make_rng("dropout") if self.has_rng("dropout") else variable[...]
+        collection = _COLLECTIONS.get(type(variable))
+        if collection is None:
+            return variable[...]
+        scope, value = _scope_at(self.scope, path[:-1]), variable[...]
+        if collection == "params":
+            return scope.param(str(path[-1]), lambda key: value)
+        return scope.variable(collection, str(path[-1]), lambda: value).value
+
+
+def to_linen(model: Any) -> tuple[FromNNX, dict[str, Any]]:
+    """An NNX model as a Linen module, for `compress`, `size_report`, `save_packed` and the like.
+
+    Args:
+        model: an NNX module called with images; of plain layers, or from `generate`.
+
+    Returns:
+        The Linen module, called as `(variables, x, train=…)`, and its variables: the collections
+        `params` and `batch_stats`, named as in the model. Packed files name the model's class;
+        `load_packed` takes what this function makes of a model of that class.
+
+    Example:
+        >>> network, variables = to_linen(model)  # doctest: +SKIP
+        >>> shape = (1, 32, 32, 3)
+        >>> save_packed("a.mlg", network, variables, input_shape=shape)  # doctest: +SKIP
+        >>> predictor = load_packed("a.mlg", model=network)  # doctest: +SKIP
+    """
+    check_instance("model", model, nnx.Module)
+    graph, state = nnx.split(model)
+    flat: dict[str, dict[tuple[str, ...], Any]] = {"params": {}}
+    for path, variable in nnx.to_flat_state(state):
+        collection = _COLLECTIONS.get(type(variable))
+        if collection is not None:
+            flat.setdefault(collection, {})[tuple(map(str, path))] = variable[...]
+    variables = {name: traverse_util.unflatten_dict(leaves) for name, leaves in flat.items()}
+    return FromNNX(source=_Source(graph, state)), variables
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A model taken apart; two are equal if they are built alike, whatever their numbers."""
+
+    graph: Any
+    state: Any = dataclasses.field(compare=False)
+
+    @property
+    def replaced(self) -> dict[Path, tuple[Any, Any]]:
+        """The layers that are replaced while the model is called, by path, with their options."""
+        model = nnx.merge(self.graph, self.state)
+        return dict(_replaceable(model)) | dict(_own(model))
+
+
+class _Call(nnx.Module):
+    """A bound Linen layer in place of an NNX one."""
+
+    def __init__(self, layer: linen.Module, train: bool) -> None:
+        self.call: Callable[..., Any] = lambda x: layer(x, train=train)
+
+    def __call__(self, x: Array, **_: Any) -> Array:
+        return self.call(x)
+
+
+def _is_within(path: Path, modules: Mapping[Path, Any]) -> bool:
+    return any(path[: len(prefix)] == prefix for prefix in modules)
+
+
+def _own(model: Any) -> Iterator[tuple[Path, tuple[_Layer, None]]]:
+    """This package's layers, by path."""
+    yield from ((p, (m, None)) for p, m in nnx.iter_modules(model) if isinstance(m, _Layer))
+
+
+def _replaceable(model: Any) -> Iterator[tuple[Path, tuple[Any, dict[str, Any]]]]:
+    """Plain layers, by path, with the options of the Linen layer that computes the same."""
+    for path, module in nnx.iter_modules(model):
+        if type(module) is nnx.Conv and layers.is_planar(
+            module.kernel_size, module.input_dilation, module.mask
+        ):
+            names = ("kernel_size", "strides", "padding", "kernel_dilation", "feature_group_count")
+            yield path, (module, _options(module, names))
+        elif type(module) is nnx.Linear:
+            yield path, (module, _options(module, ()))
+
+
+def _options(module: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    names += ("use_bias", "dtype", "param_dtype", "precision")
+    return {"features": module.out_features} | {name: getattr(module, name) for name in names}
+
+
+def _linen_of(plain: Any, options: Any, kernel: KernelSpec, implementation: Any) -> linen.Module:
+    if isinstance(plain, _Layer):
+        return plain.layer
+    kind = layers.Conv if isinstance(plain, nnx.Conv) else layers.Dense
+    return kind(**options, kernel=kernel, implementation=implementation)
+
+
+def _projected(layer: Any, plain: Any, kernel: KernelSpec, path: Path) -> dict[str, Array]:
+    """The parameters of `layer` whose kernel is nearest to that of a plain layer."""
+    image = _image(
+        getattr(layer, "kernel_size", None),
+        {"kernel_dilation": getattr(layer, "kernel_dilation", 1)},
+        plain.in_features,
+    )
+    (record,) = layers.layer_records(layer, image)
+    geometry = LayerGeometry(tuple(map(str, path)), record.kind, record.shape, record.groups)
+    bound = kernel.bind(geometry)
+    assert bound is not None, "patterns have a default"
+    layer_spec = bound.spec
+    object.__setattr__(layer, "kernel", layer_spec)
+    params = dict(bound.project(plain.kernel[...]))
+    return params | ({"bias": plain.bias[...]} if plain.use_bias else {})
+
+
+def _image(kernel_size: Any, options: Mapping[str, Any], channels: int) -> tuple[int, ...]:
+    """The shape of an input that a layer can take."""
+    if kernel_size is None:
+        return (1, channels)
+    dilation = options.get("kernel_dilation", 1) or 1
+    sizes = kernel_size if isinstance(kernel_size, list | tuple) else (kernel_size,) * 2
+    dilations = dilation if isinstance(dilation, list | tuple) else (dilation,) * 2
+    return (1, *(k * d for k, d in zip(sizes, dilations, strict=True)), channels)
+
+
+def _initial(layer: linen.Module, shape: tuple[int, ...], rngs: nnx.Rngs) -> dict[str, Array]:
+    return dict(layer.init(rngs.params(), jnp.zeros(shape))["params"])
+
+
+def _scope_at(scope: Scope | None, path: Path) -> Scope:
+    assert scope is not None
+    for name in path:
+        scope = scope.push(str(name), reuse=True)
+    return scope
+
+
+def _set(model: Any, path: Path, value: Any) -> None:
+    """Puts a module in the place of another."""
+    *parents, last = path
+    for name in parents:
+        model = model[name] if isinstance(name, int) else getattr(model, name)
+    if isinstance(last, int):
+        model[last] = value
+    else:
+        setattr(model, last, value)

@@ -8,8 +8,8 @@ from typing import IO
 
 import numpy as np
 
+from mlg_jax._atomic import write_atomically
 from mlg_jax._errors import printable
-from mlg_jax.export._atomic import write_atomically
 from mlg_jax.export._errors import PackedFileError
 from mlg_jax.export._index import Layout, index_of, layout_bytes, read_index
 from mlg_jax.export._json import from_json, to_json

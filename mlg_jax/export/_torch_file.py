@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from mlg_jax._atomic import write_atomically
 from mlg_jax._checks import check_choice
 from mlg_jax._errors import printable
-from mlg_jax.export._atomic import write_atomically
 from mlg_jax.export._errors import TorchFileError
 from mlg_jax.export._safetensors import from_safetensors, to_safetensors
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from mlg_jax.export import write_atomically
+from mlg_jax._atomic import write_atomically
 
 SEAL_FILE = "digests.json"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from mlg_jax.export import write_atomically
+from mlg_jax._atomic import write_atomically
 
 FINGERPRINT_FILE = "fingerprint.json"
 

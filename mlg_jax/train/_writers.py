@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from mlg_jax.export import write_atomically
+from mlg_jax._atomic import write_atomically
 from mlg_jax.train._board import Board
 
 _LOGGER = logging.getLogger("mlg_jax.train")

@@ -1,6 +1,5 @@
 """Packed files: deterministic, readable by safetensors, whole or absent, and never believed."""
 
-import errno
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ import safetensors.numpy
 
 from mlg_jax.export import PackedFileError, PackedModel, read_packed, write_packed
 from mlg_jax.export._archive import to_bytes
-from tests.export._examples import blob_of, coded, container_of, example, same
+from tests.export._examples import blob_of, container_of, example, same
 
 CONTENT = to_bytes(example())
 BLOB = blob_of(CONTENT)
@@ -225,29 +224,6 @@ def test_what_is_no_file(tmp_path):
             read_packed(path)
     with pytest.raises(FileNotFoundError):
         read_packed(tmp_path / "nothing")
-
-
-@pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_a_failing_disk_leaves_the_old_file(tmp_path, monkeypatch, function):
-    path = tmp_path / "model"
-    write_packed(path, example())
-    other = PackedModel((coded(("params", "a"), (99,), "qnn", 5),), {})
-
-    def fail(*args):
-        raise OSError(errno.ENOSPC, "disk full")
-
-    monkeypatch.setattr(os, function, fail)
-    with pytest.raises(OSError, match=r"disk full: .*model"):
-        write_packed(path, other)
-    assert path.read_bytes() == CONTENT and list(tmp_path.iterdir()) == [path]
-
-
-def test_links_and_permissions_are_those_of_an_ordinary_file(tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "model")
-    write_packed(tmp_path / "link", example())
-    (tmp_path / "plain").touch()
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "model").read_bytes() == CONTENT
-    assert (tmp_path / "model").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 # Writers are forked after the imports, and killed when a file that is not whole yet is there.

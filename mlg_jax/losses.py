@@ -21,9 +21,6 @@ __all__ = [
     "cross_entropy",
     "distillation",
     "kl_divergence",
-    "mae",
-    "mse",
-    "nll",
 ]
 
 
@@ -61,59 +58,6 @@ def cross_entropy(
         return _masked_mean(hard, mask)
     uniform = -jnp.mean(log_probs, axis=-1)
     return _masked_mean((1.0 - label_smoothing) * hard + label_smoothing * uniform, mask)
-
-
-def nll(*, log_probs: Array, labels: Array, mask: Array | None = None) -> Float[Array, ""]:
-    """Negative log-likelihood, `mean(-log_probs[label])`.
-
-    Args:
-        log_probs: `[..., classes]`, already normalised logarithms of probabilities.
-        labels: integers `[...]` in `[0, classes)`.
-        mask: `[...]`; None counts every sample.
-
-    Returns:
-        A scalar, in nats.
-
-    Raises:
-        TypeError, ValueError: labels that are no integers or no classes, or shapes that do not
-            fit.
-    """
-    _check_labels(log_probs, labels, mask)
-    return _masked_mean(-_pick(_as_float32(log_probs), labels), mask)
-
-
-def mse(*, predictions: Array, targets: Array, mask: Array | None = None) -> Float[Array, ""]:
-    """Mean squared error over all entries of the samples that count.
-
-    Args:
-        predictions: `[n, ...]`.
-        targets: the same shape.
-        mask: `[n]`; None counts every sample.
-
-    Returns:
-        A scalar, in squared units of the predictions.
-
-    Raises:
-        ValueError: shapes that differ.
-    """
-    return _masked_mean(jnp.square(_difference(predictions, targets)), mask)
-
-
-def mae(*, predictions: Array, targets: Array, mask: Array | None = None) -> Float[Array, ""]:
-    """Mean absolute error over all entries of the samples that count.
-
-    Args:
-        predictions: `[n, ...]`.
-        targets: the same shape.
-        mask: `[n]`; None counts every sample.
-
-    Returns:
-        A scalar, in units of the predictions.
-
-    Raises:
-        ValueError: shapes that differ.
-    """
-    return _masked_mean(jnp.abs(_difference(predictions, targets)), mask)
 
 
 def kl_divergence(
@@ -262,11 +206,6 @@ def _divergence(log_p: Array, log_q: Array) -> Array:
     """`KL(p || q)` over the last axis; a class of probability 0 in p adds 0, not NaN."""
     p = jnp.exp(log_p)
     return jnp.sum(p * jnp.where(p > 0, log_p - log_q, 0.0), axis=-1)
-
-
-def _difference(predictions: Array, targets: Array) -> Array:
-    _check_same_shape("targets", targets, predictions)
-    return _as_float32(predictions) - _as_float32(targets)
 
 
 def _masked_mean(values: Array, mask: Array | None) -> Array:

@@ -24,6 +24,7 @@ ONLY_IN = {
     "tensorflow_datasets": {"data"},
     "grain": {"data"},
     "sklearn": {"data"},
+    "safetensors": {"export"},
     "ml_collections": {"config", "experiment"},
     "tensorboardX": {"train"},
     "tqdm": {"train"},

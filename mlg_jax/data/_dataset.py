@@ -15,8 +15,7 @@ from mlg_jax.data._batches import (
     holdout_indices,
     limited_indices,
 )
-from mlg_jax.data._examples import Examples, SubsetExamples
-from mlg_jax.data._source import Source
+from mlg_jax.data._examples import Examples, Source, SubsetExamples
 from mlg_jax.data._sources import open_source
 from mlg_jax.data._spec import DataSpec
 from mlg_jax.data._splits import Batch, ResidentSplit, Split, StreamedSplit

@@ -1,6 +1,7 @@
 """Random access to the labelled uint8 images of one split, on the host."""
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -145,6 +146,22 @@ class SubsetExamples(Examples):
     def read_labels(self) -> np.ndarray:
         """See `Examples.read_labels`."""
         return self._examples.read_labels()[self._indices]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """An opened data set.
+
+    Args:
+        class_names: one a label.
+        train: the training examples, before any is held out for validation.
+        test: the test examples. They are checked when they are opened, and otherwise read at the
+            end of a run only.
+    """
+
+    class_names: tuple[str, ...]
+    train: Examples
+    test: Examples
 
 
 def read_all(examples: Examples, num_threads: int) -> HostBatch:

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from mlg_jax.data._cifar import ARCHIVES, prepare_cifar, prepare_command
-from mlg_jax.data._examples import DataError, Examples, HostBatch, check_labels
+from mlg_jax.data._examples import DataError, Examples, HostBatch, Source, check_labels
 from mlg_jax.data._images import decode_image
-from mlg_jax.data._source import Source
 from mlg_jax.data._spec import DataSpec
 
 # Splits of (training images, test images); `train` and `test` unless named here. tf_flowers has

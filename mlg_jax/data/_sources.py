@@ -14,13 +14,13 @@ from mlg_jax.data._examples import (
     ArrayExamples,
     DataError,
     Examples,
+    Source,
     SubsetExamples,
     check_label_type,
 )
 from mlg_jax.data._folder import open_folder
 from mlg_jax.data._images import array_examples
 from mlg_jax.data._records import open_records
-from mlg_jax.data._source import Source
 from mlg_jax.data._spec import TFDS_NAMES, DataSpec, SyntheticSpec
 
 _DIGITS_FACTOR = 15  # scikit-learn's digits are 0 to 16; times 15 they are 0 to 240, exactly

@@ -10,8 +10,7 @@ import numpy as np
 
 from mlg_jax._atomic import write_atomically
 from mlg_jax._errors import printable
-from mlg_jax.export._errors import PackedFileError
-from mlg_jax.export._index import Layout, index_of, layout_bytes, read_index
+from mlg_jax.export._index import Layout, PackedFileError, index_of, layout_bytes, read_index
 from mlg_jax.export._json import from_json, to_json
 from mlg_jax.export._packed import PackedModel
 from mlg_jax.export._tensor import PackedTensor, num_constants

@@ -7,7 +7,6 @@ from typing import Any
 
 from flax import traverse_util
 
-from mlg_jax.export._errors import PackedFileError
 from mlg_jax.export._json import from_json, to_json
 from mlg_jax.export._tensor import PLAIN_BYTES, PackedTensor, num_constants, num_data_bytes
 from mlg_jax.quant import QuantSpec
@@ -22,6 +21,10 @@ MAX_SIZE = 2**40  # entries of one array; what keeps sums of sizes far from any 
 
 Path = tuple[str, ...]
 Layout = tuple[Path, tuple[int, ...], str, int | None]  # path, shape, scheme, bits
+
+
+class PackedFileError(ValueError):
+    """A file is no packed model, is damaged, or is of a version this library cannot read."""
 
 
 def index_of(tensors: Sequence[PackedTensor], manifest: Mapping[str, Any]) -> bytes:

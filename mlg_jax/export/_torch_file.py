@@ -7,14 +7,15 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from mlg_jax._atomic import write_atomically
 from mlg_jax._checks import check_choice
 from mlg_jax._errors import printable
-from mlg_jax.export._errors import TorchFileError
-from mlg_jax.export._safetensors import from_safetensors, to_safetensors
+from mlg_jax.export._json import from_json
 
+MAX_HEADER_BYTES = 2**24  # of safetensors; ResNet-152's is 2**17
 SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pth.tar", ".safetensors")
 MIN_TORCH = (2, 10)  # earlier ones believe a storage's stated size, and read past its end
 _ENCRYPTED = 1  # a flag of an entry
@@ -26,6 +27,24 @@ _STATE_KEYS = (
 _MAX_NESTING = 8
 _MAX_NAMED = 5  # keys or classes in an error message
 _UNBOUNDED = b"bytearray"  # the one allowed class that takes as many bytes as a number says
+
+
+_DTYPES = {  # by the names of safetensors
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+class TorchFileError(ValueError):
+    """A file holds no PyTorch state dict, is damaged, or would take more memory than its bytes."""
 
 
 def read_torch(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -52,7 +71,7 @@ def read_torch(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise ValueError(f"`path` must end in one of {list(SUFFIXES)}; got {path}.")
     try:
         if path.suffix == ".safetensors":
-            return {k: _plain(v) for k, v in from_safetensors(path.read_bytes()).items()}
+            return _from_safetensors(path.read_bytes())
         num_bytes = _check_archive(path)
         return _arrays(_state_of(_load(path)), num_bytes)
     except TorchFileError as error:
@@ -71,15 +90,44 @@ def write_torch(path: str | os.PathLike[str], state: Mapping[str, np.ndarray]) -
         OSError: the file cannot be written.
         ValueError: another suffix than `.safetensors`.
     """
+    import safetensors.numpy
+
     check_choice("path suffix", pathlib.Path(path).suffix, (".safetensors",))
-    data = to_safetensors(state)
+    # The library writes an array's memory as if it were in C order, whatever its strides.
+    arrays = {name: np.asarray(value, np.float32, order="C") for name, value in state.items()}
+    data = safetensors.numpy.save(arrays, {"format": "pt"})
     write_atomically(path, data)
     return len(data)
 
 
-def _plain(array: np.ndarray) -> np.ndarray:
-    """bfloat16, which NumPy itself does not know, as float32."""
-    return array.astype(np.float32) if array.dtype.kind == "V" else array
+def _from_safetensors(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file by name.
+
+    The header is checked first: the library accepts one of 100 MB, and repeated names.
+    """
+    import safetensors
+
+    header_bytes = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or header_bytes > min(len(data) - 8, MAX_HEADER_BYTES):
+        raise TorchFileError(f"a header of {header_bytes} bytes in a file of {len(data)}")
+    from_json(data[8 : 8 + header_bytes], "header", TorchFileError)
+    try:
+        entries = safetensors.deserialize(data)
+    except safetensors.SafetensorError as error:
+        raise TorchFileError(f"safetensors refuses it ({printable(error)})") from None
+    return {name: _array(name, entry) for name, entry in entries}
+
+
+def _array(name: str, entry: Mapping[str, Any]) -> np.ndarray:
+    """One array of a safetensors file; bfloat16, which NumPy does not know, as float32."""
+    kind, shape = entry["dtype"], entry["shape"]
+    if kind not in _DTYPES:
+        raise TorchFileError(f"{printable(name, 80)!r} is of dtype {kind}")
+    try:
+        array = np.frombuffer(entry["data"], _DTYPES[kind]).reshape(shape)
+    except ValueError:  # too many axes, or a shape like (0, 2**40, 2**40)
+        raise TorchFileError(f"{printable(name, 80)!r} is of shape {shape!r:.200}") from None
+    return array.astype(np.float32) if kind == "BF16" else array
 
 
 def _check_archive(path: pathlib.Path) -> int:

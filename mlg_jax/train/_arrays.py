@@ -9,11 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlg_jax.train._errors import CheckpointError
+from mlg_jax.train._partition import named_leaves
 from mlg_jax.train._state import TrainState
-from mlg_jax.train._tree import named_leaves
 
 _VARIABLES = ("params", "model_state")  # what a model needs; the rest is the optimiser's and ours
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, read or used for this state."""
 
 
 def is_variable(name: str) -> bool:

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from mlg_jax._checks import check_choice
 from mlg_jax.train._arrays import (
+    CheckpointError,
     abstract,
     check_same_arrays,
     describe,
@@ -21,7 +22,6 @@ from mlg_jax.train._arrays import (
     join_arrays,
     split_arrays,
 )
-from mlg_jax.train._errors import CheckpointError
 from mlg_jax.train._mesh import all_agree, shared_token, wait_for_all
 from mlg_jax.train._seal import damage, seal
 from mlg_jax.train._spec import MODES

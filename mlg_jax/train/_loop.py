@@ -11,19 +11,19 @@ import optax
 from jax.sharding import Mesh
 
 from mlg_jax._checks import check_instance
+from mlg_jax.train._arrays import CheckpointError
 from mlg_jax.train._checkpoint import Checkpointer
-from mlg_jax.train._errors import CheckpointError, NonFiniteError, TrainingInterrupted
 from mlg_jax.train._evaluate import evaluate
 from mlg_jax.train._lock import lock_work_dir
 from mlg_jax.train._mesh import make_mesh, replicate, shard_batch
 from mlg_jax.train._optimizer import DecayRule, is_decayed_by_rank, make_optimizer
 from mlg_jax.train._pruning import initial_masks, make_pruning, zero_fraction
 from mlg_jax.train._schedule import Schedule, make_schedule
-from mlg_jax.train._signals import StopRequest
+from mlg_jax.train._signals import StopRequest, TrainingInterrupted
 from mlg_jax.train._spec import TrainSpec
 from mlg_jax.train._state import TrainState, create_state
 from mlg_jax.train._step import LossFn, StepReport, TrainStep, make_eval_step, make_train_step
-from mlg_jax.train._task import Task, TrainResult
+from mlg_jax.train._task import NonFiniteError, Task, TrainResult
 from mlg_jax.train._window import Window
 from mlg_jax.train._workdir import bind_work_dir, fingerprint
 from mlg_jax.train._writers import MetricsWriter

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from mlg_jax.train._partition import leaf_name
 from mlg_jax.train._radam import scale_by_radam
 from mlg_jax.train._schedule import Schedule
 from mlg_jax.train._spec import OptimizerSpec
-from mlg_jax.train._tree import leaf_name
 
 DecayRule = Callable[[str, jax.Array], bool]
 

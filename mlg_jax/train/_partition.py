@@ -5,9 +5,18 @@ from typing import Any
 
 import jax
 
-from mlg_jax.train._tree import leaf_name
-
 TrainableRule = Callable[[str], bool]  # from a parameter's name, "block/kernel"
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """The key path of a leaf, joined by slashes: "params/block/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of `tree` by name, in its order."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {leaf_name(path): leaf for path, leaf in leaves}
 
 
 def split_params(params: Any, is_trainable: TrainableRule | None) -> tuple[Any, Any]:

@@ -9,9 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlg_jax.train._partition import TrainableRule
+from mlg_jax.train._partition import TrainableRule, leaf_name, named_leaves
 from mlg_jax.train._spec import PruningSpec
-from mlg_jax.train._tree import leaf_name, named_leaves
 
 # (masks, parameters after the update, updates made) -> masks.
 MaskUpdate = Callable[[Mapping[str, jax.Array], Any, jax.Array], Mapping[str, jax.Array]]

@@ -10,12 +10,27 @@ from typing import Any
 
 import jax
 
-from mlg_jax.train._errors import TrainingInterrupted
 from mlg_jax.train._mesh import all_agree
 
 _LOGGER = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _RETRY_SECONDS = 1.0  # long enough to clean up in
+
+
+class TrainingInterrupted(RuntimeError):
+    """SIGTERM or SIGINT arrived; what could be saved was saved, and the run can be resumed.
+
+    Attributes:
+        step: number of updates in the checkpoint that was written; None: no training was under
+            way.
+        exit_code: what a program should exit with: 75, `EX_TEMPFAIL`, "try again later".
+    """
+
+    exit_code = 75
+
+    def __init__(self, message: str, *, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class StopRequest:

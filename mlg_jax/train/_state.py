@@ -9,7 +9,6 @@ import optax
 from flax import struct
 
 from mlg_jax.train._partition import TrainableRule, split_params
-from mlg_jax.train._tree import are_finite
 
 
 class TrainState(struct.PyTreeNode):
@@ -73,3 +72,18 @@ def create_state(
         is_gradient_broken=jnp.zeros((), bool),
         masks=dict(masks or {}),
     )
+
+
+def are_finite(tree: Any) -> jax.Array:
+    """A boolean scalar: is every entry of every floating-point leaf finite?"""
+    checks = [
+        jnp.all(jnp.isfinite(leaf))
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
+
+
+def select(condition: jax.Array, chosen: Any, otherwise: Any) -> Any:
+    """`chosen` where the scalar `condition` holds, else `otherwise`, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, otherwise)

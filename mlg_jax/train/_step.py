@@ -14,8 +14,7 @@ from mlg_jax.train._mesh import replicated, sharded
 from mlg_jax.train._metrics import MetricSums, num_valid, weigh
 from mlg_jax.train._partition import TrainableRule, merge_params, split_params
 from mlg_jax.train._pruning import MaskUpdate, apply_masks
-from mlg_jax.train._state import TrainState
-from mlg_jax.train._tree import are_finite, select
+from mlg_jax.train._state import TrainState, are_finite, select
 
 # (params, model_state, batch, key, train) -> (loss, (metrics, new model_state)). The loss and the
 # metrics are scalars, means over the examples that count; `train` is a Python bool.

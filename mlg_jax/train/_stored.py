@@ -10,8 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mlg_jax._checks import check_choice
-from mlg_jax.train._arrays import digests, is_variable, nest
-from mlg_jax.train._errors import CheckpointError
+from mlg_jax.train._arrays import CheckpointError, digests, is_variable, nest
 from mlg_jax.train._seal import damage
 
 _LOGGER = logging.getLogger(__name__)

@@ -58,3 +58,16 @@ class TrainResult:
     metrics: dict[str, float]
     best_step: int | None
     best_value: float | None
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient is not finite; no update was made with it.
+
+    Attributes:
+        step: number of updates made before the failing one, which is also the failing batch's
+            number, counted from 0.
+    """
+
+    def __init__(self, message: str, *, step: int) -> None:
+        super().__init__(message)
+        self.step = step

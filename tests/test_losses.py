@@ -251,7 +251,9 @@ def test_error_messages(batch):
         losses.cross_entropy(logits=logits, labels=labels[:5])
     with pytest.raises(ValueError, match=r"`label_smoothing` must be .*; got 1.5"):
         losses.cross_entropy(logits=logits, labels=labels, label_smoothing=1.5)
-    with pytest.raises(ValueError, match=r"`mask` must have the samples' shape \(6,\); got \(5,\)"):
+    with pytest.raises(
+        ValueError, match=r"`mask` must have the shape of the samples, \(6,\); got \(5,\)"
+    ):
         losses.cross_entropy(logits=logits, labels=labels, mask=jnp.ones(5))
     with pytest.raises(ValueError, match="`temperature` must be .*; got 0"):
         losses.kl_divergence(logits=logits, teacher_logits=teacher, temperature=0)

@@ -1,4 +1,4 @@
-"""Bits on disk: a model packed to its codes, and the file that holds it."""
+"""Packed model files, and conversion to and from PyTorch state dicts."""
 
 from mlg_jax.export._archive import FORMAT_VERSION as FORMAT_VERSION
 from mlg_jax.export._archive import read_packed as read_packed

@@ -1,4 +1,4 @@
-"""Training that knows no model: losses, batches and policies come in as functions."""
+"""Model-agnostic training: losses, batches and policies are passed in as functions."""
 
 from mlg_jax.train._arrays import CheckpointError as CheckpointError
 from mlg_jax.train._checkpoint import Checkpointer as Checkpointer

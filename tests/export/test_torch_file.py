@@ -1,4 +1,4 @@
-"""Files with state dicts: read as other libraries write them, refused with one error otherwise."""
+"""Files with state dicts: those of other libraries are read, invalid ones raise one error."""
 
 import argparse
 import io
@@ -85,14 +85,14 @@ def test_bfloat16_becomes_float32(tmp_path):
         (b"", "a header of 0 bytes in a file of 0"),
         (struct.pack("<Q", 2**63) + b"{}", "a header of 9223372036854775808 bytes in a file of 10"),
         (container(b" " * 2**25), "a header of 33554432 bytes in a file of 33554440"),
-        (container(b"{"), "its header is no JSON"),
-        (container(b"[" * 100_000), "its header is no JSON"),
-        (container(b"\xff"), "its header is no JSON"),
-        (container([]), "its header is no JSON object"),
-        (container(b'{"a":1,"a":2}'), "its header is no JSON .a repeated key"),
+        (container(b"{"), "its header is not valid JSON"),
+        (container(b"[" * 100_000), "its header is not valid JSON"),
+        (container(b"\xff"), "its header is not valid JSON"),
+        (container([]), "its header is not a JSON object"),
+        (container(b'{"a":1,"a":2}'), "its header is not valid JSON .a repeated key"),
         (
             container(b'{"a":' + b"[" * 100 + b"]" * 100 + b"}"),
-            "its header is no JSON .nested more than 64 deep",
+            "its header is not valid JSON .nested more than 64 deep",
         ),
         (container({"a": 1}), "safetensors refuses it .*integer `1`"),
         (container({"\x1b[1m": 1}), "safetensors refuses it .*integer `1`"),
@@ -159,11 +159,11 @@ def archive(entries, compression=zipfile.ZIP_STORED):
 
 
 PARTS = [("a/data.pkl", pickle.dumps({}, 2)), ("a/version", b"3\n"), ("a/data/0", bytes(64))]
-CENTRAL = b"PK\x01\x02"  # the directory's entry; the sizes are 20 and 24 bytes after its start
+CENTRAL = b"PK\x01\x02"  # start of a directory entry; the sizes follow at offsets 20 and 24
 
 
 def with_sizes(data, compressed, uncompressed):
-    """The first entry's sizes in the directory replaced."""
+    """An archive with other sizes of its first entry in the zip directory."""
     at = data.index(CENTRAL)
     return data[: at + 20] + struct.pack("<II", compressed, uncompressed) + data[at + 28 :]
 
@@ -177,9 +177,9 @@ def encrypted(data):
 @pytest.mark.parametrize(
     "data, message",
     [
-        (b"", "no zip archive"),
-        (pickle.dumps(ARRAYS), "no zip archive, as PyTorch 1.6 and later write"),
-        (archive(PARTS)[:-30], "no zip archive"),
+        (b"", "not a zip archive"),
+        (pickle.dumps(ARRAYS), "not a zip archive, as written by PyTorch 1.6"),
+        (archive(PARTS)[:-30], "not a zip archive"),
         (
             archive([*PARTS, ("a/data/1", bytes(10_000_000))], zipfile.ZIP_DEFLATED),
             "its entry 'a/data.pkl' is compressed or encrypted",
@@ -193,7 +193,7 @@ def encrypted(data):
     ],
 )
 def test_archives_are_refused_before_pytorch_sees_them(tmp_path, monkeypatch, data, message):
-    monkeypatch.setitem(sys.modules, "torch", None)  # importing it would be another error
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it would raise another error
     path = tmp_path / "a.pth"
     path.write_bytes(data)
     with pytest.raises(TorchFileError, match=rf"got .*a\.pth: {message}"):
@@ -205,7 +205,7 @@ def test_archives_are_refused_before_pytorch_sees_them(tmp_path, monkeypatch, da
 def test_two_entries_of_one_name(tmp_path):
     path = tmp_path / "a.pth"
     path.write_bytes(archive([*PARTS, PARTS[0]]))
-    with pytest.raises(TorchFileError, match="two of its entries have one name"):
+    with pytest.raises(TorchFileError, match="two of its entries have the same name"):
         read_torch(path)
 
 
@@ -278,12 +278,12 @@ class Malicious:
             lambda torch: {"a": torch.ones(2), "b": argparse.Namespace()},
             "it holds objects of argparse.Namespace,",
         ),
-        (lambda torch: {"a": bytearray(9)}, "it makes a bytearray, which may be of any size"),
+        (lambda torch: {"a": bytearray(9)}, "it creates a bytearray, which can have any size"),
         (lambda torch: {"\x1b[1m": 1}, r"'\\\\x1b\[1m' must be a dense tensor"),
         (lambda torch: [1, 2], "a list"),
         (
             lambda torch: {"a": 3},
-            "'a' must be a dense tensor on the CPU; got int; state dicts are looked for under st",
+            "'a' must be a dense tensor on the CPU; got int .state dicts are searched for under st",
         ),
         (lambda torch: {3: torch.ones(2)}, "the int key must be a dense tensor"),
         (lambda torch: {"a": torch.ones(2).to_sparse()}, "'a' must be a dense tensor on the CPU"),

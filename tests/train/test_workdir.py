@@ -1,4 +1,4 @@
-"""What a work directory keeps besides checkpoints and metrics: compiled programs."""
+"""The compilation cache of a work directory."""
 
 import shutil
 

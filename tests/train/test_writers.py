@@ -1,4 +1,4 @@
-"""Metrics on disk and the compilation cache."""
+"""Metrics on disk: resumed files, damaged lines, full disks, and TensorBoard."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ def test_lines_past_the_resumed_step_are_dropped(tmp_path):
 
 
 def test_damaged_lines_are_left_out_and_counted(tmp_path, caplog):
-    """Those after them are kept; the last one, which a crash cut short, is no damage."""
+    """Lines after them are kept; a last line truncated by a crash does not count as damaged."""
     good = '{"kind": "train", "step": %d, "loss": 1.0}'
     bad = ["not json", "3", "[]", "{}", '{"kind": "train", "step": "4"}', "\x80\xff", ""]
     lines = [good % 1, *bad, good % 9, '{"kind": "train", "step": 1']
@@ -53,7 +53,7 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path, caplog):
 
 @pytest.mark.bad_input
 def test_a_full_disk_names_the_file(tmp_path):
-    """The first error counts: closing, which fails too, hides nothing and adds nothing."""
+    """The first error is raised; the failure of closing the file does not replace it."""
 
     class Full:
         def write(self, text):
@@ -81,7 +81,7 @@ def test_no_directory_no_metrics(tmp_path):
 
 
 def test_tensorboard_reads_what_was_written(tmp_path):
-    """Every record with TensorFlow's framing: length, its checksum, the event, its checksum."""
+    """Parses the framing of TensorFlow: length, its checksum, event, its checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
     with MetricsWriter(tmp_path, resumed_step=4, num_steps=9) as writer:

@@ -55,7 +55,7 @@ class Checkpointer:
 
     def __init__(self, directory: str | Path, *, best_mode: str = "max") -> None:
         check_choice("best_mode", best_mode, MODES)
-        self._directory = Path(directory).absolute()  # orbax accepts no other
+        self._directory = Path(directory).absolute()  # Orbax requires an absolute path
         self._sign = 1.0 if best_mode == "max" else -1.0
         try:
             self._directory.mkdir(parents=True, exist_ok=True)

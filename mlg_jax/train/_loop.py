@@ -230,9 +230,7 @@ class _Run:
         is_stop = stop.is_agreed(is_sync_point=is_log_due)
         if is_log_due or is_save_due:
             self._log(epoch, writer)
-        elif (
-            is_stop
-        ):  # logs nothing, so that a resumed run has the same log as an uninterrupted one
+        elif is_stop:  # without a log line, which an uninterrupted run would not have
             self._raise_if_broken()
         if is_save_due or is_stop:
             self._save(epoch, score=None)

@@ -5,9 +5,7 @@ from typing import Any
 
 import jax
 
-TrainableRule = Callable[
-    [str], bool
-]  # whether the parameter with a name ("block/kernel") is trained
+TrainableRule = Callable[[str], bool]  # whether a parameter, by name ("block/kernel"), is trained
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:

@@ -29,7 +29,7 @@ def scale_by_radam(
     """Rescales gradients by rectified Adam.
 
     `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`, `m^ = m / (1 - b1^t)`,
-    `v^ = v / (1 - b2^t)`; the update is `r_t m^ / (sqrt(v^) + eps)` where `rho_t > 5`, else `m^`.
+    `v^ = v / (1 - b2^t)`; the update is `r_t m^ / (sqrt(v^) + eps)` if `rho_t > 5`, otherwise `m^`.
 
     `optax.scale_by_radam` implements the same algorithm, but computes `rho_t = rho_inf - 2 t b2^t /
     (1 - b2^t)` in float32 as a small difference of numbers near 2,000, so that its updates are off

@@ -39,9 +39,8 @@ def run(num_devices, batches, *, accumulation_steps=1):
 def main():
     assert jax.device_count() == 4
     plain = [toy.make_batch(i) for i in range(3)]
-    masked = [
-        {**b, "mask": np.arange(toy.ROWS) < 7} for b in plain
-    ]  # two devices hold padding rows
+    # Two of the devices hold padding rows.
+    masked = [{**b, "mask": np.arange(toy.ROWS) < 7} for b in plain]
     for batches, parts in ((plain, 1), (masked, 2)):
         one, four = (run(n, batches, accumulation_steps=parts) for n in (1, 4))
         np.testing.assert_allclose(four[0], one[0], rtol=1e-5)

@@ -242,9 +242,8 @@ def test_no_space_leaves_the_last_good_checkpoint(tmp_path, full_disk, capfd):
 def test_a_work_directory_of_another_experiment(tmp_path):
     config = {"lr": 0.1, "model": {"name": "a", "width": 1}}
     bind_work_dir(tmp_path, config)
-    bind_work_dir(
-        tmp_path, {"model": {"width": 1, "name": "a"}, "lr": 0.1}
-    )  # the order of keys is irrelevant
+    reordered = {"model": {"width": 1, "name": "a"}, "lr": 0.1}
+    bind_work_dir(tmp_path, reordered)
     with pytest.raises(WorkDirError, match="another experiment: `model.width` was 1, now 2"):
         bind_work_dir(tmp_path, {"lr": 0.1, "model": {"name": "a", "width": 2}})
     with pytest.raises(WorkDirError, match="`seed` was 'absent', now 3"):

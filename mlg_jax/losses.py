@@ -1,11 +1,11 @@
-"""Losses as scalars: cross-entropy, regression, distillation; float32, keyword-only, masked.
+"""Scalar losses for classification and distillation: computed in float32, with optional masks.
 
-Shapes: `logits` `[..., classes]`; `labels` integers `[...]`; `mask` `[...]`, booleans or weights,
-1 for the samples that count and 0 for padding. Every loss is a mean over the samples that count
-(0 when none does), computed in float32 whatever the model's dtype (float64 stays float64).
+Shapes: `logits` `[..., classes]`; `labels` integers `[...]`; `mask` `[...]`, booleans or weights:
+1 for samples that count, 0 for padding. Every loss is a mean over the samples that count (0 if
+none does) and is computed in float32 whatever the model's dtype (float64 stays float64).
 
-A label outside `[0, classes)` of a sample that counts is an error where labels are known, and makes
-the loss NaN where they are traced (inside `jax.jit`).
+A label outside `[0, classes)` of a sample that counts raises an error where labels are concrete,
+and makes the loss NaN where they are traced (inside `jax.jit`).
 """
 
 import jax
@@ -21,9 +21,6 @@ __all__ = [
     "cross_entropy",
     "distillation",
     "kl_divergence",
-    "mae",
-    "mse",
-    "nll",
 ]
 
 
@@ -48,8 +45,8 @@ def cross_entropy(
         A scalar, in nats.
 
     Raises:
-        TypeError, ValueError: labels that are no integers or no classes, shapes that do not fit,
-            smoothing outside [0, 1].
+        TypeError, ValueError: `labels` are not integers or out of range, shapes do not match, or
+            `label_smoothing` is outside [0, 1].
 
     Reference: label smoothing, https://arxiv.org/abs/1512.00567.
     """
@@ -63,59 +60,6 @@ def cross_entropy(
     return _masked_mean((1.0 - label_smoothing) * hard + label_smoothing * uniform, mask)
 
 
-def nll(*, log_probs: Array, labels: Array, mask: Array | None = None) -> Float[Array, ""]:
-    """Negative log-likelihood, `mean(-log_probs[label])`.
-
-    Args:
-        log_probs: `[..., classes]`, already normalised logarithms of probabilities.
-        labels: integers `[...]` in `[0, classes)`.
-        mask: `[...]`; None counts every sample.
-
-    Returns:
-        A scalar, in nats.
-
-    Raises:
-        TypeError, ValueError: labels that are no integers or no classes, or shapes that do not
-            fit.
-    """
-    _check_labels(log_probs, labels, mask)
-    return _masked_mean(-_pick(_as_float32(log_probs), labels), mask)
-
-
-def mse(*, predictions: Array, targets: Array, mask: Array | None = None) -> Float[Array, ""]:
-    """Mean squared error over all entries of the samples that count.
-
-    Args:
-        predictions: `[n, ...]`.
-        targets: the same shape.
-        mask: `[n]`; None counts every sample.
-
-    Returns:
-        A scalar, in squared units of the predictions.
-
-    Raises:
-        ValueError: shapes that differ.
-    """
-    return _masked_mean(jnp.square(_difference(predictions, targets)), mask)
-
-
-def mae(*, predictions: Array, targets: Array, mask: Array | None = None) -> Float[Array, ""]:
-    """Mean absolute error over all entries of the samples that count.
-
-    Args:
-        predictions: `[n, ...]`.
-        targets: the same shape.
-        mask: `[n]`; None counts every sample.
-
-    Returns:
-        A scalar, in units of the predictions.
-
-    Raises:
-        ValueError: shapes that differ.
-    """
-    return _masked_mean(jnp.abs(_difference(predictions, targets)), mask)
-
-
 def kl_divergence(
     *,
     logits: Array,
@@ -123,9 +67,9 @@ def kl_divergence(
     temperature: float = 1.0,
     mask: Array | None = None,
 ) -> Float[Array, ""]:
-    """`KL(p || q)` at temperature T, summed over classes, averaged over samples.
+    """`KL(p || q)` at temperature T, summed over classes and averaged over samples.
 
-    `p = softmax(teacher / T)`, a constant to autodiff; `q = softmax(logits / T)`.
+    `p = softmax(teacher_logits / T)`, which receives no gradient; `q = softmax(logits / T)`.
 
     Args:
         logits: `[..., classes]`, the student's.
@@ -137,7 +81,7 @@ def kl_divergence(
         A scalar, in nats. It is *not* multiplied by T^2.
 
     Raises:
-        TypeError, ValueError: a temperature that is not positive, or shapes that differ.
+        TypeError, ValueError: `temperature` is not positive, or shapes differ.
     """
     check_real("temperature", temperature, 0.0, exclusive_minimum=True)
     _check_same_shape("teacher_logits", teacher_logits, logits)
@@ -159,22 +103,22 @@ def distillation(
 ) -> Float[Array, ""]:
     """Knowledge distillation, `beta T^2 KL(teacher || student) + (1 - beta) CE`.
 
-    T^2 keeps the gradient's scale independent of the temperature.
+    The factor T^2 keeps the scale of the gradient independent of the temperature.
 
     Args:
         logits: `[..., classes]`, the student's.
-        teacher_logits: the same shape; constants to autodiff.
+        teacher_logits: the same shape; they receive no gradient.
         labels: integers `[...]`.
-        beta: weight of the teacher, in [0, 1].
-        temperature: T > 0, of the KL term only.
-        label_smoothing: of the cross-entropy term, in [0, 1].
+        beta: weight of the KL term, in [0, 1].
+        temperature: T > 0; applies to the KL term only.
+        label_smoothing: in [0, 1]; applies to the cross-entropy term only.
         mask: `[...]`; None counts every sample.
 
     Returns:
         A scalar, in nats.
 
     Raises:
-        TypeError, ValueError: an argument out of range, or shapes that do not fit.
+        TypeError, ValueError: an argument is out of range, or shapes do not match.
 
     Reference: https://arxiv.org/abs/1503.02531; multi-level in-situ generation,
     https://arxiv.org/abs/2108.11430.
@@ -194,24 +138,25 @@ def adaptive(
     clip: float = 1e3,
     mask: Array | None = None,
 ) -> Float[Array, ""]:
-    """AlphaNet's adaptive alpha-divergence with alpha in {-1, 1}, as a surrogate.
+    """Surrogate loss for AlphaNet's adaptive alpha-divergence with alpha in {-1, 1}.
 
-    `q = softmax(logits)`, `p = softmax(teacher)`, both constants; `w = p / q`. Of the divergences
-    `D_-1 = sum q (v - 1) / 2`, `v = min(1 / w, clip)`, and `D_1 = sum q w log w`, each sample takes
-    the larger (the latter when they tie), and the loss is `mean(-sum q rho log_softmax(logits))`
-    with `rho = 1/2 - v` or `w`. Its gradient is meant; its value may be negative.
+    Let `q = softmax(logits)` and `p = softmax(teacher_logits)`, both treated as constants, and
+    `w = p / q`. Each sample uses the larger of `D_-1 = sum q (v - 1) / 2` with
+    `v = min(1 / w, clip)`, and `D_1 = sum q w log w` (`D_1` if they are equal). The loss is
+    `mean(-sum q rho log_softmax(logits))` with `rho = 1/2 - v` for `D_-1` and `rho = w` for `D_1`.
+    Only its gradient is that of the divergence; its value may be negative.
 
     Args:
         logits: `[..., classes]`, the student's.
         teacher_logits: the same shape.
-        clip: largest importance ratio `v`, > 0.
+        clip: upper bound of the importance ratio `v`, > 0.
         mask: `[...]`; None counts every sample.
 
     Returns:
         A scalar.
 
     Raises:
-        TypeError, ValueError: a clip that is not positive, or shapes that differ.
+        TypeError, ValueError: `clip` is not positive, or shapes differ.
 
     Reference: AlphaNet, https://arxiv.org/abs/2102.07954.
     """
@@ -221,7 +166,7 @@ def adaptive(
     log_q = jax.lax.stop_gradient(log_student)
     log_p = jax.lax.stop_gradient(jax.nn.log_softmax(_as_float32(teacher_logits)))
     q, p = jnp.exp(log_q), jnp.exp(log_p)
-    # Quotients as differences of logarithms: a probability that underflows makes no 0 / 0.
+    # Ratios as differences of logarithms, so that underflowing probabilities never give 0 / 0.
     v = jnp.minimum(jnp.exp(log_q - log_p), clip)
     divergence_low = jnp.sum(q * (v - 1.0), axis=-1, keepdims=True) / 2.0
     divergence_high = _divergence(log_p, log_q)[..., None]
@@ -230,7 +175,7 @@ def adaptive(
 
 
 def accuracy(*, logits: Array, labels: Array, mask: Array | None = None) -> Float[Array, ""]:
-    """Share of samples whose largest logit is the label's (the first one of equal logits).
+    """Fraction of samples whose largest logit is that of the label (the first if several tie).
 
     Args:
         logits: `[..., classes]`.
@@ -241,8 +186,7 @@ def accuracy(*, logits: Array, labels: Array, mask: Array | None = None) -> Floa
         A scalar in [0, 1].
 
     Raises:
-        TypeError, ValueError: labels that are no integers or no classes, or shapes that do not
-            fit.
+        TypeError, ValueError: `labels` are not integers or out of range, or shapes do not match.
     """
     _check_labels(logits, labels, mask)
     return _masked_mean((jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32), mask)
@@ -253,24 +197,20 @@ def _as_float32(array: Array) -> Array:
 
 
 def _pick(log_probs: Array, labels: Array) -> Array:
-    """The entry of each label; NaN outside the classes, where an index -1 would be the last one."""
+    """The entry of each label; NaN for labels outside `[0, classes)`."""
+    # A negative index would count from the end instead of being out of range.
     index = jnp.where(labels < 0, log_probs.shape[-1], labels.astype(jnp.int32))
     return jnp.take_along_axis(log_probs, index[..., None], axis=-1, mode="fill")[..., 0]
 
 
 def _divergence(log_p: Array, log_q: Array) -> Array:
-    """`KL(p || q)` over the last axis; a class of probability 0 in p adds 0, not NaN."""
+    """`KL(p || q)` over the last axis; a class with probability 0 in p adds 0, not NaN."""
     p = jnp.exp(log_p)
     return jnp.sum(p * jnp.where(p > 0, log_p - log_q, 0.0), axis=-1)
 
 
-def _difference(predictions: Array, targets: Array) -> Array:
-    _check_same_shape("targets", targets, predictions)
-    return _as_float32(predictions) - _as_float32(targets)
-
-
 def _masked_mean(values: Array, mask: Array | None) -> Array:
-    """Mean of `values` `[n, ...]` over the samples with weight; a masked NaN does not leak."""
+    """Weighted mean of `values` `[n, ...]`; a NaN with weight 0 does not affect it."""
     if mask is None:
         return jnp.mean(values)
     _check_mask(mask, values.shape)
@@ -285,7 +225,7 @@ def _masked_mean(values: Array, mask: Array | None) -> Array:
 def _check_mask(mask: Array | None, shape: tuple[int, ...]) -> None:
     if mask is not None and mask.shape != shape[: mask.ndim]:
         raise ValueError(
-            f"`mask` must have the samples' shape {shape[: mask.ndim]}; got {mask.shape}."
+            f"`mask` must have the shape of the samples, {shape[: mask.ndim]}; got {mask.shape}."
         )
 
 

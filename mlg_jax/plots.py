@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mlg_jax.export import write_atomically
+from mlg_jax._atomic import write_atomically
 
 _MIB = 2**20
 

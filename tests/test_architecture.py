@@ -7,12 +7,12 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent / "mlg_jax"
 LEVELS = [
-    {"_types", "_checks", "_errors", "_ordering", "_dataclass_json"},
+    {"_types", "_checks", "_errors", "_atomic", "_ordering", "_dataclass_json"},
     {"_linear_vjp", "_convolution"},
     {"quant", "generation", "bitmap", "losses", "data"},
     {"kernels"},
     {"layers", "remat", "memory", "export"},
-    {"models", "train", "plots"},
+    {"models", "train", "plots", "nnx"},
     {"config", "compress", "planner", "engine"},
     {"experiment", "cli"},
 ]
@@ -25,6 +25,7 @@ ONLY_IN = {
     "tensorflow_datasets": {"data"},
     "grain": {"data"},
     "sklearn": {"data"},
+    "safetensors": {"export"},
     "ml_collections": {"config", "experiment"},
     "tensorboardX": {"train"},
     "tqdm": {"train"},

@@ -159,27 +159,6 @@ def test_teachers_are_constants(batch):
         assert not np.any(grad)
 
 
-def test_nll_equals_cross_entropy_of_log_softmax(batch):
-    logits, _, labels, mask = batch
-    value = losses.nll(
-        log_probs=jax.nn.log_softmax(f32(logits)),
-        labels=jnp.asarray(labels),
-        mask=jnp.asarray(mask),
-    )
-    expected = (oracle_cross_entropy(logits, labels, 0.0) * mask).sum() / mask.sum()
-    np.testing.assert_allclose(value, expected, rtol=RTOL)
-
-
-@pytest.mark.parametrize(("loss", "oracle"), [(losses.mse, np.square), (losses.mae, np.abs)])
-def test_regression_losses(batch, loss, oracle):
-    predictions, targets, _, mask = batch
-    errors = oracle(predictions - targets)
-    both = {"predictions": f32(predictions), "targets": f32(targets)}
-    np.testing.assert_allclose(loss(**both), errors.mean(), rtol=RTOL)
-    masked = loss(**both, mask=jnp.asarray(mask, bool))
-    np.testing.assert_allclose(masked, errors[mask == 1].mean(), rtol=RTOL)
-
-
 def test_accuracy(batch):
     logits, _, _, mask = batch
     labels = logits.argmax(-1)
@@ -198,13 +177,14 @@ def test_losses_are_computed_in_float32(batch):
     np.testing.assert_allclose(value, expected, rtol=RTOL)
 
 
-def test_padding_with_nan_does_not_leak_into_value_or_gradient(batch):
+def test_a_nan_in_the_padding_does_not_reach_the_loss(batch):
     logits, _, labels, mask = batch
     poisoned = jnp.where(jnp.asarray(mask)[:, None] == 1, f32(logits), jnp.inf)
-    value = losses.mse(
-        predictions=poisoned, targets=jnp.zeros_like(poisoned), mask=jnp.asarray(mask)
+    value = losses.cross_entropy(
+        logits=poisoned, labels=jnp.asarray(labels), mask=jnp.asarray(mask)
     )
-    np.testing.assert_allclose(value, np.square(logits[mask == 1]).mean(), rtol=RTOL)
+    expected = (oracle_cross_entropy(logits, labels, 0.0) * mask).sum() / mask.sum()
+    np.testing.assert_allclose(value, expected, rtol=RTOL)
 
 
 @pytest.mark.parametrize("label", [-1, 5, 255])
@@ -271,7 +251,9 @@ def test_error_messages(batch):
         losses.cross_entropy(logits=logits, labels=labels[:5])
     with pytest.raises(ValueError, match=r"`label_smoothing` must be .*; got 1.5"):
         losses.cross_entropy(logits=logits, labels=labels, label_smoothing=1.5)
-    with pytest.raises(ValueError, match=r"`mask` must have the samples' shape \(6,\); got \(5,\)"):
+    with pytest.raises(
+        ValueError, match=r"`mask` must have the shape of the samples, \(6,\); got \(5,\)"
+    ):
         losses.cross_entropy(logits=logits, labels=labels, mask=jnp.ones(5))
     with pytest.raises(ValueError, match="`temperature` must be .*; got 0"):
         losses.kl_divergence(logits=logits, teacher_logits=teacher, temperature=0)
@@ -279,5 +261,3 @@ def test_error_messages(batch):
         losses.adaptive(logits=logits, teacher_logits=teacher[:3])
     with pytest.raises(ValueError, match="`beta` must be .*; got -1"):
         losses.distillation(logits=logits, teacher_logits=teacher, labels=labels, beta=-1)
-    with pytest.raises(ValueError, match="`targets` must have shape"):
-        losses.mae(predictions=logits, targets=teacher[:, :2])

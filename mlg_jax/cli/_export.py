@@ -5,6 +5,7 @@ import json
 import pathlib
 import sys
 
+from mlg_jax._atomic import write_atomically
 from mlg_jax.cli._options import positive_integer
 from mlg_jax.engine import (
     IMAGE_DTYPES,
@@ -14,7 +15,7 @@ from mlg_jax.engine import (
     dense_state,
     export_stablehlo,
 )
-from mlg_jax.export import read_packed, write_atomically, write_torch
+from mlg_jax.export import read_packed, write_torch
 from mlg_jax.kernels import implementation_names
 
 NAME = "export"

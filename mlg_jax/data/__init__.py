@@ -3,37 +3,40 @@
 ```python
 spec = DataSpec(name="cifar10", num_validation=5000, batch_size=128,
                 augment=AugmentSpec(crop_padding=4, horizontal_flip=True))
-dataset = load_dataset(spec, sharding=None)     # or a NamedSharding of a batch's first axis
+dataset = load_dataset(spec, sharding=None)     # or a NamedSharding for the batch axis
 
 dataset.num_train, dataset.num_validation, dataset.steps_per_epoch        # 45000, 5000, 351
 dataset.num_classes, dataset.class_names, dataset.image_shape, dataset.count_classes()
 
 dataset.train_batches(epoch, start_step=0)      # {"image": uint8 [b,h,w,c], "label": int32 [b]}
-dataset.validation_batches()                    # the same and "mask": bool [b], False for filling
-dataset.test_batches()                          # likewise; the only thing that reads test images
+dataset.validation_batches()                    # the same, and "mask": bool [b], False for padding
+dataset.test_batches()                          # likewise; nothing else reads the test images
 
-dataset.preprocessing.augment(key, images)      # uint8 -> uint8, pure: call it in the jitted step
+dataset.preprocessing.augment(key, images)      # uint8 -> uint8, pure: for use in the jitted step
 dataset.preprocessing.normalize(images, dtype)  # uint8 -> float, (x / 255 - mean) / std
 ```
 
-Batches are device arrays, generators of them; close one that is not run to its end. Which images
-are in a training batch depends on `(spec.seed, epoch, step)` alone, and what is held out of train
-on `spec.split_seed` alone, so a run resumed at any step sees what it would have seen. The last
-training batch is dropped if it is not full; the last evaluation batch is filled up and masked.
+The three methods return generators of batches that are already on the device; close a generator
+that you do not exhaust. The images in a training batch depend on `(spec.seed, epoch, step)` only,
+and the validation split on `spec.split_seed` only, so a run that resumes at any step sees the same
+batches as one that never stopped. An incomplete last training batch is dropped; an incomplete last
+evaluation batch is padded and masked.
 
-Sets that fit live on the device as uint8 (`residency`), larger ones stream through Grain; the
-batches are the same. Names: see `NAMES`. `cifar10` and `cifar100` are downloaded where they are
-missing (`prepare_cifar`); the others of tensorflow-datasets are read where they were prepared as
-array_record. Neither needs TensorFlow. `digits` and `synthetic` need no files. Your own data:
+Data sets that fit in device memory are kept there as uint8 (`residency`); larger ones are streamed
+with Grain. Both give the same batches. `NAMES` lists the data sets. `cifar10` and `cifar100` are
+downloaded if they are missing (`prepare_cifar`); other tensorflow-datasets must already be prepared
+as array_record. None of them needs TensorFlow to be read. `digits` and `synthetic` need no files.
+Your own data:
 
-- `npz`: `train.npz` and `test.npz` in `data_dir` with `images`, uint8 [n, h, w, 1 or 3], and
-  `labels`, [n], which are 0 to n - 1, each at least once in train, or indices into `class_names`.
-- `image_folder`: `train/<class>/<image>` and `test/<class>/<image>` in `data_dir`, PNG, JPEG or
-  WebP, which become the pixels that a viewer shows (`decode_image`). One warning counts what is
-  left out.
+- `npz`: `data_dir` holds `train.npz` and `test.npz`, each with `images`, uint8 [n, h, w, 1 or 3],
+  and `labels`, integers [n]. Labels are indices into the array `class_names` if there is one;
+  otherwise they must be 0 to `num_classes - 1`, each at least once in `train.npz`.
+- `image_folder`: `data_dir` holds `train/<class>/<image>` and `test/<class>/<image>`, in PNG, JPEG
+  or WebP, decoded to the pixels that an image viewer shows (`decode_image`). One warning counts
+  the files that are ignored.
 
-What is wrong with them raises `DataError`, as far as it can be found without decoding every image
-when the data set is opened, the test split included; the rest when an image is read.
+Invalid data raise `DataError`: when the data set is opened, test split included, if the fault can
+be found without decoding every image, and otherwise when the image is read.
 """
 
 from mlg_jax.data._augment import Preprocessing as Preprocessing

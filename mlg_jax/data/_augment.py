@@ -1,4 +1,4 @@
-"""Random transformations and normalisation of image batches: pure, on the device, inside jit."""
+"""Random augmentation and normalisation of image batches: pure functions for use inside jit."""
 
 import dataclasses
 
@@ -10,15 +10,15 @@ from jaxtyping import Bool, UInt8
 from mlg_jax._types import Array, Float, Key
 from mlg_jax.data._spec import AugmentSpec
 
-_ASPECT_RATIOS = (3 / 4, 4 / 3)  # of resized crops, as in the Inception recipe
-_MAX_VALUE = 255.0  # of a uint8 pixel
+_ASPECT_RATIOS = (3 / 4, 4 / 3)  # range for resized crops, as in the Inception recipe
+_MAX_VALUE = 255.0  # the largest uint8 pixel value
 
 
 def random_crop(key: Key, images: UInt8[Array, "n h w c"], padding: int) -> UInt8[Array, "n h w c"]:
-    """Pads every side with `padding` *raw* zeros (black) and cuts a window of the original size.
+    """Pads every side with `padding` black pixels and crops back to the original size.
 
-    One offset an image, uniform over the `(2 padding + 1)^2` windows. The published recipe pads
-    before it normalises, so the border is black and not the mean colour.
+    Each image gets its own offset, uniform over the `(2 padding + 1)^2` windows. The published
+    recipe pads before it normalises, so the border is black and not the mean colour.
     """
     num, height, width, channels = images.shape
     border = ((0, 0), (padding, padding), (padding, padding), (0, 0))
@@ -38,7 +38,7 @@ def random_flip(key: Key, images: UInt8[Array, "n h w c"]) -> UInt8[Array, "n h 
 
 
 def _in_window(length: int, center: jax.Array, size: int) -> Bool[Array, "n {length}"]:
-    """Whether each of `length` positions lies in the window of `size` around each centre."""
+    """Whether each of `length` positions lies in the window of width `size` around each centre."""
     position = jnp.arange(length)
     low = center[:, None] - size // 2
     return (position >= low) & (position < low + size)
@@ -47,9 +47,9 @@ def _in_window(length: int, center: jax.Array, size: int) -> Bool[Array, "n {len
 def random_cutout(
     key: Key, images: UInt8[Array, "n h w c"], size: int, fill: UInt8[Array, " c"]
 ) -> UInt8[Array, "n h w c"]:
-    """Paints a square of side `size` with the colour `fill`.
+    """Fills a random square of side `size` with the colour `fill`.
 
-    The centre is uniform over the image, so the square may reach beyond the border, as published.
+    The centre is uniform over the image, so the square may extend past the border, as in the paper.
     """
     num, height, width, _ = images.shape
     row_key, column_key = jax.random.split(key)
@@ -62,9 +62,10 @@ def random_cutout(
 def random_resized_crop(
     key: Key, images: UInt8[Array, "n h w c"], min_area: float
 ) -> UInt8[Array, "n h w c"]:
-    """Cuts a rectangle of `min_area` to 1 of the area and resizes it bilinearly to `h x w`.
+    """Crops a random rectangle and resizes it bilinearly to the original `h x w`.
 
-    Area uniform, aspect ratio log-uniform in [3/4, 4/3]; a rectangle that does not fit is clipped.
+    The rectangle's area is uniform in [`min_area`, 1], as a fraction of the image; its aspect ratio
+    is log-uniform in [3/4, 4/3]. A rectangle that does not fit is clipped to the image.
     """
     num, height, width, channels = images.shape
     area_key, ratio_key, place_key = jax.random.split(key, 3)
@@ -72,7 +73,7 @@ def random_resized_crop(
     low, high = _ASPECT_RATIOS
     log_ratio = jax.random.uniform(ratio_key, (num,), minval=jnp.log(low), maxval=jnp.log(high))
     aspect = jnp.exp(0.5 * jnp.stack([-log_ratio, log_ratio], axis=1))
-    share = jnp.minimum(jnp.sqrt(area)[:, None] * aspect, 1.0)  # [n, 2], of height and of width
+    share = jnp.minimum(jnp.sqrt(area)[:, None] * aspect, 1.0)  # [n, 2]: of height and of width
     corner = jax.random.uniform(place_key, (num, 2)) * (1.0 - share)
 
     def resize(image: jax.Array, share: jax.Array, corner: jax.Array) -> jax.Array:
@@ -96,15 +97,15 @@ def augment_images(
     spec: AugmentSpec,
     mean: tuple[float, ...],
 ) -> UInt8[Array, "n h w c"]:
-    """Applies what `spec` asks for: resized or padded crop, then flip, then cutout.
+    """Applies the transformations of `spec`: resized or padded crop, then flip, then cutout.
 
-    Every transformation draws from its own key, so switching one on leaves the others' draws alone.
+    Each transformation has its own key, so enabling one does not change the draws of the others.
 
     Args:
-        key: of this batch; the same key gives the same images.
+        key: the key of this batch; the same key gives the same images.
         images: raw pixels.
-        spec: what to apply.
-        mean: colour in [0, 1] that cutout paints with, one number a channel.
+        spec: the transformations to apply.
+        mean: fill colour of cutout in [0, 1], one number per channel.
 
     Returns:
         Raw pixels of the same shape.
@@ -136,12 +137,12 @@ def normalize_images(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What lies between the stored uint8 pixels and a model: hashable, holds no array.
+    """Maps stored uint8 pixels to the input of a model: hashable, holds no array.
 
     Args:
-        mean: of the pixels in [0, 1], one number a channel.
-        std: standard deviation likewise.
-        spec: random transformations in training.
+        mean: mean of the pixels scaled to [0, 1], one number per channel.
+        std: their standard deviation, one number per channel.
+        spec: random transformations for training.
     """
 
     mean: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""Which example is in which batch: pure functions of seeds, so that any step can be resumed."""
+"""Assigns examples to batches by pure functions of seeds, so that a run can resume at any step."""
 
 import numpy as np
 
@@ -6,22 +6,23 @@ from mlg_jax._checks import check_integer
 
 
 def batch_indices(seed: int, epoch: int, num_examples: int, batch_size: int) -> np.ndarray:
-    """The examples of every training batch of an epoch: a permutation, its remainder dropped.
+    """Example indices of every training batch of an epoch: a random permutation, cut into batches.
 
-    Depends on nothing but the arguments, so a run resumed at any step sees the same batches.
+    Examples that do not fill a last batch are dropped. The result depends on the arguments only,
+    so a run that resumes at any step sees the same batches.
 
     Args:
-        seed: of the run.
+        seed: seed of the run.
         epoch: counted from 0.
-        num_examples: in the training split.
-        batch_size: over all devices.
+        num_examples: size of the training split.
+        batch_size: global batch size, over all devices.
 
     Returns:
         int32 [num_examples // batch_size, batch_size].
 
     Raises:
-        TypeError, ValueError: an argument that is no integer or out of range, a batch larger than
-            the split included.
+        TypeError, ValueError: an argument is not an integer or is out of range; `batch_size` must
+            not exceed `num_examples`.
     """
     check_integer("seed", seed, 0)
     check_integer("epoch", epoch, 0)
@@ -33,18 +34,18 @@ def batch_indices(seed: int, epoch: int, num_examples: int, batch_size: int) -> 
 
 
 def evaluation_indices(num_examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every example once, in order; the last batch is filled up with example 0 and masked.
+    """Every example once, in order; the last batch is padded with example 0 and masked.
 
     Args:
-        num_examples: in the split.
-        batch_size: over all devices.
+        num_examples: size of the split.
+        batch_size: global batch size, over all devices.
 
     Returns:
         `(indices, mask)`: int32 and bool [ceil(num_examples / batch_size), batch_size]; the mask
-        is False for the filling.
+        is False for padding.
 
     Raises:
-        TypeError, ValueError: an argument that is no integer or out of range.
+        TypeError, ValueError: an argument is not an integer or is out of range.
     """
     check_integer("num_examples", num_examples, 1)
     check_integer("batch_size", batch_size, 1)
@@ -55,7 +56,7 @@ def evaluation_indices(num_examples: int, batch_size: int) -> tuple[np.ndarray, 
 
 
 def _limited(indices: np.ndarray, limit: int | None) -> np.ndarray:
-    """The first `limit` of `indices`, sorted, so that files are read in their order."""
+    """The first `limit` of `indices`, sorted, so that files are read sequentially."""
     return np.sort(indices[:limit])
 
 
@@ -67,22 +68,24 @@ def holdout_indices(
     train_limit: int | None = None,
     validation_limit: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Holds a random `num_validation` examples out of a training set.
+    """Splits a training set into training and validation examples at random.
 
-    Limits act after the split, so they change neither what is held out nor its disjointness.
+    The limits apply after the split: they shrink the two parts, but never move an example from one
+    to the other.
 
     Args:
-        num_examples: in the training set.
-        num_validation: to hold out; 0 holds out none.
-        seed: of the choice.
-        train_limit: how many of the remaining examples to keep, at random; None keeps all.
-        validation_limit: the same for those held out.
+        num_examples: size of the training set.
+        num_validation: size of the validation split; may be 0.
+        seed: seed of the random split.
+        train_limit: keep a random subset of this many training examples; None keeps all.
+        validation_limit: the same for the validation examples.
 
     Returns:
         `(train, validation)`: two sorted, disjoint int64 index arrays.
 
     Raises:
-        TypeError, ValueError: an argument out of range, or nothing left to train on.
+        TypeError, ValueError: an argument is not an integer or is out of range; at least one
+            training example must be left.
     """
     check_integer("num_examples", num_examples, 1)
     check_integer("num_validation", num_validation, 0, num_examples - 1)
@@ -92,5 +95,5 @@ def holdout_indices(
 
 
 def limited_indices(num_examples: int, limit: int | None, seed: int) -> np.ndarray:
-    """A random `limit` of `num_examples` indices, sorted, int64; None is all of them."""
+    """A random subset of `limit` of the indices below `num_examples`, sorted, int64; None: all."""
     return _limited(np.random.default_rng(seed).permutation(num_examples), limit)

@@ -1,8 +1,8 @@
 """Downloads CIFAR-10 and CIFAR-100 and prepares them for tensorflow-datasets, without TensorFlow.
 
-From the *binary* archives: no pickle is read, nothing is extracted to disk, and every length is
-checked. What is prepared is interchangeable with tensorflow-datasets' own `cifar10/3.0.2` and
-`cifar100/3.0.2`.
+It reads the *binary* archives: no pickle is loaded, nothing is extracted to disk, and every length
+is checked. The prepared files are interchangeable with those of tensorflow-datasets' own
+`cifar10/3.0.2` and `cifar100/3.0.2`.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from mlg_jax.data._examples import check_labels
 
 _VERSION = "3.0.2"
 _SIDE = 32
-_PIXEL_BYTES = 3 * _SIDE * _SIDE  # of one image: the red plane, the green, the blue
+_PIXEL_BYTES = 3 * _SIDE * _SIDE  # per image: the red, the green and the blue plane
 _TIMEOUT_SECONDS = 60.0
 _CHUNK_BYTES = 1 << 20
 
@@ -33,15 +33,16 @@ _CHUNK_BYTES = 1 << 20
 class Archive:
     """A binary CIFAR archive.
 
-    A record is one byte for each of `label_files`, in that order, then 3,072 bytes of pixels.
+    A record holds one label byte per entry of `label_files`, in that order, and then 3,072 bytes of
+    pixels.
     """
 
     url: str
-    md5: str  # as published beside the archive
+    md5: str  # as published with the archive
     folder: str
     train_files: tuple[str, ...]
     test_files: tuple[str, ...]
-    label_files: dict[str, str]  # feature name to the file of its class names
+    label_files: dict[str, str]  # from a feature to the file that lists its class names
 
 
 ARCHIVES = {
@@ -66,7 +67,7 @@ ARCHIVES = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CifarSplit:
-    """Images uint8 [n, 32, 32, 3] and, by feature name, labels uint8 [n]."""
+    """One split: images, uint8 [n, 32, 32, 3], and labels, uint8 [n], by feature name."""
 
     images: np.ndarray
     labels: dict[str, np.ndarray]
@@ -74,14 +75,14 @@ class CifarSplit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CifarContent:
-    """Everything that an archive holds."""
+    """The contents of an archive."""
 
     class_names: dict[str, list[str]]
     splits: dict[str, CifarSplit]
 
 
 def _fetch(url: str, path: str) -> str:
-    """Saves `url` at `path`; returns its MD5. Raises OSError if it does not come whole."""
+    """Saves `url` at `path` and returns its MD5; raises OSError if the download is incomplete."""
     digest, num_bytes = hashlib.md5(usedforsecurity=False), 0
     with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as reply, open(path, "wb") as file:
         expected = reply.headers.get("Content-Length")
@@ -94,14 +95,14 @@ def _fetch(url: str, path: str) -> str:
 
 
 def prepare_command(name: str, data_dir: str, url: str | None = None) -> str:
-    """The shell command that prepares `name` in `data_dir`, from the authors or from `url`."""
+    """The shell command that prepares `name` in `data_dir`, from `url` or the authors' server."""
     place = "" if url is None else f", url='{url}'"
     call = f"prepare_cifar('{name}', '{data_dir}'{place})"
     return f'python -c "from mlg_jax.data import prepare_cifar; {call}"'
 
 
 def _download(name: str, data_dir: str, url: str, md5: str, path: str) -> None:
-    """Saves `url` at `path` and verifies it."""
+    """Saves `url` at `path` and verifies its checksum."""
     try:
         found = _fetch(url, path)
     except (OSError, ValueError) as error:
@@ -115,8 +116,8 @@ def _download(name: str, data_dir: str, url: str, md5: str, path: str) -> None:
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    """The bytes of one regular file of an archive, read in memory whatever else is in it."""
-    found = {info.name: info for info in archive.getmembers() if info.isreg()}  # links may be loops
+    """The bytes of one regular file of an archive; links, which may form loops, are ignored."""
+    found = {info.name: info for info in archive.getmembers() if info.isreg()}
     file = archive.extractfile(found[name]) if name in found else None
     if file is None:
         names = printable(archive.getnames())
@@ -125,7 +126,7 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 
 
 def _parse(name: str, content: bytes, class_names: dict[str, list[str]]) -> CifarSplit:
-    """Splits the bytes of one file into its records."""
+    """Parses the records of one file into images and labels."""
     num_labels = len(class_names)
     record_bytes = num_labels + _PIXEL_BYTES
     if not content or len(content) % record_bytes:
@@ -141,7 +142,7 @@ def _parse(name: str, content: bytes, class_names: dict[str, list[str]]) -> Cifa
 
 
 def _concatenate(parts: list[CifarSplit]) -> CifarSplit:
-    """The parts one after the other."""
+    """Joins parts in their order."""
     labels = {
         feature: np.concatenate([part.labels[feature] for part in parts])
         for feature in parts[0].labels
@@ -153,7 +154,7 @@ def read_archive(path: str, layout: Archive) -> CifarContent:
     """Reads and checks a whole archive, without extracting it.
 
     Raises:
-        ValueError: a file is missing, has a broken record, or a label that has no name.
+        ValueError: a file is missing or damaged, or a label is out of range.
     """
 
     def read(archive: tarfile.TarFile, files: tuple[str, ...]) -> CifarSplit:
@@ -178,8 +179,8 @@ def read_archive(path: str, layout: Archive) -> CifarContent:
 def _builder_class(name: str, content: CifarContent) -> Any:
     """A tensorflow-datasets builder of `content`.
 
-    It yields Pillow images, which tensorflow-datasets encodes itself; arrays it would hand to
-    TensorFlow.
+    It yields Pillow images because tensorflow-datasets encodes those without TensorFlow, unlike
+    arrays.
     """
     import PIL.Image
     import tensorflow_datasets as tfds
@@ -210,7 +211,7 @@ def _builder_class(name: str, content: CifarContent) -> Any:
             for index, pixels in enumerate(part.images):
                 values = {feature: int(part.labels[feature][index]) for feature in part.labels}
                 picture = PIL.Image.fromarray(np.ascontiguousarray(pixels))
-                # The key, an index, decides the order, as in tensorflow-datasets' own builder.
+                # The key decides the order of the records; tensorflow-datasets uses the index too.
                 yield index, {"id": f"{split}_{index:05d}", "image": picture, **values}
 
     Builder.name = name
@@ -218,12 +219,12 @@ def _builder_class(name: str, content: CifarContent) -> Any:
 
 
 def _is_prepared(directory: str) -> bool:
-    """Whether tensorflow-datasets has finished `directory`, which it renames into place."""
+    """Whether `directory` is complete: tensorflow-datasets renames it into place at the end."""
     return os.path.isfile(os.path.join(directory, "dataset_info.json"))
 
 
 def _prepare(name: str, data_dir: str, content: CifarContent, temporary: str) -> None:
-    """Writes the array_record files; tensorflow-datasets removes its own after a failure."""
+    """Writes the array_record files; after a failure tensorflow-datasets removes its own files."""
     import tensorflow_datasets as tfds
 
     builder = _builder_class(name, content)(data_dir=data_dir, file_format="array_record")
@@ -236,23 +237,24 @@ def _prepare(name: str, data_dir: str, content: CifarContent, temporary: str) ->
 def prepare_cifar(
     name: str, data_dir: str, *, url: str | None = None, md5: str | None = None
 ) -> str:
-    """Downloads a CIFAR archive, verifies it and prepares it; does nothing where that was done.
+    """Downloads, verifies and prepares a CIFAR archive, unless it is already prepared.
 
-    The archive (170 MB) lies in a temporary directory in `data_dir` until it is prepared. If
-    anything fails, nothing stays behind.
+    The archive (170 MB) is kept in a temporary directory inside `data_dir` while it is prepared.
+    A failure leaves no files behind.
 
     Args:
         name: `cifar10` or `cifar100`.
-        data_dir: directory of tensorflow-datasets.
-        url: of the archive, also `file:///...`; None is the authors'.
-        md5: of the archive, in hexadecimal; None is the authors'.
+        data_dir: data directory of tensorflow-datasets.
+        url: address of the archive, which may start with `file:///`; None uses the authors'.
+        md5: expected checksum of the archive in hexadecimal; None uses the published one.
 
     Returns:
         The prepared directory.
 
     Raises:
         OSError: the download failed.
-        ValueError: an unknown name, a wrong checksum or an archive that is not a CIFAR archive.
+        ValueError: `name` is unknown, the checksum does not match, or the file is not a CIFAR
+            archive.
     """
     check_choice("name", name, ARCHIVES)
     layout = ARCHIVES[name]
@@ -267,6 +269,6 @@ def prepare_cifar(
         try:
             _prepare(name, data_dir, read_archive(path, layout), temporary)
         except OSError:
-            if not _is_prepared(prepared):  # else another process was faster
+            if not _is_prepared(prepared):  # otherwise another process was faster
                 raise
     return prepared

@@ -1,4 +1,4 @@
-"""A data set ready to train on: splits, batches and preprocessing under one roof."""
+"""A data set ready for training: its splits, batches and preprocessing."""
 
 import dataclasses
 import math
@@ -15,30 +15,29 @@ from mlg_jax.data._batches import (
     holdout_indices,
     limited_indices,
 )
-from mlg_jax.data._examples import Examples, SubsetExamples
-from mlg_jax.data._source import Source
+from mlg_jax.data._examples import Examples, Source, SubsetExamples
 from mlg_jax.data._sources import open_source
 from mlg_jax.data._spec import DataSpec
 from mlg_jax.data._splits import Batch, ResidentSplit, Split, StreamedSplit
 from mlg_jax.data._statistics import KNOWN_STATISTICS, channel_statistics
 
-_DEFAULT_VALIDATION_SHARE = 10  # one in ten, where `num_validation` is None
+_DEFAULT_VALIDATION_SHARE = 10  # one in ten, if `num_validation` is None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """What `load_dataset` returns.
+    """An opened data set, as returned by `load_dataset`.
 
     Args:
-        spec: what was asked for.
-        class_names: one a label.
+        spec: the specification it was opened with.
+        class_names: names of the classes, in the order of the labels.
         image_shape: `(height, width, channels)`.
         preprocessing: `augment(key, images)` and `normalize(images)`, for use inside jit.
-        train_examples: the training images on the host, those held out excluded.
+        train_examples: the training images on the host, without the validation images.
         train_split: serves training batches.
-        validation_split: serves the held-out ones; None if none are held out.
+        validation_split: serves validation batches; None if no images are held out.
         test_examples: the test images on the host; only `test_batches` reads them.
-        sharding: of a batch; None is the default device.
+        sharding: sharding of a batch; None uses the default device.
     """
 
     spec: DataSpec
@@ -53,46 +52,46 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of labels."""
+        """Number of classes."""
         return len(self.class_names)
 
     @property
     def num_train(self) -> int:
-        """Training images, held-out ones excluded."""
+        """Number of training images, without the validation images."""
         return len(self.train_split)
 
     @property
     def num_validation(self) -> int:
-        """Images held out of the training images."""
+        """Number of validation images, which are held out of the training images."""
         return 0 if self.validation_split is None else len(self.validation_split)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training batches an epoch; the remainder is dropped."""
+        """Training batches per epoch; an incomplete last batch is dropped."""
         return self.num_train // self.spec.batch_size
 
     @property
     def is_resident(self) -> bool:
-        """Whether train and validation live on the device."""
+        """Whether the training and validation images are kept on the device."""
         return isinstance(self.train_split, ResidentSplit)
 
     def count_classes(self) -> np.ndarray:
-        """Training images of each class, int64 [num_classes]; reads every training label."""
+        """Number of training images per class, int64 [num_classes]; reads every training label."""
         return np.bincount(self.train_examples.read_labels(), minlength=self.num_classes)
 
     def train_batches(self, epoch: int, start_step: int = 0) -> Generator[Batch, None, None]:
-        """The batches of one epoch, a function of `spec.seed` and `epoch` alone.
+        """The training batches of one epoch; they depend on `spec.seed` and `epoch` only.
 
         Args:
             epoch: counted from 0.
-            start_step: batches of the epoch to leave out, to resume.
+            start_step: number of batches to skip, for a run that resumes within the epoch.
 
         Returns:
-            A generator of `image` uint8 [b, h, w, c] and `label` int32 [b], both on the device.
-            Close it if it is not run to its end.
+            A generator of dictionaries of `image`, uint8 [b, h, w, c], and `label`, int32 [b], both
+            on the device. Close it if you do not exhaust it.
 
         Raises:
-            TypeError, ValueError: an argument that is no integer or out of range.
+            TypeError, ValueError: an argument is not an integer or is out of range.
         """
         check_integer("start_step", start_step, 0, self.steps_per_epoch)
         rows = batch_indices(self.spec.seed, epoch, self.num_train, self.spec.batch_size)
@@ -103,19 +102,19 @@ class Dataset:
         return split.batches(rows, mask)
 
     def validation_batches(self) -> Generator[Batch, None, None]:
-        """All held-out images in order: `image`, `label`, and `mask` bool [b], False for filling.
+        """All validation images in order: `image`, `label`, `mask` (bool [b], False for padding).
 
         Raises:
-            ValueError: no image is held out.
+            ValueError: the validation split is empty.
         """
         if self.validation_split is None:
             raise ValueError("`num_validation` must be >= 1 for validation batches; got 0.")
         return self._evaluation_batches(self.validation_split)
 
     def test_batches(self) -> Generator[Batch, None, None]:
-        """All test images in order, read now and not kept: as `validation_batches`.
+        """All test images in order, with the keys of `validation_batches`; streamed, never kept.
 
-        For the end of a run, once: choose nothing by what it says.
+        Use it once, at the end of a run, and never to select a model.
         """
         num = len(self.test_examples)
         kept = limited_indices(num, self.spec.test_limit, self.spec.split_seed)
@@ -128,7 +127,7 @@ class Dataset:
 
 
 def _check_sharding(spec: DataSpec, sharding: NamedSharding | None) -> None:
-    """Raises unless both batch sizes divide over the devices."""
+    """Raises unless both batch sizes are multiples of the number of shards."""
     check_instance("sharding", sharding, (NamedSharding, type(None)))
     if sharding is None:
         return
@@ -144,7 +143,7 @@ def _check_sharding(spec: DataSpec, sharding: NamedSharding | None) -> None:
 
 
 def _hold_out(spec: DataSpec, source: Source) -> tuple[SubsetExamples, SubsetExamples]:
-    """The training examples and those held out of them."""
+    """The training examples and the validation examples."""
     num_examples = len(source.train)
     num_validation = spec.num_validation
     if num_validation is None:
@@ -165,7 +164,7 @@ def _hold_out(spec: DataSpec, source: Source) -> tuple[SubsetExamples, SubsetExa
 
 
 def _preprocessing(spec: DataSpec, train: Examples) -> Preprocessing:
-    """Statistics: of the spec, else known, else of the training images."""
+    """Statistics from `spec`, or known ones, or computed from the training images."""
     mean, std = spec.mean, spec.std
     if mean is None or std is None:
         known = KNOWN_STATISTICS.get(spec.name)
@@ -175,13 +174,13 @@ def _preprocessing(spec: DataSpec, train: Examples) -> Preprocessing:
     for name, value in (("mean", mean), ("std", std)):
         if len(value) != channels:
             raise ValueError(
-                f"`{name}` must have {channels} entries, one a channel; got {value!r}."
+                f"`{name}` must have {channels} entries, one per channel; got {value!r}."
             )
     return Preprocessing(mean=mean, std=std, spec=spec.augment)
 
 
 def _is_resident(spec: DataSpec, *splits: Examples) -> bool:
-    """Whether the splits shall live on the device."""
+    """Whether to keep the splits on the device."""
     if spec.residency != "auto":
         return spec.residency == "always"
     num_bytes = sum(len(split) * math.prod(split.image_shape) for split in splits)
@@ -189,21 +188,20 @@ def _is_resident(spec: DataSpec, *splits: Examples) -> bool:
 
 
 def load_dataset(spec: DataSpec, *, sharding: NamedSharding | None = None) -> Dataset:
-    """Opens a data set, holds its validation images out and, if they fit, puts them on the device.
+    """Opens a data set, holds out a validation split, and moves both to the device if they fit.
 
     Args:
-        spec: what to load.
-        sharding: of a batch, its first axis over the devices of a mesh (which may span several
-            processes); None is the default device.
+        spec: the data set and how to serve it.
+        sharding: sharding of a batch: its first axis over the devices of a mesh, which may span
+            several processes. None uses the default device.
 
     Returns:
-        The data set. Its test images are checked, but used by `Dataset.test_batches` only.
+        The data set. Its test images are checked now, but only `Dataset.test_batches` serves them.
 
     Raises:
-        FileNotFoundError: the data set is not there; the message says how to get it.
+        FileNotFoundError: the data set is missing; the message says how to get it.
         OSError: a download failed.
-        TypeError, ValueError: the spec does not fit the data set, or the data are not what they
-            should be.
+        TypeError, ValueError: `spec` does not match the data set, or the data are invalid.
 
     Example:
         >>> spec = DataSpec(name="digits", num_validation=200, batch_size=64)

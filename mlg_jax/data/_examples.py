@@ -1,6 +1,7 @@
-"""Random access to the labelled uint8 images of one split, on the host."""
+"""Data sets on the host: random access to the labelled uint8 images of each split."""
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,14 +9,14 @@ import numpy as np
 
 HostBatch = dict[str, np.ndarray]  # image: uint8 [n, h, w, c]; label: int32 [n]
 
-_CHUNK = 256  # images that one thread reads at a time
+_CHUNK = 256  # images read by one thread at a time
 
 
 class DataError(ValueError):
-    """Images or labels that are not what they should be, found when a data set is opened or read.
+    """Images or labels are invalid; raised when a data set is opened or read.
 
-    The message is one line, also where a library's or a file name in it has several, and names the
-    file or the argument.
+    The message names the file or the argument and is always a single line: line breaks in messages
+    of other libraries and in file names become spaces.
     """
 
     def __init__(self, message: str) -> None:
@@ -23,7 +24,7 @@ class DataError(ValueError):
 
 
 def check_images(where: str, images: np.ndarray) -> None:
-    """Raises unless `images` is uint8 `[n, h, w, c]`, not empty, with one or three channels."""
+    """Raises unless `images` is uint8 `[n, h, w, c]`, with 1 or 3 channels, and not empty."""
     if images.dtype != np.uint8:
         raise TypeError(
             f"`images` of {where} must be uint8, 0 to 255 (scale and round floating-point images "
@@ -60,7 +61,7 @@ def check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
 
 
 class Examples(abc.ABC):
-    """The labelled images of one split, in a fixed order."""
+    """Random access to the labelled images of one split, in a fixed order."""
 
     @property
     @abc.abstractmethod
@@ -72,11 +73,11 @@ class Examples(abc.ABC):
 
     @abc.abstractmethod
     def read(self, indices: np.ndarray) -> HostBatch:
-        """The images and labels at `indices` [n], in that order; safe in several threads."""
+        """The images and labels at `indices` [n], in that order; thread-safe."""
 
     @abc.abstractmethod
     def read_labels(self) -> np.ndarray:
-        """All labels, int32 [len(self)], without decoding an image."""
+        """All labels, int32 [len(self)]; decodes no image."""
 
 
 class ArrayExamples(Examples):
@@ -85,11 +86,12 @@ class ArrayExamples(Examples):
     Args:
         images: uint8 [n, h, w, c].
         labels: integers [n].
-        num_classes: labels are below it.
-        where: names the source in error messages.
+        num_classes: labels must be in `[0, num_classes)`.
+        where: name of the source in error messages.
 
     Raises:
-        TypeError, DataError: arrays of another type, shape, length or range.
+        TypeError, DataError: an array has the wrong dtype or shape, a label is out of range, or
+            the numbers of images and labels differ.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class ArrayExamples(Examples):
 
 
 class SubsetExamples(Examples):
-    """The examples at `indices` of another split, renumbered from 0."""
+    """The examples of another split at `indices`, renumbered from 0."""
 
     def __init__(self, examples: Examples, indices: np.ndarray) -> None:
         self._examples = examples
@@ -147,8 +149,23 @@ class SubsetExamples(Examples):
         return self._examples.read_labels()[self._indices]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """An opened data set, before a validation split is held out.
+
+    Args:
+        class_names: names of the classes, in the order of the labels.
+        train: the training examples, validation examples included.
+        test: the test examples; checked when they are opened, but read only at the end of a run.
+    """
+
+    class_names: tuple[str, ...]
+    train: Examples
+    test: Examples
+
+
 def read_all(examples: Examples, num_threads: int) -> HostBatch:
-    """Every example, in order, read by `num_threads` threads into one pair of arrays."""
+    """All examples in order, as one pair of arrays, read by `num_threads` threads."""
     num = len(examples)
     images = np.empty((num, *examples.image_shape), np.uint8)
     labels = np.empty((num,), np.int32)
@@ -163,9 +180,9 @@ def read_all(examples: Examples, num_threads: int) -> HostBatch:
 
 
 def visit_chunks(visit: Callable[[np.ndarray], None], num: int, num_threads: int) -> None:
-    """Calls `visit` in `num_threads` threads with chunks of `arange(num)`; raises what it raises.
+    """Calls `visit` with consecutive chunks of `arange(num)`, in `num_threads` threads.
 
-    Of several errors it is that of the first chunk.
+    If several calls fail, the error of the first chunk is raised.
     """
     starts = range(0, num, _CHUNK)
     chunks = (np.arange(start, min(start + _CHUNK, num)) for start in starts)

@@ -1,4 +1,4 @@
-"""Image folders: `train/<class>/*` and `test/<class>/*`, files of the `IMAGE_FORMATS`."""
+"""Image folders: `train/<class>/*` and `test/<class>/*` in one of the `IMAGE_FORMATS`."""
 
 import collections
 import itertools
@@ -7,32 +7,31 @@ import os
 
 import numpy as np
 
-from mlg_jax.data._examples import DataError, Examples, HostBatch, visit_chunks
+from mlg_jax.data._examples import DataError, Examples, HostBatch, Source, visit_chunks
 from mlg_jax.data._images import FORMAT_NAMES, IMAGE_FORMATS, decode_image, header_size
-from mlg_jax.data._source import Source
 from mlg_jax.data._spec import DataSpec
 
 _SUFFIXES = tuple(itertools.chain.from_iterable(IMAGE_FORMATS.values()))
-_CHANNELS = 3  # grey files are converted
+_CHANNELS = 3  # grey images are converted to RGB
 _LOGGER = logging.getLogger(__name__)
 
-Files = dict[str, list[str]]  # paths by the name of a class, or by why they are left out
+Files = dict[str, list[str]]  # paths by class name, or by the reason why they are left out
 
 
 class FolderExamples(Examples):
     """The image files of one split, sorted by class and name, converted to RGB.
 
-    Every file is looked at when the split is opened: its header, and whether it ends as it should.
-    One that looks wrong is decoded, so that a run does not stop at it later.
+    The header and the end of every file are checked when the split is opened. A file that looks
+    damaged is decoded at once, so that a run does not fail on it later.
 
     Args:
-        files: paths by the name of their class; at least one.
+        files: paths by class name; at least one.
         class_names: in the order of the labels.
-        size: side in pixels; None is that of the first image, which all must then have.
-        num_threads: looking at the files.
+        size: side in pixels to resize to; with None, all images must be as large as the first.
+        num_threads: number of threads that check the files.
 
     Raises:
-        DataError: a file that cannot be read, or that has another size.
+        DataError: a file cannot be read, or its size differs.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class FolderExamples(Examples):
             raise DataError(f"{path} must stay where it is during a run; it is gone.") from error
 
     def _check(self, indices: np.ndarray) -> None:
-        """Decodes those of the images whose first and last bytes do not show that they fit."""
+        """Decodes each image whose header and last bytes do not prove that it is usable."""
         for index in indices:
             size = header_size(self._paths[index])
             if size is None or (self._size is None and size != self._shape[:2]):
@@ -88,7 +87,7 @@ class FolderExamples(Examples):
 
 
 def _list_class(directory: str, left_out: Files) -> list[str]:
-    """The images in the directory of a class; adds what is no such image to `left_out`."""
+    """The image files in the directory of a class; adds all other files to `left_out`."""
     images = []
     for entry in _entries(directory):
         is_hidden, is_image = entry.name.startswith("."), _is_image(entry.name)
@@ -96,15 +95,15 @@ def _list_class(directory: str, left_out: Files) -> list[str]:
             left_out["images in sub-directories"] += _images_below(entry.path)
         elif is_image and not is_hidden:
             images.append(entry.path)
-        elif is_image:  # a Mac's ._x.png, which holds no pixels
+        elif is_image:  # such as ._x.png, in which macOS stores metadata
             left_out["hidden images"].append(entry.path)
         elif not is_hidden:
-            left_out[f"files that are no {FORMAT_NAMES}"].append(entry.path)
+            left_out[f"files other than {FORMAT_NAMES}"].append(entry.path)
     return images
 
 
 def _list_split(root: str, left_out: Files) -> Files:
-    """The images of a split by class; a directory without any, such as `__MACOSX`, is no class."""
+    """The images of a split by class; a directory without images (`__MACOSX`) is not a class."""
     classes: Files = {}
     for entry in _entries(root):
         if not entry.is_dir():
@@ -124,7 +123,7 @@ def _list_split(root: str, left_out: Files) -> Files:
 
 
 def _entries(directory: str) -> list[os.DirEntry[str]]:
-    """What is in a directory, sorted by name."""
+    """The entries of a directory, sorted by name."""
     with os.scandir(directory) as entries:
         return sorted(entries, key=lambda entry: entry.name)
 
@@ -134,7 +133,7 @@ def _is_image(name: str) -> bool:
 
 
 def _images_below(directory: str) -> list[str]:
-    """The images in a directory and all below it, hidden ones excluded."""
+    """The images in a directory and its sub-directories, without hidden ones."""
     return [
         os.path.join(parent, name)
         for parent, _, names in os.walk(directory)
@@ -144,7 +143,7 @@ def _images_below(directory: str) -> list[str]:
 
 
 def _describe(left_out: Files) -> str:
-    """One line that counts what is left out, with an example of each kind; empty if nothing is."""
+    """One line that counts the ignored files of each kind, with an example; empty if none."""
     kinds = [
         f"{kind}: {len(paths):,} (such as {paths[0]})" for kind, paths in left_out.items() if paths
     ]
@@ -152,9 +151,9 @@ def _describe(left_out: Files) -> str:
 
 
 def open_folder(spec: DataSpec) -> Source:
-    """The classes are the directories of `train` that have images, sorted.
+    """Opens an image folder; its classes are the directories of `train` with images, sorted.
 
-    One warning counts what is left out of both splits.
+    One warning counts the ignored files of both splits.
     """
     left_out: Files = collections.defaultdict(list)
     roots = [os.path.join(spec.directory, split) for split in ("train", "test")]

@@ -1,4 +1,4 @@
-"""Files and encoded bytes to uint8 arrays of one size: the only place where images are decoded."""
+"""Decodes images from files or bytes to uint8 arrays; no other module decodes images."""
 
 import contextlib
 import io
@@ -11,53 +11,53 @@ import numpy as np
 
 from mlg_jax.data._examples import ArrayExamples, DataError
 
-# The formats that are opened and the suffixes of their files. Nothing else reaches a decoder,
-# whatever its name: some of Pillow's run other programs (EPS: Ghostscript).
+# The supported formats and their file suffixes. Files in any other format are refused, whatever
+# their suffix: some of Pillow's decoders run external programs (Ghostscript for EPS).
 IMAGE_FORMATS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "WEBP": (".webp",)}
 FORMAT_NAMES = "PNG, JPEG or WebP"
 
-_MODES = {1: "L", 3: "RGB"}  # channels to the colour modes of Pillow
-_ORIENTATION = 0x0112  # EXIF tag: which side of the stored image is shown on top
+_MODES = {1: "L", 3: "RGB"}  # from a number of channels to Pillow's colour mode
+_ORIENTATION = 0x0112  # EXIF tag of the orientation
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 _EXIF_ERRORS = (SyntaxError, ValueError, TypeError, struct.error)
 
 
 def decode_image(source: bytes | str, *, channels: int, size: int | None, where: str) -> np.ndarray:
-    """Decodes a PNG, JPEG or WebP (the first frame of an animation) to what a viewer shows.
+    """Decodes a PNG, JPEG or WebP image to the pixels that an image viewer shows.
 
-    The EXIF orientation is applied. Transparent pixels are shown on white: the colour behind them
-    is arbitrary, and encoders change it. 16-bit grey levels `v` become `round(v / 257)`; of 16-bit
-    colours Pillow reads the upper byte.
+    The EXIF orientation is applied, and an animation gives its first frame. Transparent pixels are
+    blended with white, since the colour stored for them is arbitrary and encoders change it. 16-bit
+    grey levels `v` become `round(v / 257)`; of 16-bit colours Pillow keeps the upper byte.
 
     Args:
         source: the encoded bytes, or the path of a file.
         channels: 1 (grey) or 3 (RGB); other colour modes are converted.
-        size: side of the square which the largest central square is resized to (bicubic, with
-            anti-aliasing); None keeps the image as it is.
-        where: names the image in error messages.
+        size: side in pixels; the largest central square is resized to it (bicubic, anti-aliased).
+            None keeps the size of the image.
+        where: name of the image in error messages.
 
     Returns:
         uint8 [h, w, channels].
 
     Raises:
-        DataError: the bytes are no image of these formats, or damaged, or it has more pixels than
-            `2 * PIL.Image.MAX_IMAGE_PIXELS`, which is 178,956,970 unless it was changed.
-        FileNotFoundError: there is no such file.
+        DataError: the image is damaged, in another format, or has more pixels than
+            `2 * PIL.Image.MAX_IMAGE_PIXELS`, by default 178,956,970.
+        FileNotFoundError: the file does not exist.
     """
     mode = _MODES[channels]
     with _opened(source, where) as image:
         if size is not None:
-            # JPEG only: decodes at 1/2, 1/4 or 1/8, never below twice the wanted side, where
-            # the bicubic filter hides the difference; it saves most of the time.
+            # For JPEG only: decodes at 1/2, 1/4 or 1/8 of the size, but to at least twice the side
+            # asked for, so that the bicubic filter hides the difference. Saves most of the time.
             image.draft(mode, (2 * size, 2 * size))
-        image.load()  # EXIF may stand behind the pixels
+        image.load()  # reads EXIF data stored after the pixels, too
         pixels = _fit(_upright(_opaque(image).convert(mode), _orientation(image)), size)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 @contextlib.contextmanager
 def _opened(source: bytes | str, where: str) -> Iterator[Any]:
-    """A Pillow image whose header has been read; what goes wrong with it names `where`."""
+    """A Pillow image whose header has been read; turns decoding errors into `DataError`."""
     import PIL.Image
 
     file = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -81,11 +81,11 @@ def _opened(source: bytes | str, where: str) -> Iterator[Any]:
 
 
 def _orientation(image: Any) -> int:
-    """The EXIF orientation, 1 to 8, as far as it is read; 1 (upright) where EXIF is damaged."""
+    """The EXIF orientation, 1 to 8, from the part read so far; 1 (upright) if EXIF is damaged."""
     import PIL.Image
 
     try:
-        # The method of PngImageFile decodes all pixels to look for EXIF behind them.
+        # PngImageFile.getexif would decode all pixels to look for EXIF data after them.
         found: Any = PIL.Image.Image.getexif(image).get(_ORIENTATION)
     except _EXIF_ERRORS:
         return 1
@@ -93,9 +93,9 @@ def _orientation(image: Any) -> int:
 
 
 def _upright(image: Any, orientation: int) -> Any:
-    """A Pillow image turned to how it is shown.
+    """Applies an EXIF orientation to a Pillow image.
 
-    Not `ImageOps.exif_transpose`, which also writes EXIF again and fails where that is damaged.
+    `ImageOps.exif_transpose` would also rewrite the EXIF data, and fail if they are damaged.
     """
     from PIL.Image import Transpose
 
@@ -112,10 +112,10 @@ def _upright(image: Any, orientation: int) -> Any:
 
 
 def _opaque(image: Any) -> Any:
-    """A loaded Pillow image with 8 bits a channel, its transparent parts shown on white."""
+    """Converts a loaded Pillow image to 8 bits per channel and blends it with white."""
     import PIL.Image
 
-    if image.mode.startswith("I;16"):  # Pillow would clip everything above 255
+    if image.mode.startswith("I;16"):  # Pillow would clip levels above 255
         levels = np.asarray(image).astype(np.uint32)
         grey = np.where(levels == image.info.get("transparency"), 255, (levels + 128) // 257)
         return PIL.Image.fromarray(grey.astype(np.uint8))
@@ -126,11 +126,11 @@ def _opaque(image: Any) -> Any:
 
 
 def header_size(path: str) -> tuple[int, int] | None:
-    """Height and width of an image file as it is shown, from its first and last bytes.
+    """Height and width of an image file after orientation, without decoding its pixels.
 
     Returns:
-        None where these do not fit: a file that does not end as its format does may be cut short,
-        which only decoding can tell.
+        `(height, width)`, or None if the file does not end as its format requires: it may be
+        truncated, which only decoding can tell.
 
     Raises:
         DataError, FileNotFoundError: see `decode_image`.
@@ -142,7 +142,7 @@ def header_size(path: str) -> tuple[int, int] | None:
 
 
 def _is_complete(file: BinaryIO, image_format: str | None) -> bool:
-    """Whether the file ends as its format does; False for good files with something appended."""
+    """Whether the file ends as its format requires; False for valid files with trailing data."""
     file.seek(0)
     head = file.read(8)
     num_bytes = file.seek(0, os.SEEK_END)
@@ -156,7 +156,7 @@ def _is_complete(file: BinaryIO, image_format: str | None) -> bool:
 
 
 def _fit(image, size: int | None) -> np.ndarray:
-    """The central square of a Pillow image at `size` pixels a side, or all of it."""
+    """The central square of a Pillow image, resized to `size`; None keeps the whole image."""
     import PIL.Image
     import PIL.ImageOps
 
@@ -166,7 +166,7 @@ def _fit(image, size: int | None) -> np.ndarray:
 
 
 def resize_images(images: np.ndarray, size: int | None) -> np.ndarray:
-    """uint8 [n, h, w, c] to [n, size, size, c], as `decode_image` does; None changes nothing."""
+    """Resizes uint8 [n, h, w, c] to [n, size, size, c] as `decode_image` does; None is a no-op."""
     import PIL.Image
 
     if size is None or images.shape[1:3] == (size, size):
@@ -182,7 +182,7 @@ def resize_images(images: np.ndarray, size: int | None) -> np.ndarray:
 def array_examples(
     images: np.ndarray, labels: np.ndarray, *, num_classes: int, size: int | None, where: str
 ) -> ArrayExamples:
-    """`ArrayExamples` of images that are checked first and then resized."""
+    """`ArrayExamples` of images that are first checked and then resized."""
     examples = ArrayExamples(images, labels, num_classes=num_classes, where=where)
     if size is None:
         return examples

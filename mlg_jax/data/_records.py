@@ -1,4 +1,4 @@
-"""Data sets that tensorflow-datasets has prepared as array_record, read without TensorFlow."""
+"""Reads data sets that tensorflow-datasets prepared as array_record, without TensorFlow."""
 
 import os
 import re
@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 
 from mlg_jax.data._cifar import ARCHIVES, prepare_cifar, prepare_command
-from mlg_jax.data._examples import DataError, Examples, HostBatch, check_labels
+from mlg_jax.data._examples import DataError, Examples, HostBatch, Source, check_labels
 from mlg_jax.data._images import decode_image
-from mlg_jax.data._source import Source
 from mlg_jax.data._spec import DataSpec
 
-# Splits of (training images, test images); `train` and `test` unless named here. tf_flowers has
-# one split only, which the caller divides.
+# The splits used as (training, test) images, if they are not `train` and `test`. tf_flowers has a
+# single split, which the caller divides.
 _SPLITS = {
     "oxford_flowers102": ("train+validation", "test"),
     "tf_flowers": ("train", "train"),
@@ -26,7 +25,7 @@ _CHUNK = 256  # records whose labels are read at once
 
 
 def _command(spec: DataSpec) -> str:
-    """The shell command that prepares the data set of `spec` where `spec` looks for it."""
+    """The shell command that prepares the data set in the directory where `spec` expects it."""
     if spec.name in ARCHIVES:
         return prepare_command(spec.name, spec.directory)
     name = spec.name if spec.variant is None else f"{spec.name}/{spec.variant}"
@@ -34,7 +33,7 @@ def _command(spec: DataSpec) -> str:
 
 
 def _missing(spec: DataSpec, directory: str, reason: str) -> FileNotFoundError:
-    """The error of a data set that cannot be read, with the way to get it."""
+    """The error for a data set that cannot be read; its message says how to prepare it."""
     needs = "" if spec.name in ARCHIVES else " (once, where TensorFlow is installed)"
     return FileNotFoundError(
         f"The data set {spec.name!r} must be prepared as array_record; {reason} in {directory}. "
@@ -43,7 +42,7 @@ def _missing(spec: DataSpec, directory: str, reason: str) -> FileNotFoundError:
 
 
 def _version_directory(root: str) -> str | None:
-    """The completely prepared directory of the highest version in `root`; None if there is none."""
+    """The directory of the latest completely prepared version in `root`; None if there is none."""
     if not os.path.isdir(root):
         return None
     versions = [name for name in os.listdir(root) if _VERSION.fullmatch(name)]
@@ -55,7 +54,7 @@ def _version_directory(root: str) -> str | None:
 
 
 def _find(spec: DataSpec) -> str:
-    """The directory of the prepared data set, which is prepared first if that is possible."""
+    """The directory of the prepared data set; CIFAR is prepared first if `spec` allows it."""
     variant = spec.variant or _DEFAULT_VARIANTS.get(spec.name)
     root = os.path.join(spec.directory, spec.name, *([variant] if variant else []))
     if spec.name in ARCHIVES and spec.download and _version_directory(root) is None:
@@ -67,9 +66,9 @@ def _find(spec: DataSpec) -> str:
 
 
 class _EncodedRecords:
-    """Random access to the label and the still encoded image of each record of a split.
+    """Random access to the label and the encoded image of each record of a split.
 
-    Other features of a record are not looked at.
+    Other features of the records are ignored.
     """
 
     def __init__(self, builder: Any, split: str) -> None:
@@ -86,7 +85,7 @@ class _EncodedRecords:
         return len(self._records)
 
     def read(self, indices: np.ndarray) -> list[dict[str, Any]]:
-        """`image`: bytes, `label`: int."""
+        """The records at `indices` [n]: `image` (encoded bytes) and `label` (int)."""
         records = self._records.__getitems__([int(index) for index in indices])
         return [
             self._features.deserialize_example_np(record, decoders=self._decoders)
@@ -100,12 +99,12 @@ class RecordExamples(Examples):
     Args:
         records: random access to labels and encoded images.
         image_shape: `(height, width, channels)` of every image, after resizing.
-        size: side in pixels that images are resized to; None leaves them alone.
-        num_classes: labels are below it.
-        where: names the split in error messages.
+        size: side in pixels to resize to; None keeps the size of the images.
+        num_classes: labels must be in `[0, num_classes)`.
+        where: name of the split in error messages.
 
     Raises:
-        DataError: there are no records.
+        DataError: the split is empty.
     """
 
     def __init__(
@@ -165,7 +164,7 @@ class RecordExamples(Examples):
 def _image_shape(
     spec: DataSpec, stored: tuple[int | None, ...]
 ) -> tuple[tuple[int, int, int], int | None]:
-    """The shape of the images served, and the size to resize to (None: not at all)."""
+    """The shape of the images after resizing, and the side to resize to (None: no resizing)."""
     height, width, channels = stored
     if spec.image_size is not None:
         size = None if (height, width) == (spec.image_size,) * 2 else spec.image_size
@@ -179,7 +178,7 @@ def _image_shape(
 
 
 def _open_builder(spec: DataSpec, directory: str) -> Any:
-    """The tensorflow-datasets builder of a prepared directory that can be read at random."""
+    """The tensorflow-datasets builder of a prepared directory; must be array_record."""
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(directory)
@@ -194,10 +193,10 @@ def _open_builder(spec: DataSpec, directory: str) -> Any:
 
 
 def open_records(spec: DataSpec) -> Source:
-    """Opens the data set, after downloading and preparing it where we can and may.
+    """Opens a data set of tensorflow-datasets; downloads and prepares CIFAR if `spec` allows it.
 
     Raises:
-        FileNotFoundError: there is none, or not as array_record with all its splits.
+        FileNotFoundError: the data set is missing, incomplete, or not in the format array_record.
         OSError, ValueError: see `prepare_cifar`.
     """
     directory = _find(spec)

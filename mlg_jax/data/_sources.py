@@ -1,4 +1,4 @@
-"""Where examples come from, by name: arrays embedded, generated or in npz files, and the table."""
+"""Opens a data set by its name; defines those that are arrays: digits, synthetic and npz."""
 
 import dataclasses
 import logging
@@ -14,22 +14,22 @@ from mlg_jax.data._examples import (
     ArrayExamples,
     DataError,
     Examples,
+    Source,
     SubsetExamples,
     check_label_type,
 )
 from mlg_jax.data._folder import open_folder
 from mlg_jax.data._images import array_examples
 from mlg_jax.data._records import open_records
-from mlg_jax.data._source import Source
 from mlg_jax.data._spec import TFDS_NAMES, DataSpec, SyntheticSpec
 
-_DIGITS_FACTOR = 15  # scikit-learn's digits are 0 to 16; times 15 they are 0 to 240, exactly
-_TEST_SHARE = 0.2  # of the sets that come without a test split: digits and tf_flowers
-_TEST_SEED = 0  # of that split; a constant, so that results compare across runs
-_PATTERN_SIZE = 4  # side of the coarse pattern behind a synthetic class
+_DIGITS_FACTOR = 15  # maps scikit-learn's grey levels 0 to 16 to 0 to 240 without rounding
+_TEST_SHARE = 0.2  # for data sets without a test split: digits and tf_flowers
+_TEST_SEED = 0  # of that split; a constant, so that results of different runs are comparable
+_PATTERN_SIZE = 4  # side in pixels of the coarse pattern of a synthetic class
 _NPZ_KEYS = ("images", "labels")
-_NPZ_NAMES = "class_names"  # the array which an npz file may have besides
-# Of zip files and headers that are damaged, encrypted, or announce more than the memory holds.
+_NPZ_NAMES = "class_names"  # an optional third array of an npz file
+# Raised for zip files and headers that are damaged, encrypted, or claim more than fits in memory.
 _NPZ_ERRORS = (
     ValueError,
     TypeError,
@@ -44,15 +44,15 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def stratified_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits indices so that each class gives `round(share * n)` of its `n` examples away.
+    """Splits indices in two; of `n` examples of a class, `round(share * n)` go to the second part.
 
     Args:
         labels: integers [n].
-        share: of each class that goes to the second part, in (0, 1).
-        seed: of the choice.
+        share: fraction of each class in the second part, in (0, 1).
+        seed: seed of the random split.
 
     Returns:
-        `(kept, given)`: two sorted, disjoint int64 index arrays which together are all of them.
+        `(kept, given)`: two sorted, disjoint int64 index arrays that together cover all examples.
     """
     rng = np.random.default_rng(seed)
     is_given = np.zeros(len(labels), bool)
@@ -63,7 +63,7 @@ def stratified_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.nd
 
 
 def split_source(source: Source) -> Source:
-    """Makes a fifth of each class of the training images the test split, by a fixed seed."""
+    """Moves a fifth of each class from the training split to the test split, with a fixed seed."""
     kept, given = stratified_split(source.train.read_labels(), _TEST_SHARE, _TEST_SEED)
     return dataclasses.replace(
         source,
@@ -73,9 +73,9 @@ def split_source(source: Source) -> Source:
 
 
 def open_digits(spec: DataSpec) -> Source:
-    """scikit-learn's handwritten digits: 1,797 grey images of 8 x 8, inside the wheel.
+    """scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 pixels, part of its wheel.
 
-    A fifth of each class is the test split, by a fixed seed.
+    A fifth of each class, chosen with a fixed seed, is the test split.
     """
     import sklearn.datasets
 
@@ -89,7 +89,7 @@ def open_digits(spec: DataSpec) -> Source:
 
 
 def _class_patterns(spec: SyntheticSpec, size: int) -> np.ndarray:
-    """One smooth pattern a class in grey levels, float64 [num_classes, size, size, channels]."""
+    """One pattern per class in grey levels, float64 [num_classes, size, size, channels]."""
     rng = np.random.default_rng((spec.seed, 0))
     shape = (spec.num_classes, _PATTERN_SIZE, _PATTERN_SIZE, spec.channels)
     coarse = 128.0 + 48.0 * rng.standard_normal(shape)
@@ -98,7 +98,7 @@ def _class_patterns(spec: SyntheticSpec, size: int) -> np.ndarray:
 
 
 def _synthetic_examples(spec: DataSpec, stream: int) -> ArrayExamples:
-    """`stream` 1: train, 2: test; the classes take turns, so all are as frequent."""
+    """Training (`stream` 1) or test (2) images; labels cycle, so that the classes are balanced."""
     synthetic = spec.synthetic or SyntheticSpec()
     patterns = _class_patterns(synthetic, spec.image_size or 32)
     num = synthetic.num_train if stream == 1 else synthetic.num_test
@@ -112,7 +112,7 @@ def _synthetic_examples(spec: DataSpec, stream: int) -> ArrayExamples:
 
 
 def open_synthetic(spec: DataSpec) -> Source:
-    """See `SyntheticSpec`; images are 32 x 32 unless `image_size` says otherwise."""
+    """The data set of `SyntheticSpec`; images are 32 x 32 unless `image_size` is set."""
     num_classes = (spec.synthetic or SyntheticSpec()).num_classes
     return Source(
         class_names=tuple(f"class_{index}" for index in range(num_classes)),
@@ -122,13 +122,13 @@ def open_synthetic(spec: DataSpec) -> Source:
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
-    """The arrays of an npz file that we know; pickled objects are refused."""
+    """The images, labels and class names of an npz file; pickled objects are refused."""
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"`data_dir` must have the files train.npz and test.npz; there is no {path}."
         )
     try:
-        # Opened by us: np.load leaves its own file open when the content is no npz.
+        # Opened here, because np.load does not close a file that is not an npz.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             names = sorted(archive.files)
             arrays = {key: archive[key] for key in (*_NPZ_KEYS, _NPZ_NAMES) if key in names}
@@ -140,7 +140,7 @@ def _read_npz(path: str) -> dict[str, np.ndarray]:
 
 
 def _npz_class_names(arrays: dict[str, np.ndarray], path: str) -> tuple[str, ...] | None:
-    """What the file calls its classes; None if it does not say."""
+    """The class names stored in the file; None if it has none."""
     if _NPZ_NAMES not in arrays:
         return None
     names = arrays[_NPZ_NAMES]
@@ -150,31 +150,31 @@ def _npz_class_names(arrays: dict[str, np.ndarray], path: str) -> tuple[str, ...
 
 
 def _numbered_classes(labels: np.ndarray, path: str) -> tuple[str, ...]:
-    """Names of classes that have none: their numbers, 0 to n - 1, of which none may be missing."""
+    """Class names "0" to "n - 1" for a file without any; each label must occur."""
     check_label_type(path, labels)
     found = np.unique(labels)
     if not np.array_equal(found, np.arange(len(found))):
         raise DataError(
-            f"`labels` of {path} must be 0 to n - 1, each with an image, unless `{_NPZ_NAMES}` "
+            f"`labels` of {path} must be 0 to n - 1, each at least once, unless `{_NPZ_NAMES}` "
             f"lists the classes; got {len(found):,} different labels from {found[0]} to "
-            f"{found[-1]}, which np.unique(labels, return_inverse=True)[1] renumbers."
+            f"{found[-1]}. To renumber them: np.unique(labels, return_inverse=True)[1]."
         )
     return tuple(map(str, found))
 
 
 def _warn_of_empty_classes(names: tuple[str, ...], labels: np.ndarray, path: str) -> None:
-    """Logs which of the named classes have no label."""
+    """Warns of named classes that have no image."""
     empty = np.setdiff1d(np.arange(len(names)), labels)
     if empty.size:
-        message = "%s: %s of the %s `class_names` are without images, the first is %r."
+        message = "%s: %s of the %s `class_names` have no image; the first is %r."
         _LOGGER.warning(message, path, f"{len(empty):,}", f"{len(names):,}", names[empty[0]])
 
 
 def open_npz(spec: DataSpec) -> Source:
-    """`train.npz` and `test.npz`: `images` [n, h, w, c], `labels` [n], maybe `class_names`.
+    """`train.npz` and `test.npz`: `images` [n, h, w, c], `labels` [n], optionally `class_names`.
 
-    Without names the labels of train must be 0 to n - 1, each at least once; with names, classes
-    may be without images, of which a warning tells.
+    Without `class_names`, the training labels must be 0 to n - 1, each at least once. With them, a
+    class may have no image, which logs a warning.
     """
     paths = [os.path.join(spec.directory, f"{split}.npz") for split in ("train", "test")]
     train, test = map(_read_npz, paths)
@@ -218,12 +218,12 @@ SOURCES: dict[str, Callable[[DataSpec], Source]] = {
 
 
 def open_source(spec: DataSpec) -> Source:
-    """Finds the data set of `spec`; reads what is small, and checks both splits.
+    """Opens the data set of `spec` and checks both splits; arrays are read, image files are not.
 
     Raises:
-        FileNotFoundError: it is not there; the message says where it was looked for, and what
-            prepares it.
-        TypeError, DataError: what is there is not what it should be.
+        FileNotFoundError: the data set is missing; the message says where it was expected and how
+            to prepare it.
+        TypeError, DataError: the data are invalid.
     """
     source = SOURCES[spec.name](spec)
     expected, found = source.train.image_shape, source.test.image_shape

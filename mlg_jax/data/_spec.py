@@ -1,11 +1,11 @@
-"""What a data set is: the frozen, hashable description of source, splits and batches."""
+"""Frozen, hashable specifications of a data set: source, splits, batches and augmentation."""
 
 import dataclasses
 import os
 
 from mlg_jax._checks import check_choice, check_instance, check_integer, check_real
 
-# Read through tensorflow-datasets; the first two can also be downloaded and prepared by us.
+# Read through tensorflow-datasets; the first two can be downloaded and prepared by this package.
 TFDS_NAMES = (
     "cifar10",
     "cifar100",
@@ -32,29 +32,29 @@ def _check_optional_count(name: str, value: int | None, minimum: int) -> None:
 
 
 def _check_channels(name: str, value: tuple[float, ...] | None, *, is_scale: bool) -> None:
-    """Raises unless `value` is None or one number a channel; a scale must be positive."""
+    """Raises unless `value` is None or one number per channel; a scale must be positive."""
     check_instance(name, value, (tuple, type(None)))
     if value is not None and len(value) not in (1, 3):
-        raise ValueError(f"`{name}` must have 1 or 3 entries, one a channel; got {value!r}.")
+        raise ValueError(f"`{name}` must have 1 or 3 entries, one per channel; got {value!r}.")
     for entry in value or ():
         check_real(name, entry, 0.0, exclusive_minimum=is_scale)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentSpec:
-    """Random transformations of training images, all on uint8 pixels; the default is none.
+    """Random transformations of training images, on uint8 pixels; all are off by default.
 
     Args:
         crop_padding: width in pixels of the black border added before a random crop back to the
-            original size (4 for CIFAR); None is off.
-        horizontal_flip: mirror half of the images.
-        cutout_size: side in pixels of a square painted in the data set's mean colour; None: off.
-        min_area: smallest share in (0, 1] of the image's area which a random *resized* crop keeps
-            (aspect ratio 3/4 to 4/3, then resized to the original size); None is off. Excludes
-            `crop_padding`.
+            original size (customarily 4 for CIFAR); None is off.
+        horizontal_flip: whether to mirror each image with probability 1/2.
+        cutout_size: side in pixels of a square filled with the data set's mean colour; None is off.
+        min_area: turns on random resized crops: the smallest area of a crop as a fraction of the
+            image, in (0, 1]. A crop has an aspect ratio of 3/4 to 4/3 and is resized to the
+            original size. None is off; cannot be combined with `crop_padding`.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
     Reference: Cutout, https://arxiv.org/abs/1708.04552; resized crop,
     https://arxiv.org/abs/1409.4842.
@@ -79,18 +79,18 @@ class AugmentSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SyntheticSpec:
-    """Noisy copies of one smooth random pattern a class, which a small network learns at once.
+    """One random pattern per class plus noise per image: easily learnt by a small network.
 
     Args:
         num_classes: number of classes, at least 2.
-        num_train: training images, those held out for validation included.
-        num_test: test images.
+        num_train: number of training images, validation images included.
+        num_test: number of test images.
         channels: 1 or 3.
-        noise: standard deviation of the pixel noise, in grey levels of 255.
-        seed: of the patterns and the noise.
+        noise: standard deviation of the pixel noise, in grey levels (0 to 255).
+        seed: seed of the patterns and the noise.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     num_classes: int = 10
@@ -112,39 +112,41 @@ class SyntheticSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """A data set, how it is split, and how it is served.
+    """A data set, its splits, and how its batches are served.
 
     Args:
         name: one of `NAMES`.
-        data_dir: for names of tensorflow-datasets, its data directory (None: `$TFDS_DATA_DIR`, else
-            `~/tensorflow_datasets`); for `npz` and `image_folder`, the directory of the files;
-            unused by `digits` and `synthetic`.
+        data_dir: for data sets of tensorflow-datasets, its data directory (None: `$TFDS_DATA_DIR`,
+            or `~/tensorflow_datasets` if that is not set); for `npz` and `image_folder`, the
+            directory of the files; unused by `digits` and `synthetic`.
         variant: configuration of a tensorflow-datasets builder that has several, such as
-            `160px-v2` of imagenette; None is the builder's default.
-        image_size: side in pixels; images are cut to their central square and resized. None keeps
-            the size of the source, where all images have one.
-        num_validation: images held out of train; None is a tenth of them.
-        train_limit: use a random subset of this many training images (validation is held out
-            first); None uses all.
-        validation_limit: the same for the held-out images.
+            `160px-v2` for imagenette; None uses the default of the builder.
+        image_size: side in pixels; the central square of each image is resized to it. None keeps
+            the original size, which must be the same for all images.
+        num_validation: number of training images held out for validation; None holds out a tenth.
+        train_limit: use a random subset of this many training images, chosen after the validation
+            images are held out; None uses all.
+        validation_limit: the same for the validation images.
         test_limit: the same for the test images.
-        batch_size: training images a step, over all devices.
-        eval_batch_size: validation and test images a step, over all devices.
+        batch_size: training images per step, over all devices.
+        eval_batch_size: validation or test images per step, over all devices.
         augment: random transformations of training images.
-        mean: of the pixels in [0, 1], one number a channel; None is the data set's own.
-        std: standard deviation likewise.
-        seed: of the order of the training images.
-        split_seed: of what is held out and of subsets. Apart from `seed`, so that a student never
-            trains on, or is judged by, images which its teacher's run used otherwise.
-        residency: `always` keeps train and validation on the device as uint8, `never` streams them
-            through Grain, `auto` keeps what fits in `resident_limit_bytes`.
-        resident_limit_bytes: of `auto`, on each device.
-        num_threads: reading and decoding images.
-        download: fetch cifar10 and cifar100 where they are missing; the others are never fetched.
-        synthetic: of the name `synthetic` only; None is `SyntheticSpec()`.
+        mean: mean of the pixels scaled to [0, 1], one number per channel; None uses the statistics
+            of the data set.
+        std: their standard deviation, likewise.
+        seed: seed of the order of the training images.
+        split_seed: seed of the validation split and of random subsets. Separate from `seed`, so
+            that teacher and student share the same splits whatever the seeds of their runs.
+        residency: `always` keeps training and validation images on the device as uint8, `never`
+            streams them with Grain, `auto` keeps them if they fit in `resident_limit_bytes`.
+        resident_limit_bytes: limit for `auto`, in bytes per device.
+        num_threads: number of threads that read and decode images.
+        download: whether to download cifar10 and cifar100 if they are missing; other data sets are
+            never downloaded.
+        synthetic: specification for the name `synthetic` only; None is `SyntheticSpec()`.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     name: str
@@ -179,7 +181,7 @@ class DataSpec:
         _check_channels("std", self.std, is_scale=True)
 
     def _check_place(self) -> None:
-        """Arguments that belong to some names only."""
+        """Checks arguments that apply to some names only."""
         check_instance("data_dir", self.data_dir, (str, type(None)))
         check_instance("variant", self.variant, (str, type(None)))
         check_instance("synthetic", self.synthetic, (SyntheticSpec, type(None)))
@@ -191,7 +193,7 @@ class DataSpec:
             raise ValueError(f"`synthetic` must be None for {self.name!r}; got {self.synthetic!r}.")
 
     def _check_counts(self) -> None:
-        """Integers and their ranges."""
+        """Checks integers and their ranges."""
         _check_optional_count("image_size", self.image_size, 1)
         _check_optional_count("num_validation", self.num_validation, 0)
         for name in ("train_limit", "validation_limit", "test_limit"):
@@ -203,6 +205,6 @@ class DataSpec:
 
     @property
     def directory(self) -> str:
-        """`data_dir` with its default filled in and `~` expanded."""
+        """`data_dir`, or its default, with `~` expanded."""
         default = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
         return os.path.expanduser(default if self.data_dir is None else self.data_dir)

@@ -1,4 +1,4 @@
-"""How the batches of a split reach the devices: gathered where they live, or streamed by Grain."""
+"""Serves the batches of a split: gathered from device memory, or streamed by Grain."""
 
 import abc
 import contextlib
@@ -16,7 +16,7 @@ Batch = dict[str, jax.Array]  # image: uint8 [b, h, w, c]; label: int32 [b]; mas
 
 
 def _local_rows(rows: np.ndarray, sharding: NamedSharding | None) -> np.ndarray:
-    """This process's equal share of the last axis; all of it if there is one process."""
+    """This process's equal share of the last axis; all of it in a single-process run."""
     num_processes = jax.process_count() if sharding is not None else 1
     if num_processes == 1:
         return rows
@@ -26,7 +26,7 @@ def _local_rows(rows: np.ndarray, sharding: NamedSharding | None) -> np.ndarray:
 
 
 def _place(local: HostBatch, sharding: NamedSharding | None) -> Batch:
-    """This process's share of a batch, on its devices."""
+    """Puts this process's share of a batch on its devices."""
     if sharding is None:
         return jax.device_put(local)
     return {
@@ -36,7 +36,7 @@ def _place(local: HostBatch, sharding: NamedSharding | None) -> Batch:
 
 
 class Split(abc.ABC):
-    """Serves batches of given rows."""
+    """Serves batches of examples chosen by their row numbers."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -46,24 +46,24 @@ class Split(abc.ABC):
     def batches(
         self, rows: np.ndarray, mask: np.ndarray | None = None
     ) -> Generator[Batch, None, None]:
-        """One batch for each of `rows`, int32 [steps, b], with its `mask`, bool [steps, b].
+        """One batch per step, from `rows`, int32 [steps, b], and `mask`, bool [steps, b].
 
-        Closing the generator stops every thread behind it.
+        Closing the generator stops its reader threads.
         """
 
 
 def _gather(images: jax.Array, labels: jax.Array, rows: jax.Array) -> Batch:
-    """Rows of arrays that stay where they are."""
+    """One batch, gathered on the device."""
     return {"image": images[rows], "label": labels[rows]}
 
 
 class ResidentSplit(Split):
-    """Images that live on every device as uint8; a step transfers only its `4 b` index bytes.
+    """Images kept on every device as uint8; a step transfers only the `4 b` bytes of its indices.
 
     Args:
-        examples: read once, now.
-        num_threads: reading them.
-        sharding: of a batch; None is the default device.
+        examples: read completely by the constructor.
+        num_threads: number of reader threads.
+        sharding: sharding of a batch; None uses the default device.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ResidentSplit(Split):
         self._take = jax.jit(_gather, out_shardings=out)
 
     def _replicated(self, array: np.ndarray) -> jax.Array:
-        """The same array on every device of the mesh."""
+        """Copies an array to every device of the mesh."""
         if self._sharding is None:
             return jax.device_put(array)
         everywhere = NamedSharding(self._sharding.mesh, PartitionSpec())
@@ -101,13 +101,14 @@ class ResidentSplit(Split):
 class StreamedSplit(Split):
     """Images that are read and decoded while the devices compute.
 
-    The element of the Grain pipeline is a whole batch, addressed by its step, so its content
-    depends on neither the number of threads nor where the iteration starts.
+    Each element of the Grain pipeline is a whole batch, addressed by its step, so its content
+    depends neither on the number of threads nor on the step at which the iteration starts.
 
     Args:
         examples: read again in every epoch.
-        num_threads: reading batches ahead; as many batches are held in memory.
-        sharding: of a batch; None is the default device. Each process reads its own share only.
+        num_threads: number of reader threads, and of batches prefetched into host memory.
+        sharding: sharding of a batch; None uses the default device. Each process reads only its
+            own share.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class StreamedSplit(Split):
         return len(self._examples)
 
     def _host_batches(self, rows: np.ndarray) -> Any:
-        """An open Grain iterator of the `HostBatch` of each of `rows`."""
+        """An open Grain iterator over the batches of `rows`."""
         import grain
 
         options = grain.ReadOptions(

@@ -1,14 +1,14 @@
-"""Mean and standard deviation of the pixels of each data set, in [0, 1], one number a channel."""
+"""Per-channel mean and standard deviation of each data set's pixels, scaled to [0, 1]."""
 
 import numpy as np
 
 from mlg_jax.data._examples import Examples
 
-# ImageNet's, which photographs at other resolutions share; torchvision's values.
+# ImageNet's statistics (torchvision's values), customary for photographs at any resolution.
 _PHOTOGRAPHS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-# Over all pixels of the training images (not the mean of each image's standard deviation, which
-# many CIFAR recipes copy: .2023 .1994 .2010). Rounded to four digits.
+# Over all pixels of the training images, to four digits. Many CIFAR recipes use the mean of the
+# per-image standard deviations instead (0.2023, 0.1994, 0.2010).
 KNOWN_STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -23,20 +23,21 @@ KNOWN_STATISTICS = {
     "imagenet2012": _PHOTOGRAPHS,
 }
 
-_NUM_SAMPLED = 4096  # images that the statistics of an unknown data set are computed from
-_SEED = 0  # of which they are; a constant, so that a data set has one mean
+_NUM_SAMPLED = 4096  # images sampled for the statistics of other data sets
+_SEED = 0  # of the sample; a constant, so that a data set always has the same statistics
 _CHUNK = 256  # images read at once
-_MIN_STD = 1 / 255  # one grey level, so that a constant channel is not divided by zero
+_MIN_STD = 1 / 255  # one grey level; avoids a division by zero for a constant channel
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def channel_statistics(examples: Examples, indices: np.ndarray) -> Statistics:
-    """Mean and standard deviation over all pixels of `indices`, or of 4,096 of them at random.
+    """Per-channel mean and standard deviation over the images at `indices`, at most 4,096 of them.
 
-    The choice is the same in every run. It is random because any regular one may fall in with the
-    order of the classes, and sorted so that files are read in their order. Sums are float64 over
-    chunks, so memory does not grow with the data set.
+    A larger set is sampled: with a fixed seed, so that every run gets the same values; at random,
+    because a regular stride may coincide with the order of the classes; and sorted, so that files
+    are read sequentially. Sums are accumulated in float64 over chunks, so memory does not grow with
+    the data set.
     """
     if len(indices) > _NUM_SAMPLED:
         rng = np.random.default_rng(_SEED)

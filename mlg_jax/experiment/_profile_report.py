@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mlg_jax._atomic import write_atomically
 from mlg_jax.experiment._profile import (
     PLAIN,
     DensityProfile,
@@ -20,7 +21,6 @@ from mlg_jax.experiment._profile import (
     PolicyProfile,
     largest_activation,
 )
-from mlg_jax.export import write_atomically
 from mlg_jax.memory import STORAGES, crossover_density, densities_to_markdown, storage_curve
 from mlg_jax.plots import plot_batch_memory, plot_densities, plot_residuals, plot_storage
 from mlg_jax.train import WorkDirError

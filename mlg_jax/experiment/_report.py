@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from mlg_jax.export import write_atomically
+from mlg_jax._atomic import write_atomically
 from mlg_jax.models import SizeReport
 from mlg_jax.plots import plot_curves, plot_sizes
 

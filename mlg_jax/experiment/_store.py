@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from mlg_jax._atomic import write_atomically
 from mlg_jax.compress import History, Projection
-from mlg_jax.export import write_atomically
 from mlg_jax.train import CheckpointError, damage, seal
 
 _log = logging.getLogger("mlg_jax.experiment")

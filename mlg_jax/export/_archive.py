@@ -1,4 +1,4 @@
-"""Packed models as files: a safetensors container, written atomically, read with suspicion."""
+"""Files of packed models: a safetensors container, written atomically, and validated on reading."""
 
 import hashlib
 import io
@@ -8,37 +8,34 @@ from typing import IO
 
 import numpy as np
 
+from mlg_jax._atomic import write_atomically
 from mlg_jax._errors import printable
-from mlg_jax.export._atomic import write_atomically
-from mlg_jax.export._errors import PackedFileError
-from mlg_jax.export._index import Layout, index_of, layout_bytes, read_index
+from mlg_jax.export._index import Layout, PackedFileError, index_of, layout_bytes, read_index
 from mlg_jax.export._json import from_json, to_json
 from mlg_jax.export._packed import PackedModel
 from mlg_jax.export._tensor import PackedTensor, num_constants
 
 FORMAT = "mlg_jax packed model"
 FORMAT_VERSION = "1"
-BLOB = "packed"  # the one tensor of the container
+BLOB = "packed"  # the only tensor of the container
 MAX_HEADER_BYTES = 4096
 MAX_INDEX_BYTES = 2**22
-_ALIGNMENT = 8  # safetensors' data begins at a multiple
+_ALIGNMENT = 8  # in bytes, of the data in a safetensors file
 
 
 def write_packed(path: str | os.PathLike[str], packed: PackedModel) -> int:
-    """Writes a packed model; equal models give equal bytes.
-
-    The file appears whole or not at all: what was at `path` stays until then.
+    """Writes a packed model atomically; equal models give identical files.
 
     Args:
         path: the file; its directory must exist.
-        packed: from `pack_variables`.
+        packed: as returned by `pack_variables`.
 
     Returns:
-        The file's size in bytes.
+        The size of the file in bytes.
 
     Raises:
         OSError: the file cannot be written.
-        PackedFileError: the format cannot hold the model (names, ranks, sizes).
+        PackedFileError: the format cannot represent the model (its names, ranks or sizes).
     """
     data = to_bytes(packed)
     write_atomically(path, data)
@@ -46,17 +43,17 @@ def write_packed(path: str | os.PathLike[str], packed: PackedModel) -> int:
 
 
 def read_packed(path: str | os.PathLike[str]) -> PackedModel:
-    """Reads a packed model.
+    """Reads a packed model from an untrusted file.
 
-    Sizes are compared with the file's real length before anything is allocated, nothing in it is
-    executed, and its checksum must match.
+    Sizes are compared with the length of the file before anything is allocated, the checksum must
+    match, and nothing in the file is executed.
 
     Raises:
         OSError: the file cannot be opened.
-        PackedFileError: it is no packed model, is damaged, or of another version.
+        PackedFileError: the file is not a packed model, is damaged, or has another format version.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        raise PackedFileError(f"`path` must be a packed model; got {path}: no regular file.")
+        raise PackedFileError(f"`path` must be a packed model; got {path}: not a regular file.")
     with open(path, "rb") as file:
         try:
             return _read(file, os.fstat(file.fileno()).st_size)
@@ -65,7 +62,7 @@ def read_packed(path: str | os.PathLike[str]) -> PackedModel:
 
 
 def to_bytes(packed: PackedModel) -> bytes:
-    """The content of a file, as docs/file_format.md has it."""
+    """The content of a file in the format of docs/file_format.md."""
     tensors = sorted(packed.tensors, key=lambda tensor: tensor.path)
     index = index_of(tensors, packed.manifest)
     parts = [len(index).to_bytes(4, "little"), index]
@@ -76,14 +73,14 @@ def to_bytes(packed: PackedModel) -> bytes:
     try:
         _read(io.BytesIO(content), len(content))
     except PackedFileError as error:
-        raise PackedFileError(f"`packed` must be what a file can hold; {error}.") from None
+        raise PackedFileError(f"`packed` must fit the file format; {error}.") from None
     return content
 
 
 def _header_of(blob: bytes) -> bytes:
     """Length and header of the container.
 
-    By hand, because the order in which safetensors writes metadata changes from run to run.
+    The safetensors library would write the metadata in an order that changes from run to run.
     """
     header = to_json(
         {
@@ -100,7 +97,7 @@ def _header_of(blob: bytes) -> bytes:
 
 
 def _read(file: IO[bytes], num_bytes: int) -> PackedModel:
-    """The model in a file of so many bytes, front to back."""
+    """Reads the model from a file of `num_bytes` bytes."""
     header_bytes = int.from_bytes(_take(file, 8, num_bytes, "length"), "little")
     if header_bytes > MAX_HEADER_BYTES:
         raise PackedFileError(
@@ -118,18 +115,19 @@ def _read(file: IO[bytes], num_bytes: int) -> PackedModel:
     data_bytes = sum(layout_bytes(layout) for layout in layouts)
     if data_bytes != blob_bytes - 4 - index_bytes:
         raise PackedFileError(
-            f"its index describes {data_bytes} bytes of data; it has {blob_bytes - 4 - index_bytes}"
+            f"its index describes {data_bytes} bytes of data, but it has "
+            f"{blob_bytes - 4 - index_bytes}"
         )
     data = _take(file, data_bytes, data_bytes, "data")
     digest = hashlib.sha256(prefix + index)
     digest.update(data)
     if digest.hexdigest() != checksum:
-        raise PackedFileError("its content does not have its checksum")
+        raise PackedFileError("its content does not match its checksum")
     return PackedModel(tuple(_split(np.frombuffer(data, np.uint8), layouts)), manifest)
 
 
 def _take(file: IO[bytes], count: int, available: int, what: str) -> bytes:
-    """The next `count` bytes, which must be there."""
+    """Reads the next `count` bytes; raises PackedFileError if the file ends before."""
     data = file.read(count) if count <= available else b""
     if len(data) != count:
         raise PackedFileError(f"it ends within its {what} of {count} bytes")
@@ -137,7 +135,7 @@ def _take(file: IO[bytes], count: int, available: int, what: str) -> bytes:
 
 
 def _read_header(header: bytes, blob_bytes: int) -> str:
-    """The checksum in a container's header that fits a blob of so many bytes."""
+    """The checksum from the header of a container, which must describe `blob_bytes` bytes."""
     fields = from_json(header, "header", PackedFileError)
     metadata = fields.get("__metadata__")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
@@ -153,7 +151,7 @@ def _read_header(header: bytes, blob_bytes: int) -> str:
 
 
 def _split(data: np.ndarray, layouts: Sequence[Layout]) -> list[PackedTensor]:
-    """The tensors, in the order of the index."""
+    """Splits the data into tensors, in the order of the index."""
     tensors, start = [], 0
     for layout in layouts:
         path, shape, scheme, bits = layout
@@ -167,7 +165,7 @@ def _split(data: np.ndarray, layouts: Sequence[Layout]) -> list[PackedTensor]:
 
 
 def _check_content(tensor: PackedTensor) -> None:
-    """Raises where bytes have no meaning: then two files would stand for the same model."""
+    """Raises for invalid values and unused bits; these would give one model several files."""
     num_spare = 8 * tensor.data.size - tensor.size * (tensor.bits or 0)
     is_damaged = (
         int(tensor.data[-1]) >> (8 - num_spare) > 0
@@ -175,4 +173,4 @@ def _check_content(tensor: PackedTensor) -> None:
         else tensor.scheme == "bool" and bool(np.any(tensor.data > 1))
     )
     if is_damaged or not np.all(np.isfinite(tensor.constants)):
-        raise PackedFileError(f"it has meaningless bytes in {printable('/'.join(tensor.path))}")
+        raise PackedFileError(f"it has invalid bytes in {printable('/'.join(tensor.path))}")

@@ -1,4 +1,4 @@
-"""Codes of 1 to 16 bits side by side in bytes: on the host, and back inside a traced program."""
+"""Packs codes of 1 to 16 bits into bytes on the host; unpacks them there or in traced programs."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,15 +7,15 @@ from mlg_jax._types import Array
 
 
 def num_bytes(size: int, bits: int) -> int:
-    """Bytes of `size` codes: `ceil(size bits / 8)`."""
+    """Bytes of `size` packed codes, `ceil(size bits / 8)`."""
     return -(-size * bits // 8)
 
 
 def join_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     """Packs codes into bytes.
 
-    Bit j of code i is bit `k % 8` (0 is the lowest) of byte `k // 8` with `k = i bits + j`. What is
-    left of the last byte is zero.
+    Bit `j` of code `i` is stored in byte `k // 8` as bit `k % 8` (0 is the least significant),
+    where `k = i bits + j`. Unused bits of the last byte are zero.
 
     Args:
         codes: integers in `[0, 2**bits)`, any shape, taken in C order.
@@ -29,7 +29,7 @@ def join_codes(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def split_codes(data: np.ndarray, bits: int, size: int) -> np.ndarray:
-    """The codes that `join_codes` packed: `[size]`, uint8 up to 8 bits, else uint16."""
+    """The inverse of `join_codes`: `[size]`, uint8 for up to 8 bits, otherwise uint16."""
     rows = np.unpackbits(data, count=size * bits, bitorder="little").reshape(size, bits)
     columns = np.packbits(rows, axis=1, bitorder="little")
     return columns.reshape(-1) if bits <= 8 else columns.view("<u2").reshape(-1).astype(np.uint16)
@@ -38,8 +38,8 @@ def split_codes(data: np.ndarray, bits: int, size: int) -> np.ndarray:
 def split_codes_traced(data: Array, bits: int, size: int) -> Array:
     """`split_codes` in a traced program.
 
-    Bit by bit: reading each code from the two or three bytes that hold it runs in half the time,
-    and compiles in three times as much.
+    Works bit by bit. Gathering each code from the two or three bytes that hold it would run twice
+    as fast, but take three times as long to compile.
     """
     storage = jnp.uint8 if bits <= 8 else jnp.uint16
     every_bit = (data[:, None] >> jnp.arange(8, dtype=jnp.uint8)) & jnp.uint8(1)

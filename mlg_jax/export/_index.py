@@ -1,4 +1,4 @@
-"""The index of a packed file: what arrays there are, as a tree of names in compact JSON."""
+"""The index of a packed file: its arrays as a tree of names, in compact JSON."""
 
 import math
 import re
@@ -7,7 +7,6 @@ from typing import Any
 
 from flax import traverse_util
 
-from mlg_jax.export._errors import PackedFileError
 from mlg_jax.export._json import from_json, to_json
 from mlg_jax.export._tensor import PLAIN_BYTES, PackedTensor, num_constants, num_data_bytes
 from mlg_jax.quant import QuantSpec
@@ -18,14 +17,18 @@ NAME = re.compile(r"[A-Za-z0-9_]{1,255}")
 MAX_ENCODINGS = 256
 MAX_DEPTH = 32  # names in a path
 MAX_RANK = 8
-MAX_SIZE = 2**40  # entries of one array; what keeps sums of sizes far from any overflow
+MAX_SIZE = 2**40  # entries of one array; keeps sums of sizes far from integer overflow
 
 Path = tuple[str, ...]
 Layout = tuple[Path, tuple[int, ...], str, int | None]  # path, shape, scheme, bits
 
 
+class PackedFileError(ValueError):
+    """A file is not a packed model, is damaged, or has a version this library cannot read."""
+
+
 def index_of(tensors: Sequence[PackedTensor], manifest: Mapping[str, Any]) -> bytes:
-    """The index of these tensors, which must be sorted by path."""
+    """The index of tensors, which must be sorted by path."""
     encodings = sorted({_encoding_of(t.scheme, t.bits) for t in tensors})
     leaves = {t.path: [encodings.index(_encoding_of(t.scheme, t.bits)), *t.shape] for t in tensors}
     tree = traverse_util.unflatten_dict(leaves)
@@ -33,17 +36,17 @@ def index_of(tensors: Sequence[PackedTensor], manifest: Mapping[str, Any]) -> by
 
 
 def read_index(data: bytes) -> tuple[list[Layout], dict[str, Any]]:
-    """The arrays in the order of their data, and the manifest.
+    """The layouts of the arrays, in the order of their data, and the manifest.
 
     Raises:
-        PackedFileError: `data` is no index.
+        PackedFileError: `data` is not a valid index.
     """
     index = from_json(data, "index", PackedFileError)
     if set(index) != KEYS:
-        raise PackedFileError(f"its index has other keys than {sorted(KEYS)}")
+        raise PackedFileError(f"the keys of its index are not {sorted(KEYS)}")
     encodings, manifest, tree = (index[key] for key in sorted(KEYS))
     if not (isinstance(encodings, list) and isinstance(manifest, dict) and isinstance(tree, dict)):
-        raise PackedFileError("its index has other than a list of encodings and two objects")
+        raise PackedFileError("its index does not hold a list of encodings and two objects")
     if len(encodings) > MAX_ENCODINGS:
         raise PackedFileError(f"its index has {len(encodings)} encodings")
     kinds = [_read_encoding(encoding) for encoding in encodings]
@@ -51,7 +54,7 @@ def read_index(data: bytes) -> tuple[list[Layout], dict[str, Any]]:
 
 
 def layout_bytes(layout: Layout) -> int:
-    """Bytes of an array's constants and data."""
+    """Bytes of the constants and the data of an array."""
     _, shape, scheme, bits = layout
     return 4 * num_constants(scheme) + num_data_bytes(math.prod(shape), scheme, bits)
 
@@ -69,11 +72,11 @@ def _read_encoding(text: Any) -> tuple[str, int | None]:
     try:
         return match[1], QuantSpec(int(match[2]), match[1]).bits
     except ValueError:
-        raise PackedFileError(f"its index has an encoding {text!r}, which there is not") from None
+        raise PackedFileError(f"its index has the unknown encoding {text!r}") from None
 
 
 def _read_tree(path: Path, node: Any, kinds: Sequence[tuple[str, int | None]]) -> Iterator[Layout]:
-    """The arrays below a node, names in ascending order."""
+    """The arrays below a node, in ascending order of their names."""
     if isinstance(node, list):
         yield (path, *_read_leaf(path, node, kinds))
         return

@@ -1,10 +1,10 @@
-"""JSON in files: written so that equal values give equal bytes, read with suspicion."""
+"""JSON in files: canonical when written, validated when read."""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
-MAX_DEPTH = 64  # of objects and lists in each other; what reads them further on is recursive
+MAX_DEPTH = 64  # of nested objects and lists, because the code that reads them is recursive
 
 
 def to_json(value: Any) -> bytes:
@@ -13,12 +13,12 @@ def to_json(value: Any) -> bytes:
 
 
 def from_json(data: bytes, what: str, error: type[ValueError]) -> dict[str, Any]:
-    """A JSON object in UTF-8 without repeated keys, nested at most `MAX_DEPTH` deep.
+    """Parses a JSON object: UTF-8, no repeated keys, no NaN, nested at most `MAX_DEPTH` deep.
 
     Args:
-        data: the bytes.
-        what: they are, for messages.
-        error: the class that is raised where they are none.
+        data: the bytes to parse.
+        what: name of the bytes in error messages.
+        error: class of the exception raised if they are invalid.
     """
     try:
         value = json.loads(
@@ -26,9 +26,9 @@ def from_json(data: bytes, what: str, error: type[ValueError]) -> dict[str, Any]
         )
         _check_depth(value)
     except (ValueError, RecursionError) as fault:
-        raise error(f"its {what} is no JSON ({fault})") from None
+        raise error(f"its {what} is not valid JSON ({fault})") from None
     if not isinstance(value, dict):
-        raise error(f"its {what} is no JSON object")
+        raise error(f"its {what} is not a JSON object")
     return value
 
 
@@ -43,7 +43,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _check_depth(value: Any) -> None:
-    """Raises ValueError where a value is nested deeper than `MAX_DEPTH`."""
+    """Raises ValueError if `value` is nested deeper than `MAX_DEPTH`."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH):
         lists = (node.values() if isinstance(node, dict) else node for node in level)

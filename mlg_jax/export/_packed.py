@@ -1,4 +1,4 @@
-"""A whole model in packed form: every factor as codes at its width, everything else as it is."""
+"""Packs the variables of a model: quantised factors as bit-packed codes, the rest unchanged."""
 
 import dataclasses
 import json
@@ -25,19 +25,19 @@ from mlg_jax.quant import QuantSpec, encode, fake_quantize
 PARAMS = "params"
 Path = tuple[str, ...]
 
-_encode = jax.jit(encode, static_argnums=1)  # a quarter of the time of one operation at a time
+_encode = jax.jit(encode, static_argnums=1)  # takes a quarter of the time of eager execution
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedModel:
-    """The arrays of a model, packed, sorted by path, and what is to be known about it."""
+    """The packed arrays of a model, sorted by path, and a manifest that describes it."""
 
     tensors: tuple[PackedTensor, ...]
-    manifest: Mapping[str, Any]  # what JSON can hold: architecture, preprocessing, class names …
+    manifest: Mapping[str, Any]  # JSON-serialisable: architecture, preprocessing, class names, ...
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
+        """Total bytes of the arrays."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
@@ -47,18 +47,19 @@ def pack_variables(
     """Packs a model's variables.
 
     Args:
-        records: the model's layers; their factors say what is quantised, and how.
-        variables: collections of nested mappings of arrays (`params`, `batch_stats`), float32; a
-            flag may be a bool.
-        manifest: anything JSON can hold, kept beside the arrays.
+        records: the layers of the model; their factors declare which arrays are quantised, and
+            how.
+        variables: collections (`params`, `batch_stats`) of nested mappings of arrays, float32 or
+            bool.
+        manifest: JSON-serialisable metadata stored with the arrays.
 
     Returns:
-        The packed model. Its factors decode to `fake_quantize` of the arrays given, bit for bit.
+        The packed model. Its factors decode to `fake_quantize` of the given arrays, bit for bit.
 
     Raises:
-        TypeError: an array is neither float32 nor bool, or the manifest is none JSON can hold.
-        ValueError: a declared factor is missing or of another shape, an array is not finite or
-            empty, or has an exact zero where one bit is to hold it.
+        TypeError: an array is neither float32 nor bool, or `manifest` is not JSON-serialisable.
+        ValueError: a declared factor is missing or has another shape, an array is empty or not
+            finite, or an array to be stored in one bit contains an exact zero.
     """
     check_instance("variables", variables, Mapping)
     arrays = traverse_util.flatten_dict(variables)
@@ -70,22 +71,22 @@ def pack_variables(
 
 
 def unpack_variables(packed: PackedModel) -> dict[str, Any]:
-    """The variables as nested dicts of NumPy arrays, on the host.
+    """Decodes the variables to nested dictionaries of NumPy arrays, on the host.
 
-    Factors are on their grids: the network that takes them must not quantise them again.
+    Factors are already quantised: the network that uses them must not quantise them again.
     """
     return traverse_util.unflatten_dict({t.path: decode_on_host(t) for t in packed.tensors})
 
 
 def decode_variables(tensors: Sequence[PackedTensor]) -> dict[str, Any]:
-    """`unpack_variables` in a traced program, from tensors that may be its arguments."""
+    """`unpack_variables` in a traced program; the tensors may be its arguments."""
     return traverse_util.unflatten_dict({t.path: decode_tensor(t) for t in tensors})
 
 
 def _quantizers(
     records: Sequence[LayerRecord], arrays: Mapping[Path, Any]
 ) -> dict[Path, QuantSpec]:
-    """How each declared factor is quantised."""
+    """The quantiser of each declared factor, by path."""
     quantizers = {}
     for record in records:
         for factor in record.factors:
@@ -102,7 +103,7 @@ def _quantizers(
 
 def _pack(path: Path, value: Any, spec: QuantSpec) -> PackedTensor:
     array, name = np.asarray(value), "/".join(path)
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX takes no other order
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX rejects other byte orders
     if array.dtype.name not in PLAIN_BYTES:
         raise TypeError(f"`variables` must be float32 (or bool); got {array.dtype} in {name}.")
     if array.size == 0 or not np.all(np.isfinite(array)):
@@ -112,7 +113,8 @@ def _pack(path: Path, value: Any, spec: QuantSpec) -> PackedTensor:
         return pack_plain(path, array)
     if spec.bits is None:
         return pack_plain(path, np.asarray(fake_quantize(jnp.asarray(array), spec)))
-    run = encode if spec.bits == 1 else _encode  # the former sees zeros that one bit cannot hold
+    # Only eager execution can raise an error for zeros, which one bit cannot represent.
+    run = encode if spec.bits == 1 else _encode
     try:
         return pack_codes(path, run(jnp.asarray(array), spec))
     except ValueError as error:
@@ -120,9 +122,9 @@ def _pack(path: Path, value: Any, spec: QuantSpec) -> PackedTensor:
 
 
 def _plain_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest as it will be read back."""
+    """The manifest as JSON would read it back."""
     check_instance("manifest", manifest, Mapping)
     try:
         return json.loads(json.dumps(manifest, allow_nan=False, sort_keys=True))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"`manifest` must be what JSON can hold; {error}.") from None
+        raise TypeError(f"`manifest` must be JSON-serialisable; {error}.") from None

@@ -1,4 +1,4 @@
-"""One stored array: packed codes with their constants, or plain values; and back to floats."""
+"""A stored array: packed codes with their constants, or plain values; and its decoding."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from mlg_jax._types import Array
 from mlg_jax.export._bitstream import join_codes, num_bytes, split_codes, split_codes_traced
 from mlg_jax.quant import QuantizedTensor, QuantSpec, decode
 
-PLAIN_BYTES = {"bool": 1, "float32": 4}  # what is stored as it is, and its bytes an entry
+PLAIN_BYTES = {"bool": 1, "float32": 4}  # bytes per entry of the types stored unpacked
 
 
 @functools.partial(
@@ -24,14 +24,16 @@ PLAIN_BYTES = {"bool": 1, "float32": 4}  # what is stored as it is, and its byte
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackedTensor:
-    """One array as the file has it; a pytree, so that a traced program can take and decode it."""
+    """One array as stored in a file; a pytree, so that a traced program can take and decode it."""
 
-    # Arrays; Any, because `jax.eval_shape` and transformations put descriptions in their place.
-    data: Any  # uint8, one axis: packed codes, or little-endian values
-    constants: Any  # float32: [2] (min, max) for `qnn`, [0] for plain values, else [1] (r or E)
+    # Typed Any, because `jax.eval_shape` and transformations replace the arrays by other objects.
+    data: Any  # uint8 [bytes]: packed codes, or little-endian values
+    constants: (
+        Any  # float32: [2] (min, max) for `qnn`, [0] for plain values, otherwise [1] (r or E)
+    )
     path: tuple[str, ...]  # collection, modules, name
     shape: tuple[int, ...]
-    scheme: str  # of a `QuantSpec` with bits; or "float32", "bool": plain values
+    scheme: str  # a scheme of `QuantSpec`; "float32" or "bool" for plain values
     bits: int | None  # width of a code; None for plain values
 
     @property
@@ -41,12 +43,12 @@ class PackedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in a file and in memory."""
+        """Bytes of data and constants, in a file as in memory."""
         return self.data.size + 4 * self.constants.size
 
 
 def num_constants(scheme: str) -> int:
-    """How many float32 numbers a scheme's values depend on."""
+    """Number of float32 constants of a scheme."""
     return 0 if scheme in PLAIN_BYTES else 2 if scheme == "qnn" else 1
 
 
@@ -56,7 +58,7 @@ def num_data_bytes(size: int, scheme: str, bits: int | None) -> int:
 
 
 def pack_plain(path: tuple[str, ...], value: np.ndarray) -> PackedTensor:
-    """A float32 or bool array as it is."""
+    """Stores a float32 or bool array unchanged."""
     scheme = value.dtype.name
     stored = np.ascontiguousarray(value, value.dtype.newbyteorder("<")).reshape(-1)
     return PackedTensor(
@@ -65,7 +67,7 @@ def pack_plain(path: tuple[str, ...], value: np.ndarray) -> PackedTensor:
 
 
 def pack_codes(path: tuple[str, ...], tensor: QuantizedTensor) -> PackedTensor:
-    """Integer codes at their width."""
+    """Stores integer codes bit-packed."""
     bits, codes = tensor.spec.bits, np.asarray(tensor.codes)
     assert bits is not None
     constants = np.array([np.asarray(c) for c in tensor.constants], np.float32)
@@ -75,14 +77,14 @@ def pack_codes(path: tuple[str, ...], tensor: QuantizedTensor) -> PackedTensor:
 
 
 def decode_tensor(tensor: PackedTensor) -> Array:
-    """The values, in a traced program: `fake_quantize` of what was packed, bit for bit.
+    """Decodes an array in a traced program: `fake_quantize` of the packed array, bit for bit.
 
     Args:
-        tensor: a pytree whose `data` and `constants` may be arguments of the program, so that
-            weights stay packed in memory.
+        tensor: its `data` and `constants` may be arguments of the program, so that weights stay
+            packed in memory.
 
     Returns:
-        An array of `tensor.shape`, float32 (bool where bools were packed).
+        An array with shape `tensor.shape`, float32 or, if bools were packed, bool.
     """
     if tensor.bits is None:
         data = jnp.asarray(tensor.data)
@@ -95,7 +97,7 @@ def decode_tensor(tensor: PackedTensor) -> Array:
 
 
 def to_codes(tensor: PackedTensor) -> QuantizedTensor:
-    """The codes in uint8 or uint16, on the host, for `mlg_jax.quant.decode` to give them values."""
+    """The codes as uint8 or uint16 on the host, for `mlg_jax.quant.decode`."""
     assert tensor.bits is not None, "plain values have no codes"
     return _quantized(tensor, split_codes(tensor.data, tensor.bits, tensor.size), tensor.constants)
 
@@ -107,9 +109,9 @@ def _quantized(tensor: PackedTensor, codes: Any, constants: Any) -> QuantizedTen
 
 
 def decode_on_host(tensor: PackedTensor) -> np.ndarray:
-    """`decode_tensor` in NumPy, with the same bits: nothing to compile when a file is loaded.
+    """`decode_tensor` in NumPy, bit for bit, so that loading a file compiles nothing.
 
-    The one exception are values below float32's normal range, which programs may flush to zero.
+    Subnormal float32 values may differ: compiled programs may flush them to zero.
     """
     if tensor.bits is None:
         dtype = np.dtype(tensor.scheme).newbyteorder("<")
@@ -122,7 +124,7 @@ def decode_on_host(tensor: PackedTensor) -> np.ndarray:
 
 
 def _grid(codes: np.ndarray, bits: int) -> np.ndarray:
-    """{0, 1/n, ..., 1}: the reciprocal is rounded to float32, then the product is."""
+    """The grid {0, 1/n, ..., 1}; rounds to float32 after the reciprocal and after the product."""
     return codes * np.float32(1.0 / (2**bits - 1))
 
 
@@ -135,7 +137,7 @@ def _unit(codes: np.ndarray, bits: int, r: np.float32) -> np.ndarray:
 
 
 def _unit_or_mean(codes: np.ndarray, bits: int, scale: np.float32) -> np.ndarray:
-    """In one bit 0 or E."""
+    """With one bit, 0 or the mean magnitude E."""
     return codes * scale if bits == 1 else _grid(codes, bits)
 
 

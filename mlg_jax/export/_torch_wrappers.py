@@ -1,29 +1,29 @@
-"""The names of a network's arrays without those of what wrapped it for training."""
+"""Strips the scopes of training wrappers from the names in a state dict."""
 
 import re
 from collections.abc import Iterable
 
-# Modules that hold a network, or one layer of it, and nothing else.
+# Modules that wrap a network, or one of its layers, and have no arrays of their own.
 _HOLDERS = r"(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)"
-_NETWORK = r"^(model|net|network)\."  # what Lightning's and others' modules call their network
-_OWN_SCOPES = r"(conv1|bn1|layer\d+|fc|linear|features|classifier)\."  # of the networks here
+_NETWORK = r"^(model|net|network)\."  # attributes for the network in Lightning and other modules
+_OWN_SCOPES = r"(conv1|bn1|layer\d+|fc|linear|features|classifier)\."  # of the supported networks
 _COUNTER = r"(\w+\.)*n_averaged"  # of `torch.optim.swa_utils.AveragedModel`
 _MAX_NESTING = 8
 
 
 def own_names(names: Iterable[str]) -> dict[str, str]:
-    """Names as in the network's own state dict, by the given ones.
+    """Maps the names of a state dict to those of the network without training wrappers.
 
-    Taken off, in any order and nesting: `module` (DataParallel, averaged weights) and `_orig_mod`
-    (`torch.compile`) wherever they are; `model`, `net` and `network` in front; any other scope that
-    holds all arrays, since no network here is a single module. The counter of averaged weights is
-    left out.
+    Removed, in any order and nesting: `module` (DataParallel, averaged weights), `_orig_mod`
+    (`torch.compile`) and similar wrappers anywhere; `model`, `net` and `network` at the start; and
+    any other scope that contains all arrays, since no supported network is a single module. The
+    counter of averaged weights is dropped.
 
     Args:
-        names: of a state dict.
+        names: the names of a state dict.
 
     Returns:
-        The names as they are, where two of them would become one.
+        The new names by the given ones; unchanged if two of them would become equal.
     """
     given = [name for name in names if not re.fullmatch(_COUNTER, name)]
     own = [re.sub(rf"\b{_HOLDERS}\.", "", name) for name in given]

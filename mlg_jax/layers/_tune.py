@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mlg_jax._atomic import write_atomically
 from mlg_jax._types import Array
 from mlg_jax.kernels import Kernel, LayerRecord
 from mlg_jax.layers._records import layer_records
@@ -52,7 +52,8 @@ def tune_implementations(
         if key not in known:
             known[key] = time_implementations(record, dtype=dtype, is_training=is_training)
             if cache:
-                _remember(Path(cache), known)
+                Path(cache).parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(cache, (json.dumps(known, indent=1) + "\n").encode())
         best[record.name] = min(known[key], key=known[key].__getitem__)
     return best
 
@@ -105,14 +106,6 @@ def _remembered(cache: str | Path | None) -> dict[str, dict[str, float]]:
     if not isinstance(known, dict) or not all(isinstance(row, dict) for row in known.values()):
         raise ValueError(f"`cache` must be a file of timings, or none yet; got {cache}.")
     return known
-
-
-def _remember(cache: Path, known: Any) -> None:
-    """Whole or not at all: whoever stops in the middle starts again with what there was."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    beside = cache.with_name(f"{cache.name}.{os.getpid()}")
-    beside.write_text(json.dumps(known, indent=1) + "\n")
-    beside.replace(cache)
 
 
 def _key(record: LayerRecord, dtype: Any, is_training: bool) -> str:

@@ -1,10 +1,7 @@
-"""Training that knows no model: losses, batches and policies come in as functions."""
+"""Model-agnostic training: losses, batches and policies are passed in as functions."""
 
-from mlg_jax.train._cache import enable_compilation_cache as enable_compilation_cache
+from mlg_jax.train._arrays import CheckpointError as CheckpointError
 from mlg_jax.train._checkpoint import Checkpointer as Checkpointer
-from mlg_jax.train._errors import CheckpointError as CheckpointError
-from mlg_jax.train._errors import NonFiniteError as NonFiniteError
-from mlg_jax.train._errors import TrainingInterrupted as TrainingInterrupted
 from mlg_jax.train._evaluate import evaluate as evaluate
 from mlg_jax.train._lock import lock_work_dir as lock_work_dir
 from mlg_jax.train._loop import CHECKPOINT_DIR as CHECKPOINT_DIR
@@ -29,6 +26,7 @@ from mlg_jax.train._schedule import make_schedule as make_schedule
 from mlg_jax.train._seal import damage as damage
 from mlg_jax.train._seal import seal as seal
 from mlg_jax.train._signals import Interruptible as Interruptible
+from mlg_jax.train._signals import TrainingInterrupted as TrainingInterrupted
 from mlg_jax.train._spec import OptimizerSpec as OptimizerSpec
 from mlg_jax.train._spec import PruningSpec as PruningSpec
 from mlg_jax.train._spec import ScheduleSpec as ScheduleSpec
@@ -40,12 +38,14 @@ from mlg_jax.train._step import StepReport as StepReport
 from mlg_jax.train._step import make_eval_step as make_eval_step
 from mlg_jax.train._step import make_train_step as make_train_step
 from mlg_jax.train._stored import load_variables as load_variables
+from mlg_jax.train._task import NonFiniteError as NonFiniteError
 from mlg_jax.train._task import Task as Task
 from mlg_jax.train._task import TrainResult as TrainResult
 from mlg_jax.train._workdir import FINGERPRINT_FILE as FINGERPRINT_FILE
 from mlg_jax.train._workdir import WorkDirError as WorkDirError
 from mlg_jax.train._workdir import bind_work_dir as bind_work_dir
 from mlg_jax.train._workdir import check_work_dir as check_work_dir
+from mlg_jax.train._workdir import enable_compilation_cache as enable_compilation_cache
 from mlg_jax.train._workdir import fingerprint as fingerprint
 from mlg_jax.train._writers import METRICS_FILE as METRICS_FILE
 from mlg_jax.train._writers import read_metrics as read_metrics

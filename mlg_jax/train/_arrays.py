@@ -1,4 +1,4 @@
-"""A state's arrays by name: what a checkpoint stores, whatever pytree they are in."""
+"""The arrays of a training state by name, as checkpoints store them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,20 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mlg_jax.train._errors import CheckpointError
+from mlg_jax.train._partition import named_leaves
 from mlg_jax.train._state import TrainState
-from mlg_jax.train._tree import named_leaves
 
-_VARIABLES = ("params", "model_state")  # what a model needs; the rest is the optimiser's and ours
+_VARIABLES = ("params", "model_state")  # fields of the state that belong to the model
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, cannot be read, or does not match the state."""
 
 
 def is_variable(name: str) -> bool:
-    """Whether an array is the model's own."""
+    """Whether an array belongs to the model, not to the optimiser or the trainer."""
     return name.split("/")[0] in _VARIABLES
 
 
 def split_arrays(state: TrainState) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """The state's arrays by name: the model's, and all others; typed keys as their words."""
+    """The arrays of a state by name, those of the model and all others; typed keys as raw data."""
     arrays = {
         name: jax.random.key_data(leaf) if _is_key(leaf) else leaf
         for name, leaf in named_leaves(state).items()
@@ -32,7 +35,7 @@ def split_arrays(state: TrainState) -> tuple[dict[str, jax.Array], dict[str, jax
 
 
 def join_arrays(template: TrainState, arrays: Mapping[str, Any]) -> TrainState:
-    """The template with other values."""
+    """A state with the structure of `template` and the values of `arrays`."""
     leaves, structure = jax.tree.flatten(template)
     values = [
         jax.random.wrap_key_data(arrays[name], impl=jax.random.key_impl(leaf))
@@ -44,7 +47,7 @@ def join_arrays(template: TrainState, arrays: Mapping[str, Any]) -> TrainState:
 
 
 def abstract(arrays: Mapping[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings."""
+    """Shape, dtype and sharding of each array."""
     return {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
         for name, leaf in arrays.items()
@@ -52,14 +55,14 @@ def abstract(arrays: Mapping[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]
 
 
 def describe(arrays: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """`[shape, dtype]` of each, as JSON holds it."""
+    """`[shape, dtype]` of each array, for JSON."""
     return {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in arrays.items()}
 
 
 def digests(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """BLAKE2b of dtype, shape and bytes of each array, as hexadecimal digits.
+    """BLAKE2b of the dtype, shape and bytes of each array, in hexadecimal.
 
-    Every process computes them from what it holds, which is the whole of a replicated array.
+    Arrays must be replicated: every process digests its own copy.
     """
     return {name: _digest(_on_host(leaf)) for name, leaf in arrays.items()}
 
@@ -67,17 +70,17 @@ def digests(arrays: Mapping[str, Any]) -> dict[str, str]:
 def check_same_arrays(
     expected: Mapping[str, list[Any]], found: Mapping[str, list[Any]], path: Path
 ) -> None:
-    """Raises CheckpointError that names the first array in which two descriptions differ."""
+    """Raises CheckpointError unless two descriptions agree; it names the first difference."""
     for name in (*expected, *found):
         if expected.get(name) != found.get(name):
             raise CheckpointError(
-                f"The checkpoint {path} is of another model or optimiser: {name!r} must be "
+                f"The checkpoint {path} belongs to another model or optimiser: {name!r} must be "
                 f"{_words(expected.get(name))}; got {_words(found.get(name))}."
             )
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}."""
+    """Nests names: `{"a/b": x}` becomes `{"a": {"b": x}}`."""
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         *parents, last = name.split("/")

@@ -1,4 +1,4 @@
-"""TensorBoard's files: scalars by step."""
+"""TensorBoard event files with scalars."""
 
 import time
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from typing import Any
 
 
 class Board:
-    """One file of events, written where it is called.
+    """One event file, written synchronously.
 
-    TensorboardX's `SummaryWriter` writes from a thread, which dies on a full disk and leaves the
-    program to wait for it.
+    TensorboardX's `SummaryWriter` writes from a thread, which dies if the disk is full, so that the
+    program waits for it forever.
 
     Args:
-        directory: made if it is not there.
-        resumed_step: what earlier files have of later steps is not shown.
+        directory: created if it does not exist.
+        resumed_step: TensorBoard hides the values that earlier files hold for later steps.
     """
 
     def __init__(self, directory: Path, resumed_step: int) -> None:
@@ -28,7 +28,7 @@ class Board:
         self._file.flush()
 
     def write(self, values: Mapping[str, float], *, step: int, is_flushed: bool) -> None:
-        """Adds scalars by name; on disk at once only if `is_flushed`."""
+        """Adds scalars by name; `is_flushed` writes them to disk at once."""
         from tensorboardX.proto.summary_pb2 import Summary
 
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
@@ -37,7 +37,7 @@ class Board:
             self._file.flush()
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes buffered events and closes the file."""
         self._file.close()
 
     def _write(self, **fields: Any) -> None:

@@ -1,4 +1,4 @@
-"""Metrics of a model over a whole data set."""
+"""Averages metrics over a whole data set."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,21 +18,21 @@ def evaluate(
     model_state: Any,
     mesh: Mesh,
 ) -> dict[str, float]:
-    """Averages over all examples that count; waits for the device once, at the end.
+    """Averages metrics over all examples; waits for the device once, at the end.
 
     Args:
-        eval_step: as from `make_eval_step`.
-        batches: pytrees of arrays `[n, ...]`; the entry "mask" `[n]` of a mapping, if there is
-            one, says which rows count, so that a padded last batch weighs what it holds.
+        eval_step: as returned by `make_eval_step`.
+        batches: pytrees of arrays `[n, ...]`. If a batch is a mapping with an entry "mask" `[n]`,
+            only the rows it marks count, so that padding is ignored.
         params: the parameters.
-        model_state: the model's state.
+        model_state: the model state.
         mesh: the mesh of `eval_step`.
 
     Returns:
         The averages by name, "loss" among them.
 
     Raises:
-        ValueError: no batches, or rows that do not divide over the devices.
+        ValueError: `batches` is empty, or the rows do not divide evenly over the devices.
     """
     sums: MetricSums | None = None
     for batch in batches:

@@ -1,4 +1,4 @@
-"""One process at a time writes into a work directory."""
+"""A lock that keeps a second run out of a work directory."""
 
 import contextlib
 import fcntl
@@ -18,13 +18,14 @@ _LOGGER = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def lock_work_dir(work_dir: str | Path) -> Iterator[None]:
-    """Keeps other runs out of a directory. The lock ends with the process, however it ends.
+    """Locks a work directory until the context is left or the process ends, however it ends.
 
-    Of several processes of one run only the first locks. On a file system without locks a warning
-    says so, and nothing is kept out.
+    In a multi-process run only process 0 takes the lock. On a file system without locks a warning
+    is logged, and other runs are not kept out.
 
     Args:
-        work_dir: made if it is not there; the file `lock` stays in it and means nothing.
+        work_dir: created if it does not exist. The file `lock` stays in it; its presence alone does
+            not mean that the directory is locked.
 
     Raises:
         WorkDirError: another process holds the lock.
@@ -37,7 +38,7 @@ def lock_work_dir(work_dir: str | Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
         _lock(file.fileno(), path)
-        with contextlib.suppress(OSError):  # a full disk; the lock holds without its holder's name
+        with contextlib.suppress(OSError):  # on a full disk the lock holds, only without a name
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
         yield
@@ -52,4 +53,6 @@ def _lock(descriptor: int, path: Path) -> None:
             f"{path.parent} is in use by {holder}. Wait until it ends, or choose another `workdir`."
         ) from None
     except OSError as error:
-        _LOGGER.warning("%s cannot be locked (%s): start no second run in it.", path.parent, error)
+        _LOGGER.warning(
+            "%s cannot be locked (%s): do not start a second run in it.", path.parent, error
+        )

@@ -1,4 +1,4 @@
-"""The loop: epochs of steps, evaluations, checkpoints and logs. It knows no model."""
+"""The training loop: epochs of steps, evaluations, checkpoints and logs, for any model."""
 
 import contextlib
 import logging
@@ -11,19 +11,19 @@ import optax
 from jax.sharding import Mesh
 
 from mlg_jax._checks import check_instance
+from mlg_jax.train._arrays import CheckpointError
 from mlg_jax.train._checkpoint import Checkpointer
-from mlg_jax.train._errors import CheckpointError, NonFiniteError, TrainingInterrupted
 from mlg_jax.train._evaluate import evaluate
 from mlg_jax.train._lock import lock_work_dir
 from mlg_jax.train._mesh import make_mesh, replicate, shard_batch
 from mlg_jax.train._optimizer import DecayRule, is_decayed_by_rank, make_optimizer
 from mlg_jax.train._pruning import initial_masks, make_pruning, zero_fraction
 from mlg_jax.train._schedule import Schedule, make_schedule
-from mlg_jax.train._signals import StopRequest
+from mlg_jax.train._signals import StopRequest, TrainingInterrupted
 from mlg_jax.train._spec import TrainSpec
 from mlg_jax.train._state import TrainState, create_state
 from mlg_jax.train._step import LossFn, StepReport, TrainStep, make_eval_step, make_train_step
-from mlg_jax.train._task import Task, TrainResult
+from mlg_jax.train._task import NonFiniteError, Task, TrainResult
 from mlg_jax.train._window import Window
 from mlg_jax.train._workdir import bind_work_dir, fingerprint
 from mlg_jax.train._writers import MetricsWriter
@@ -44,31 +44,31 @@ def train(
     mesh: Mesh | None = None,
     is_decayed: DecayRule = is_decayed_by_rank,
 ) -> TrainResult:
-    """Trains to the end, from the work directory's latest checkpoint if there is one.
+    """Trains for `spec.num_epochs`, resuming from the latest checkpoint in `work_dir` if any.
 
     Writes `checkpoints/`, `metrics.jsonl` and `tensorboard/` into the work directory.
 
     Args:
-        task: what is trained.
-        spec: for how long, and how.
-        params: the parameters to start from; not changed.
-        key: the run's typed key.
-        model_state: the model's state to start from; not changed.
-        work_dir: None keeps nothing on disk.
-        config: all that decides the run's numbers, of what JSON can hold; a work directory made
-            under another one is refused.
-        mesh: as from `make_mesh`; None: all devices of all processes.
-        is_decayed: which parameters weight decay applies to.
+        task: the functions to train with.
+        spec: optimiser, schedule and length of the run.
+        params: initial parameters; not modified.
+        key: typed key of the run.
+        model_state: initial model state; not modified.
+        work_dir: directory for checkpoints and logs; None writes nothing to disk.
+        config: JSON-serialisable; everything that determines the results of the run. A work
+            directory created with another configuration is refused.
+        mesh: as returned by `make_mesh`; None uses all devices of all processes.
+        is_decayed: selects the parameters to which weight decay applies.
 
     Returns:
-        The last state and what is known of the evaluations.
+        The final state, the last metrics, and the best evaluation.
 
     Raises:
-        NonFiniteError: a loss or gradient is not finite; checkpoints are as before.
-        TrainingInterrupted: SIGTERM or SIGINT; the state is saved.
-        CheckpointError: a checkpoint of another model, no space, ...
-        WorkDirError: the work directory of another experiment, or of a run that still lives.
-        TypeError, ValueError: arguments, batches or metrics that do not fit.
+        NonFiniteError: a loss or gradient is not finite; the checkpoints are unchanged.
+        TrainingInterrupted: SIGTERM or SIGINT arrived; the state has been saved.
+        CheckpointError: a checkpoint belongs to another model or cannot be written.
+        WorkDirError: `work_dir` belongs to another experiment, or to a run in progress.
+        TypeError, ValueError: arguments, batches or metrics are invalid.
     """
     check_instance("task", task, Task)
     check_instance("spec", spec, TrainSpec)
@@ -99,7 +99,7 @@ def train(
 
 
 class _Run:
-    """One process's part of a run; `state` is donated to each step and replaced by its result."""
+    """One process's part of a run; each step consumes (donates) the state and returns a new one."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class _Run:
             else make_pruning(spec.pruning, spec.num_epochs * task.steps_per_epoch)
         )
         self._state = state
-        self._step = 0  # batches visited; `state.step` as long as nothing broke
+        self._step = 0  # batches processed; equals `state.step` unless the state is frozen
         self._metrics: dict[str, float] = {}
         self._best: tuple[int, float] | None = None
         self._checkpoints: Checkpointer | None = None
@@ -133,7 +133,7 @@ class _Run:
         self._train_step = self._compile_fast(task.loss_fn)
 
     def resume(self, checkpoints: Checkpointer, expected_fingerprint: str) -> None:
-        """Takes the latest checkpoint's state, if there is one."""
+        """Restores the latest checkpoint, if there is one."""
         self._checkpoints, self._fingerprint = checkpoints, expected_fingerprint
         restored = checkpoints.restore(self._state)
         if restored is None:
@@ -143,8 +143,8 @@ class _Run:
             raise CheckpointError("The latest checkpoint was written under another configuration.")
         if meta["devices"] != self._devices():
             _LOGGER.warning(
-                "The checkpoint was written on %s, this run is on %s: it goes on, but not to the "
-                "same bits.",
+                "The checkpoint was written on %s, this run uses %s: it resumes, but its results "
+                "will not be bit-identical.",
                 meta["devices"],
                 self._devices(),
             )
@@ -154,7 +154,7 @@ class _Run:
         self._window = Window.from_json(meta["window"])
 
     def to_end(self, work_dir: Path | None = None) -> TrainResult:
-        """Runs the epochs that are left."""
+        """Runs the remaining epochs."""
         num_steps = self._spec.num_epochs * self._task.steps_per_epoch
         with (
             StopRequest() as stop,
@@ -171,7 +171,7 @@ class _Run:
         )
 
     def _run_epoch(self, epoch: int, stop: StopRequest, writer: MetricsWriter) -> None:
-        """The steps that are left of an epoch."""
+        """Runs the remaining steps of an epoch."""
         length = self._task.steps_per_epoch
         first = self._step - epoch * length
         self._window.restart_clock()
@@ -179,7 +179,7 @@ class _Run:
             batch = self._next_batch(batches, epoch, first)
             for index in range(first, length):
                 self._state, report = self._train_step(self._state, batch)
-                # Loaded while the device works, before anything waits for it.
+                # Loaded while the device computes: `_settle` may wait for it.
                 is_last = index + 1 == length
                 following = None if is_last else self._next_batch(batches, epoch, index + 1)
                 self._account(self._settle(report, batch), batch)
@@ -195,12 +195,12 @@ class _Run:
         except StopIteration:
             length = self._task.steps_per_epoch
             raise ValueError(
-                f"`batches` must yield {length} batches an epoch; got {index} in epoch {epoch}."
+                f"`batches` must yield {length} batches per epoch; got {index} in epoch {epoch}."
             ) from None
         return shard_batch(batch, self._mesh, num_parts=self._spec.accumulation_steps)
 
     def _settle(self, report: StepReport, batch: Any) -> StepReport:
-        """Repeats an overflowed step exactly; looks at the device only if there is such a step."""
+        """Repeats an overflowed step exactly; waits for the device only if steps can overflow."""
         if self._exact_step is None or bool(report.is_applied):
             return report
         if bool(report.is_overflow):
@@ -223,14 +223,14 @@ class _Run:
         self._step += 1
 
     def _between_steps(self, epoch: int, stop: StopRequest, writer: MetricsWriter) -> None:
-        """What may be due after a step that does not end its epoch."""
+        """Logs, saves or stops if that is due after a step that does not end its epoch."""
         is_log_due = self._step % self._spec.log_every_steps == 0
         every = self._spec.checkpoint_every_steps
         is_save_due = every is not None and self._step % every == 0
         is_stop = stop.is_agreed(is_sync_point=is_log_due)
         if is_log_due or is_save_due:
             self._log(epoch, writer)
-        elif is_stop:  # without a line: the run that goes on writes the same lines as any other
+        elif is_stop:  # without a log line, which an uninterrupted run would not have
             self._raise_if_broken()
         if is_save_due or is_stop:
             self._save(epoch, score=None)
@@ -238,7 +238,7 @@ class _Run:
             self._stop()
 
     def _end_epoch(self, epoch: int, writer: MetricsWriter) -> None:
-        """Logs, evaluates if it is due, and saves."""
+        """Logs, evaluates if that is due, and saves."""
         self._log(epoch, writer)
         is_last = epoch + 1 == self._spec.num_epochs
         is_due = is_last or (epoch + 1) % self._spec.eval_every_epochs == 0
@@ -257,26 +257,26 @@ class _Run:
         self._save(epoch, score=score)
 
     def _score(self) -> float:
-        """The value by which the best checkpoint is chosen; of equal ones the latest is best."""
+        """The value that selects the best checkpoint; the latest wins if several tie."""
         name = self._spec.best_metric
         if name not in self._metrics:
             raise ValueError(f"`best_metric` must be one of {sorted(self._metrics)}; got {name!r}.")
         value = self._metrics[name]
         if self._pruning is not None and self._step < self._pruning.end_step:
-            return float("nan")  # not sparse enough yet: counts as not evaluated
+            return float("nan")  # not sparse enough yet: left unscored
         sign = 1.0 if self._spec.best_mode == "max" else -1.0
         if value == value and (self._best is None or sign * value >= sign * self._best[1]):
             self._best = (self._step, value)
         return value
 
     def _zero_fraction(self) -> dict[str, float]:
-        """The share of zeros in the kernels that are pruned; waits for the device."""
+        """The fraction of zeros in the pruned kernels; waits for the device."""
         if self._pruning is None:
             return {}
         return {"zero_fraction": float(zero_fraction(self._state.params, self._state.masks))}
 
     def _log(self, epoch: int, writer: MetricsWriter) -> None:
-        """Writes the window's averages and opens the next; every step is in exactly one line."""
+        """Writes the averages since the last log line; every step is in exactly one line."""
         self._raise_if_broken()
         metrics = self._window.means()
         writer.write(
@@ -304,7 +304,7 @@ class _Run:
             "devices": self._devices(),
         }
         self._checkpoints.save(self._state, meta=meta, score=score)
-        self._window.restart_clock()  # the disk's time is not the steps'
+        self._window.restart_clock()  # images per second exclude the time of saving
 
     def _devices(self) -> str:
         return f"{self._mesh.size} x {self._mesh.devices.flat[0].device_kind}"
@@ -315,7 +315,7 @@ class _Run:
             self._stop()
 
     def _stop(self) -> None:
-        kept = "nothing was kept" if self._checkpoints is None else "it can be resumed"
+        kept = "nothing was saved" if self._checkpoints is None else "the run can be resumed"
         raise TrainingInterrupted(f"Interrupted after {self._step} steps; {kept}.", step=self._step)
 
     def _raise_if_broken(self) -> None:
@@ -330,13 +330,12 @@ class _Run:
         last = None if self._checkpoints is None else self._checkpoints.latest_sound_step
         raise NonFiniteError(
             f"Training stopped at step {step} (epoch {epoch}, batch {index}): {what} is not "
-            "finite. No update was made with it; the last good checkpoint is of step "
-            f"{last}.",
+            f"finite. No update was made with it; the last good checkpoint has step {last}.",
             step=step,
         )
 
     def _compile_fast(self, loss_fn: LossFn) -> TrainStep:
-        # With nobody to repeat a step, the device itself freezes and no step is waited for.
+        # Without an exact step to repeat, the state freezes itself, and the loop need not wait.
         reaction = "freeze" if self._exact_step is None else "report"
         return self._compile(loss_fn, when_gradient_breaks=reaction)
 

@@ -1,4 +1,4 @@
-"""One mesh over all devices: batches are sharded over it, the state is replicated."""
+"""A one-axis device mesh, and communication between processes; states are replicated over it."""
 
 import secrets
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ AXIS = "data"
 def initialize_distributed(
     *, coordinator_address: str, num_processes: int, process_id: int
 ) -> None:
-    """Joins this process to a run over several; call it before anything touches a device.
+    """Joins this process to a multi-process run; call it before any device is used.
 
-    On CPU the processes talk through gloo; on CUDA through NCCL.
+    Processes communicate through Gloo on CPU and through NCCL on CUDA.
 
     Args:
         coordinator_address: "host:port" of process 0.
-        num_processes: how many there are.
-        process_id: this one's number, from 0.
+        num_processes: number of processes of the run.
+        process_id: index of this process, from 0.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
@@ -34,13 +34,13 @@ def initialize_distributed(
 
 
 def wait_for_all(name: str) -> None:
-    """Returns once all processes have called this with `name`; at once where there is one."""
+    """A barrier: returns once all processes have called it with the same `name`."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def all_agree(answer: bool) -> bool:
-    """Whether all processes give a true answer; each of them must ask at the same point."""
+    """Whether `answer` is true on all processes; a collective that every process must call."""
     if jax.process_count() == 1:
         return answer
     return bool(multihost_utils.process_allgather(np.array(answer)).all())
@@ -55,12 +55,12 @@ def shared_token() -> str:
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the single axis "data" over `devices`, by default all of all processes."""
+    """A mesh with the single axis "data" over `devices`; None: all devices of all processes."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding that puts a whole array on every device."""
+    """The sharding that places a full copy of an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -70,9 +70,9 @@ def sharded(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """A copy of `tree` on every device; the copy may be donated, the original lives on.
+    """Copies `tree` to every device; donating the copy leaves the original intact.
 
-    Where there are several processes, each must give the same values.
+    In a multi-process run, every process must pass the same values.
     """
     if jax.process_count() == 1:
         return jax.device_put(tree, replicated(mesh), may_alias=False)
@@ -80,20 +80,20 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def shard_batch(batch: Any, mesh: Mesh, *, num_parts: int = 1) -> Any:
-    """Puts a batch on the devices, rows split over them.
+    """Shards a batch over the devices along its first axis.
 
     Args:
-        batch: a pytree of arrays `[n, ...]`: this process's own rows. The global batch is the
-            rows of all processes, in the order of the processes. Arrays that already span several
-            processes pass as they are.
-        mesh: as from `make_mesh`.
-        num_parts: micro-batches a step; each must split evenly over the devices.
+        batch: a pytree of arrays `[n, ...]`, the rows of this process. The global batch
+            concatenates the rows of all processes in their order. Arrays that already span several
+            processes are returned unchanged.
+        mesh: as returned by `make_mesh`.
+        num_parts: micro-batches per step; each must divide evenly over the devices.
 
     Returns:
-        The same pytree of global arrays.
+        The same pytree with global arrays.
 
     Raises:
-        ValueError: rows that differ between leaves, or do not divide evenly.
+        ValueError: the number of rows differs between leaves, or does not divide evenly.
     """
     rows = {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(batch)}
     if len(rows) != 1 or 0 in rows:
@@ -103,8 +103,8 @@ def shard_batch(batch: Any, mesh: Mesh, *, num_parts: int = 1) -> Any:
     num_local = len(mesh.local_devices)
     if (num_rows := rows.pop()) % (num_local * num_parts):
         raise ValueError(
-            f"`batch` must have a multiple of {num_local} devices x {num_parts} micro-batches "
-            f"rows in each process; got {num_rows}."
+            f"`batch` must have a multiple of {num_local * num_parts} rows in each process "
+            f"({num_local} devices x {num_parts} micro-batches); got {num_rows}."
         )
     return jax.tree.map(lambda leaf: _shard(leaf, sharded(mesh)), batch)
 

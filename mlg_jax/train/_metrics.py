@@ -1,4 +1,4 @@
-"""Averages of metrics that stay on the device until somebody asks."""
+"""Averages of metrics, accumulated on the device."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,25 +12,25 @@ class MetricSums(struct.PyTreeNode):
     """Weighted sums of metrics and of their weights, float32 scalars on the device."""
 
     totals: dict[str, jax.Array]  # sum of weight * metric
-    weight: jax.Array  # number of examples that count
+    weight: jax.Array  # sum of weights: the number of unmasked examples
 
     def means(self) -> dict[str, float]:
-        """The averages, as numbers on the host; waits for the device."""
+        """The averages as Python floats; waits for the device."""
         totals, weight = jax.device_get((self.totals, self.weight))
         return {name: float(total) / max(float(weight), 1e-30) for name, total in totals.items()}
 
 
 def num_valid(batch: Any) -> jax.Array:
-    """How many examples of a batch count: the sum of its "mask" if it has one, else its rows."""
+    """Number of unmasked examples: the sum of the batch's "mask", or its rows without a mask."""
     if isinstance(batch, Mapping) and "mask" in batch:
         return jnp.sum(batch["mask"].astype(jnp.float32))
     return jnp.float32(jax.tree.leaves(batch)[0].shape[0])
 
 
 def weigh(metrics: Mapping[str, jax.Array], weight: jax.Array) -> MetricSums:
-    """One batch's means, each over the examples that count, as sums.
+    """Turns the means of one batch over its unmasked examples into weighted sums.
 
-    A batch without a single such example contributes nothing, not even a NaN.
+    A batch without unmasked examples contributes zeros, even if its means are NaN.
     """
     totals = {
         name: jnp.where(weight > 0, jnp.asarray(value, jnp.float32) * weight, 0.0)
@@ -41,5 +41,5 @@ def weigh(metrics: Mapping[str, jax.Array], weight: jax.Array) -> MetricSums:
 
 @jax.jit
 def add_sums(left: MetricSums, right: MetricSums) -> MetricSums:
-    """The sums over both."""
+    """Adds two sets of sums."""
     return jax.tree.map(jnp.add, left, right)

@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from mlg_jax.train._partition import leaf_name
 from mlg_jax.train._radam import scale_by_radam
 from mlg_jax.train._schedule import Schedule
 from mlg_jax.train._spec import OptimizerSpec
-from mlg_jax.train._tree import leaf_name
 
 DecayRule = Callable[[str, jax.Array], bool]
 
-_COUPLED = ("sgd", "adam")  # weight decay is part of the gradient
+_COUPLED = ("sgd", "adam")  # these add weight decay to the gradient
 
 
 def is_decayed_by_rank(name: str, leaf: jax.Array) -> bool:
-    """True for arrays of two axes or more: biases and the scales of norms are not decayed."""
+    """True for arrays with two or more axes: biases and the scales of norms are not decayed."""
     del name
     return jnp.ndim(leaf) > 1
 
@@ -27,19 +27,20 @@ def is_decayed_by_rank(name: str, leaf: jax.Array) -> bool:
 def make_optimizer(
     spec: OptimizerSpec, schedule: Schedule, *, is_decayed: DecayRule = is_decayed_by_rank
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimiser of a spec.
+    """Builds the optimiser of a spec as an optax transformation.
 
     `sgd`: `g += wd p; v = momentum v + g; p -= lr (g + momentum v)`. `adam`: `g += wd p`, then
-    Adam. `adamw`, `radam`: `p -= lr (update + wd p)`. Clipping sees the bare gradient.
+    Adam. `adamw`, `radam`: `p -= lr (update + wd p)`. Clipping applies to the gradient before
+    weight decay is added.
 
-    Sharpness-aware minimisation wraps all of this: the gradient is taken again at
-    `p + rho g / ||g||`; the update then needs `grad_fn(params, i)` as an extra argument.
+    Sharpness-aware minimisation wraps the whole optimiser: the gradient is evaluated again at
+    `p + rho g / ||g||`, so `update` needs the extra argument `grad_fn(params, i)`.
 
     Args:
-        spec: which optimiser.
-        schedule: learning rate by number of updates.
-        is_decayed: from a parameter's name ("block/kernel") and array to whether weight decay
-            applies; by default, to arrays of two axes or more.
+        spec: the optimiser and its hyperparameters.
+        schedule: learning rate as a function of the number of updates.
+        is_decayed: called with the name of a parameter ("block/kernel") and its array; whether
+            weight decay applies to it. By default it applies to arrays with two or more axes.
 
     Returns:
         A transformation whose `update` takes `(grads, state, params, grad_fn=...)`.
@@ -84,9 +85,10 @@ def _direction(spec: OptimizerSpec) -> optax.GradientTransformation:
 
 
 def _descend_normalized(rho: float) -> optax.GradientTransformation:
-    """`-rho g / (||g|| + 1e-12)`: unlike `optax.contrib.normalize`, a zero gradient stays zero.
+    """Updates with `-rho g / (||g|| + 1e-12)`, the adversarial step of SAM.
 
-    `optax.contrib.sam` negates what its inner optimiser proposes, which makes it an ascent.
+    The sign is that of a descent because `optax.contrib.sam` negates it. Unlike with
+    `optax.contrib.normalize`, a zero gradient stays zero.
     """
 
     def update(grads: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, Any]:

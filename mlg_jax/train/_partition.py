@@ -1,30 +1,39 @@
-"""Parameters in two parts: those that are trained, and those that only take part."""
+"""Names of pytree leaves, and the split of parameters into trained and frozen ones."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from mlg_jax.train._tree import leaf_name
+TrainableRule = Callable[[str], bool]  # whether a parameter, by name ("block/kernel"), is trained
 
-TrainableRule = Callable[[str], bool]  # from a parameter's name, "block/kernel"
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """The key path of a leaf, joined with slashes: "params/block/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of `tree` by name, in the order of the tree."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {leaf_name(path): leaf for path, leaf in leaves}
 
 
 def split_params(params: Any, is_trainable: TrainableRule | None) -> tuple[Any, Any]:
-    """Two trees of the structure of `params`, each holding None where the other has the array.
+    """Splits parameters into two trees, each with None in place of the arrays of the other.
 
-    None is a pytree without leaves: what is differentiated with respect to the first part, and an
-    optimiser made for it, know nothing of the second.
+    None is a pytree without leaves, so differentiating with respect to the first tree, or building
+    an optimiser for it, ignores frozen parameters.
 
     Args:
         params: a pytree of arrays.
-        is_trainable: whether the parameter of a name is trained; None: all are.
+        is_trainable: whether the parameter with a given name is trained; None trains all.
 
     Returns:
         The trained part and the frozen part.
 
     Raises:
-        ValueError: nothing is trained.
+        ValueError: no parameter is trained.
     """
 
     def part(is_wanted: bool) -> Any:
@@ -41,7 +50,7 @@ def split_params(params: Any, is_trainable: TrainableRule | None) -> tuple[Any, 
 
 
 def merge_params(trained: Any, frozen: Any) -> Any:
-    """The tree that `split_params` has split."""
+    """The inverse of `split_params`."""
     return jax.tree.map(
         lambda left, right: right if left is None else left,
         trained,

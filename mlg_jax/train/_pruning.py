@@ -1,4 +1,4 @@
-"""Gradual magnitude pruning: which weights are zero, and from which update on."""
+"""Gradual magnitude pruning: the schedule of sparsity and the masks of pruned weights."""
 
 import dataclasses
 import fnmatch
@@ -9,22 +9,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mlg_jax.train._partition import TrainableRule
+from mlg_jax.train._partition import TrainableRule, leaf_name, named_leaves
 from mlg_jax.train._spec import PruningSpec
-from mlg_jax.train._tree import leaf_name, named_leaves
 
-# (masks, parameters after the update, updates made) -> masks.
+# (masks, parameters after the update, number of updates) -> masks.
 MaskUpdate = Callable[[Mapping[str, jax.Array], Any, jax.Array], Mapping[str, jax.Array]]
 
-_NEVER_KEPT = -1.0  # below every magnitude: what is pruned once stays so
+_NEVER_KEPT = -1.0  # below every magnitude, so that a pruned weight stays pruned
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """When masks are made again, and with how many zeros; steps count updates made.
+    """The schedule of pruning; steps are numbers of updates.
 
-    At `t = start_step + i every_steps`, `i = 1 .. num_prunings`, the share is
-    `final_sparsity (1 - (1 - i / num_prunings)^3)`.
+    The masks are updated at `t = start_step + i every_steps`, `i = 1 .. num_prunings`, to a
+    sparsity of `final_sparsity (1 - (1 - i / num_prunings)^3)`.
 
     Reference: https://arxiv.org/abs/1710.01878, equation 1 with `s_i = 0`.
     """
@@ -33,20 +32,20 @@ class Pruning:
     every_steps: int
     num_prunings: int
     final_sparsity: float
-    scope: str  # `layer` (each array has that share of zeros) or `global` (all of them together)
+    scope: str  # sparsity of each array (`layer`) or of all arrays together (`global`)
 
     @property
     def end_step(self) -> int:
-        """The update after which the masks do not change any more."""
+        """The update after which the masks no longer change."""
         return self.start_step + self.num_prunings * self.every_steps
 
     def is_due(self, step: jax.Array) -> jax.Array:
-        """Whether masks are made again after `step` updates; may be traced."""
+        """Whether the masks are updated after `step` updates; can be traced."""
         is_within = (step > self.start_step) & (step <= self.end_step)
         return is_within & ((step - self.start_step) % self.every_steps == 0)
 
     def sparsity(self, step: jax.Array | int) -> jax.Array:
-        """The share of zeros after `step` updates, a float32 scalar; may be traced."""
+        """The fraction of zeros after `step` updates, a float32 scalar; can be traced."""
         index = (jnp.asarray(step) - self.start_step) // self.every_steps
         left = 1.0 - jnp.clip(index, 0, self.num_prunings) / self.num_prunings
         return jnp.float32(self.final_sparsity) * (1.0 - left**3)
@@ -54,12 +53,12 @@ class Pruning:
     def update(
         self, masks: Mapping[str, jax.Array], params: Any, step: jax.Array
     ) -> dict[str, jax.Array]:
-        """The masks after `step` updates: new ones when they are due, else those given.
+        """The masks after `step` updates: new ones if an update is due, otherwise `masks`.
 
         Args:
-            masks: bool arrays by name, False for pruned; what is pruned stays so.
-            params: the parameters of those names, after the update.
-            step: updates made, an integer scalar.
+            masks: bool arrays by parameter name, False for pruned weights, which stay pruned.
+            params: the parameters after the update.
+            step: number of updates, an integer scalar.
         """
         leaves = named_leaves(params)
 
@@ -75,10 +74,10 @@ class Pruning:
 
 
 def make_pruning(spec: PruningSpec, num_steps: int) -> Pruning:
-    """The pruning of a run of `num_steps` updates.
+    """The pruning schedule of a run of `num_steps` updates.
 
     Raises:
-        ValueError: between start and end there is no room for a single pruning.
+        ValueError: `every_steps` exceeds the number of steps between start and end.
     """
     start, end = (round(f * num_steps) for f in (spec.start_fraction, spec.end_fraction))
     if end - start < spec.every_steps:
@@ -98,13 +97,13 @@ def make_pruning(spec: PruningSpec, num_steps: int) -> Pruning:
 def initial_masks(
     params: Any, spec: PruningSpec | None, is_trainable: TrainableRule | None
 ) -> dict[str, jax.Array]:
-    """A mask of ones for every weight array that is pruned, by the name of its parameter.
+    """Masks of ones for all parameters to prune, by name; empty without a spec.
 
-    Those are the trained arrays named "kernel": no biases, no norms, no factors of generated
-    kernels, and none that a pattern of `exclude` matches. Without a spec there are none.
+    Pruned parameters are the trained arrays named "kernel" that match no pattern of `exclude`.
+    Biases, norms and the factors of generated kernels are never pruned.
 
     Raises:
-        ValueError: a spec, and no such array.
+        ValueError: there is a spec, but no parameter to prune.
     """
     if spec is None:
         return {}
@@ -124,7 +123,7 @@ def initial_masks(
 
 
 def apply_masks(tree: Any, masks: Mapping[str, jax.Array]) -> Any:
-    """`tree`, parameters or their gradients, with zeros where a mask is False."""
+    """Zeroes the entries of `tree` (parameters or gradients) where a mask is False."""
     if not masks:
         return tree
 
@@ -137,16 +136,16 @@ def apply_masks(tree: Any, masks: Mapping[str, jax.Array]) -> Any:
 
 @jax.jit
 def zero_fraction(params: Any, masks: Mapping[str, jax.Array]) -> jax.Array:
-    """The share of exact zeros in the arrays that are pruned, a float32 scalar."""
+    """The fraction of exact zeros in the pruned arrays, a float32 scalar."""
     leaves = named_leaves(params)
     num_zeros = sum(jnp.sum(leaves[name] == 0).astype(jnp.float32) for name in masks)
     return jnp.float32(num_zeros / sum(mask.size for mask in masks.values()))
 
 
 def _without_smallest(scores: jax.Array, share: jax.Array) -> jax.Array:
-    """False for the `round(share n)` smallest of n entries; of equal ones the first go first.
+    """False for the `round(share n)` smallest of `n` entries, earlier ones first if several tie.
 
-    By rank and not by a threshold: the number of zeros is exact where magnitudes are equal.
+    Ranks give exactly that number of zeros even if magnitudes tie; a threshold would not.
     """
     order = jnp.argsort(scores.reshape(-1), stable=True)
     rank = jnp.zeros(scores.size, jnp.int32).at[order].set(jnp.arange(scores.size, dtype=jnp.int32))

@@ -1,4 +1,4 @@
-"""Rectified Adam, with a rectification that float32 does not cancel away."""
+"""Rectified Adam, with a rectification that is accurate in float32."""
 
 import math
 from collections.abc import Callable
@@ -8,19 +8,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-_THRESHOLD = 5.0  # steps with rho_t above it are rectified, the others are momentum steps
+_THRESHOLD = 5.0  # steps with rho_t above it are rectified; others use momentum only
 
-# x / expm1(x) = 1 - x / 2 + sum_k B_2k x^2k / (2k)!: the even coefficients, from k = 1. At x = 1,
-# the edge of the series' use, the first one left out is 5e-10.
+# The even coefficients, from k = 1, of x / expm1(x) = 1 - x / 2 + sum_k B_2k x^2k / (2k)!. The
+# series is used for x < 1, where the first omitted term is at most 5e-10.
 _EVEN_COEFFICIENTS = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160)
 
 
 class RAdamState(NamedTuple):
-    """Number of updates and running moments."""
+    """The number of updates and the running moments."""
 
     num_updates: jax.Array  # int32 scalar
-    mu: Any  # first moment, like the parameters
-    nu: Any  # second moment, like the parameters
+    mu: Any  # first moment, with the structure of the parameters
+    nu: Any  # second moment, likewise
 
 
 def scale_by_radam(
@@ -29,18 +29,19 @@ def scale_by_radam(
     """Rescales gradients by rectified Adam.
 
     `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`, `m^ = m / (1 - b1^t)`,
-    `v^ = v / (1 - b2^t)`; the update is `r_t m^ / (sqrt(v^) + eps)` where `rho_t > 5`, else `m^`.
+    `v^ = v / (1 - b2^t)`; the update is `r_t m^ / (sqrt(v^) + eps)` if `rho_t > 5`, otherwise `m^`.
 
-    `optax.scale_by_radam` is the same algorithm, but its float32 `rho_t = rho_inf - 2 t b2^t /
-    (1 - b2^t)` is a small difference of numbers near 2,000: its increments are 1.2 % off at step 6.
+    `optax.scale_by_radam` implements the same algorithm, but computes `rho_t = rho_inf - 2 t b2^t /
+    (1 - b2^t)` in float32 as a small difference of numbers near 2,000, so that its updates are off
+    by 1.2 % at step 6.
 
     Args:
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in (0, 1).
-        eps: added to the root of the second moment.
+        eps: added to the square root of the second moment.
 
     Returns:
-        A transformation; the learning rate and its sign are the caller's.
+        A transformation that applies neither the learning rate nor its sign.
 
     Reference: https://arxiv.org/abs/1908.03265.
     """
@@ -74,17 +75,17 @@ def scale_by_radam(
 def make_rectification(
     b2: float,
 ) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-    """The function from a step `t >= 1` to (`rho_t > 5`, the factor `r_t`), stable in float32.
+    """Makes the function from a step `t >= 1` to `(rho_t > 5, r_t)`, accurate in float32.
 
     With `a = -log b2` and `x = a t`, `rho_t = rho_inf - 2 t / expm1(x)
-    = (rho_inf - 2 / a) + (2 / a) (1 - x / expm1(x))`: the first term is computed once in float64,
-    the second is a series in `x` near 0.
+    = (rho_inf - 2 / a) + (2 / a) (1 - x / expm1(x))`. The first term is computed once in float64;
+    near `x = 0` the second is computed by a series.
 
     Args:
         b2: decay of the second moment, in (0, 1).
 
     Returns:
-        The function; it can be traced.
+        A function that can be traced.
     """
     rate = -math.log(b2)
     rho_inf = 2.0 / (1.0 - b2) - 1.0
@@ -103,7 +104,7 @@ def make_rectification(
 
 
 def _one_minus_x_over_expm1(x: jax.Array) -> jax.Array:
-    """`1 - x / expm1(x)` for x > 0, to float32's relative precision."""
+    """`1 - x / expm1(x)` for x > 0, to the relative precision of float32."""
     square = x * x
     tail = jnp.zeros_like(x)
     for coefficient in reversed(_EVEN_COEFFICIENTS):
@@ -113,7 +114,7 @@ def _one_minus_x_over_expm1(x: jax.Array) -> jax.Array:
 
 
 def _one_minus_power(decay: float, count: jax.Array) -> jax.Array:
-    """`1 - decay ** count`, to float32's relative precision."""
+    """`1 - decay ** count`, to the relative precision of float32."""
     if decay == 0.0:
         return jnp.ones((), jnp.float32)
     return -jnp.expm1(jnp.asarray(count, jnp.float32) * math.log(decay))

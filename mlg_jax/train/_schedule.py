@@ -1,4 +1,4 @@
-"""Learning rates as functions of the number of updates made."""
+"""Learning rates as functions of the number of updates."""
 
 from collections.abc import Callable
 
@@ -15,29 +15,29 @@ _Shape = Callable[[jax.Array], jax.Array]
 def make_schedule(spec: ScheduleSpec, *, num_epochs: int, steps_per_epoch: int) -> Schedule:
     """The schedule of a run of `num_epochs * steps_per_epoch` updates.
 
-    With `T` the number of updates, `W` those of the warm-up, `P` the position of the peak, `f` the
-    final and `i` the initial fraction, and `c(a, b, s) = b + (a - b) (1 + cos(pi s)) / 2`, update
-    `t` (from 0) uses the peak times
+    Let `T` be the number of updates, `W` the number of warm-up updates, `P` the update of the peak,
+    `f` the final and `i` the initial fraction, and `c(a, b, s) = b + (a - b) (1 + cos(pi s)) / 2`.
+    Update `t` (from 0) uses the peak learning rate times
 
     - `constant`: 1;
     - `cosine`: `c(1, f, t / T)`;
-    - `warmup_cosine`: `(t + 1) / W` for `t < W` (the first update is not lost), then
+    - `warmup_cosine`: `(t + 1) / W` for `t < W` (so the first update is not zero), then
       `c(1, f, (t - W) / (T - W))`;
     - `exponential`: `factor ** (t // steps_per_epoch)`;
     - `one_cycle`: `c(i, 1, t / P)` up to `P`, then `c(1, f, (t - P) / (T - P))`.
 
-    After `T` the last value is kept.
+    After `T` updates the learning rate stays constant.
 
     Args:
-        spec: which schedule, and its peak.
-        num_epochs: >= 1.
-        steps_per_epoch: updates in an epoch, >= 1.
+        spec: the schedule and its parameters.
+        num_epochs: number of epochs, >= 1.
+        steps_per_epoch: updates per epoch, >= 1.
 
     Returns:
-        A function from an update's number to a float32 scalar; it can be traced.
+        A function from the number of an update to a float32 scalar; it can be traced.
 
     Raises:
-        TypeError, ValueError: counts that are not positive, or a warm-up as long as the run.
+        TypeError, ValueError: a count is not positive, or the warm-up is as long as the run.
 
     Reference: SGDR, https://arxiv.org/abs/1608.03983; one-cycle, https://arxiv.org/abs/1708.07120.
     """
@@ -56,7 +56,7 @@ def make_schedule(spec: ScheduleSpec, *, num_epochs: int, steps_per_epoch: int) 
         "warmup_cosine": lambda t: _warmup_cosine(
             t, warmup_steps, num_steps, final=spec.final_fraction
         ),
-        # Half a step keeps a rounded quotient from falling into the epoch before.
+        # The half step protects the floor from a quotient that is rounded down.
         "exponential": lambda t: (
             jnp.float32(spec.factor_per_epoch) ** jnp.floor((t + 0.5) / steps_per_epoch)
         ),

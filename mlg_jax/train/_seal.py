@@ -1,24 +1,24 @@
-"""A seal: the digests of all files of a directory, kept in it and written last."""
+"""Seals a directory with a file that holds the digests of all its files, written last."""
 
 import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from mlg_jax.export import write_atomically
+from mlg_jax._atomic import write_atomically
 
 SEAL_FILE = "digests.json"
 
 
 def seal(directory: Path, names: Iterable[str] | None = None) -> None:
-    """Writes the digests of files that nobody may change afterwards.
+    """Writes the digests of files that must not change afterwards.
 
     Args:
-        directory: the files' own; the seal is written into it.
-        names: of the files, relative to `directory`; None: all files below it.
+        directory: the directory of the files and of the seal.
+        names: paths of the files relative to `directory`; None seals all files below it.
 
     Raises:
-        OSError: a file cannot be read, or the seal not be written.
+        OSError: a file cannot be read, or the seal cannot be written.
     """
     if names is None:
         paths = (path for path in directory.rglob("*") if path.is_file())
@@ -28,9 +28,9 @@ def seal(directory: Path, names: Iterable[str] | None = None) -> None:
 
 
 def damage(directory: Path) -> str | None:
-    """What is wrong with a sealed directory, in a few words; None: every file is as sealed.
+    """Describes the first damaged file of a sealed directory; None if all files are intact.
 
-    Files that were added later are no damage.
+    Files added after sealing are ignored.
     """
     try:
         digests = dict(json.loads((directory / SEAL_FILE).read_text()))

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish to stop: after the current step, or at once with status 75."""
+"""SIGTERM and SIGINT as requests to stop: after the current step, or at once; status 75."""
 
 import gc
 import logging
@@ -10,20 +10,34 @@ from typing import Any
 
 import jax
 
-from mlg_jax.train._errors import TrainingInterrupted
 from mlg_jax.train._mesh import all_agree
 
 _LOGGER = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_RETRY_SECONDS = 1.0  # long enough to clean up in
+_RETRY_SECONDS = 1.0  # leaves time for clean-up
+
+
+class TrainingInterrupted(RuntimeError):
+    """SIGTERM or SIGINT arrived; progress was saved where possible, so the run can be resumed.
+
+    Attributes:
+        step: number of updates made before the interruption; None if it was not during training.
+        exit_code: the recommended exit status: 75, `EX_TEMPFAIL`, "try again later".
+    """
+
+    exit_code = 75
+
+    def __init__(self, message: str, *, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class StopRequest:
     """A context manager that turns the first SIGTERM or SIGINT into a flag.
 
-    The second one acts as it did before, and so does the first where it came too late for
-    `is_agreed` to answer it: it is passed on when the context ends. Outside the main thread, where
-    Python lets nobody install handlers, signals keep acting as before.
+    A second signal has its previous effect. A first signal that arrives too late to be reported by
+    `is_agreed` is raised again when the context ends. Outside the main thread, where Python does
+    not allow handlers to be installed, signals keep their previous effect.
     """
 
     def __init__(self) -> None:
@@ -45,11 +59,12 @@ class StopRequest:
             signal.raise_signal(self._requested)
 
     def is_agreed(self, *, is_sync_point: bool) -> bool:
-        """Should the run stop after this step? All processes give the same answer.
+        """Whether the run should stop after this step; the same on all processes.
 
         Args:
-            is_sync_point: the same on all processes. Where there are several they ask each other
-                only at such a step, as it costs a message; one process alone answers at once.
+            is_sync_point: whether several processes may communicate at this step (they must all
+                pass the same value); at other steps they return False. A single process needs no
+                sync point.
         """
         is_requested = self._requested is not None
         if jax.process_count() == 1:
@@ -63,18 +78,18 @@ class StopRequest:
 
 
 class Interruptible:
-    """A context manager that ends what has nothing to finish first, at SIGTERM or SIGINT.
+    """A context manager for work that SIGTERM or SIGINT may abort at any point.
 
-    The first signal raises KeyboardInterrupt, which no `except Exception` stops, and leaves the
-    context as TrainingInterrupted. Where the exception is swallowed, as in a destructor, it is
-    raised again until the context is left. A second signal acts as it did before. Signals outside
-    the main thread keep acting as before.
+    The first signal raises KeyboardInterrupt, which `except Exception` does not catch; on leaving
+    the context it becomes TrainingInterrupted. If the exception is swallowed, for example in a
+    destructor, it is raised again every second until the context is left. A second signal has its
+    previous effect, as have all signals outside the main thread.
 
     Args:
-        name: of what is done in it, for the message.
+        name: description of the work for the error message.
 
     Raises:
-        TrainingInterrupted: on leaving.
+        TrainingInterrupted: when the context is left after a signal.
     """
 
     def __init__(self, name: str) -> None:
@@ -97,9 +112,9 @@ class Interruptible:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
         self._alarm.restore()
         self._handlers.restore()
-        # Also where the exception was swallowed to the end, or became another one.
+        # Even if the exception was swallowed for good, or replaced by another one.
         if self._is_requested or kind is KeyboardInterrupt:
-            message = f"Interrupted during {self._name}; what was finished before is kept."
+            message = f"Interrupted during {self._name}; completed work is kept."
             raise TrainingInterrupted(message) from error
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -115,7 +130,7 @@ class Interruptible:
 
 
 class _Handlers:
-    """One handler for several signals, until it is taken back; in the main thread only."""
+    """Installs one handler for several signals and restores the old ones; main thread only."""
 
     def __init__(
         self,
@@ -136,10 +151,10 @@ class _Handlers:
 
 
 def _is_swallowing(frame: FrameType | None) -> bool:
-    """Whether Python would print and forget an exception.
+    """Whether Python would print and discard an exception raised in `frame`.
 
-    It does in destructors, in callbacks of weak references, and in those of the garbage collector,
-    of which JAX has one.
+    It does so in destructors, in callbacks of weak references, and in callbacks of the garbage
+    collector (JAX registers one).
     """
     callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     while frame is not None:

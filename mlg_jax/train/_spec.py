@@ -1,4 +1,4 @@
-"""What a training run is: frozen specs of the optimiser, the schedule and the loop."""
+"""Frozen specifications of a training run: optimiser, schedule, pruning and loop."""
 
 import dataclasses
 
@@ -18,21 +18,21 @@ def _check_decay(name: str, value: float) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerSpec:
-    """An optimiser.
+    """An optimiser and its hyperparameters.
 
     Args:
-        name: `sgd` (Nesterov), `adam`, `adamw` or `radam`.
-        weight_decay: >= 0. Decoupled (multiplied by the learning rate, outside the moments) for
-            `adamw` and `radam`; added to the gradient for `sgd` and `adam`, as is customary.
-        momentum: of `sgd`, in [0, 1).
+        name: `sgd` (with Nesterov momentum), `adam`, `adamw` or `radam`.
+        weight_decay: >= 0. Decoupled from the gradient (multiplied by the learning rate, not part
+            of the moments) for `adamw` and `radam`; added to the gradient for `sgd` and `adam`.
+        momentum: momentum of `sgd`, in [0, 1).
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in (0, 1).
-        eps: added to the root of the second moment, > 0.
-        clip_norm: largest global norm of the gradient, > 0; None does not clip.
-        sam_rho: radius of sharpness-aware minimisation around the optimiser, > 0; None is off.
+        eps: added to the square root of the second moment, > 0.
+        clip_norm: gradients are clipped to this global norm, > 0; None does not clip.
+        sam_rho: radius of sharpness-aware minimisation, > 0; None is off.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     name: str = "radam"
@@ -61,20 +61,22 @@ class OptimizerSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleSpec:
-    """A learning rate over the run.
+    """A learning rate schedule; `make_schedule` gives the formulas.
 
     Args:
         name: `constant`, `cosine`, `warmup_cosine`, `exponential` or `one_cycle`.
-        learning_rate: the peak, > 0.
-        final_fraction: learning rate at the end of the cosines and of the cycle, as a fraction of
-            the peak, in [0, 1].
-        warmup_epochs: of `warmup_cosine`, linear from 0, >= 0; may be a fraction of an epoch.
-        factor_per_epoch: of `exponential`, in (0, 1]; it acts at the start of each epoch.
-        initial_fraction: of `one_cycle`, in [0, 1], where the rise starts.
-        peak_fraction: of `one_cycle`, in (0, 1), share of the run at which the peak is reached.
+        learning_rate: the peak learning rate, > 0.
+        final_fraction: final learning rate of `cosine`, `warmup_cosine` and `one_cycle`, as a
+            fraction of the peak, in [0, 1].
+        warmup_epochs: length of the linear rise of `warmup_cosine`, in epochs, >= 0; may be
+            fractional.
+        factor_per_epoch: factor of `exponential`, applied at the start of each epoch, in (0, 1].
+        initial_fraction: initial learning rate of `one_cycle`, as a fraction of the peak, in
+            [0, 1].
+        peak_fraction: fraction of the run after which `one_cycle` reaches its peak, in (0, 1).
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     name: str = "constant"
@@ -99,20 +101,20 @@ class ScheduleSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PruningSpec:
-    """Gradual magnitude pruning of kernels while they train.
+    """Gradual magnitude pruning of kernels during training.
 
     Args:
-        final_sparsity: share of zeros at the end, in (0, 1).
-        start_fraction: share of the run's updates before the rise from zero starts, in [0, 1).
-        end_fraction: share of them at which the final share is reached, in (0, 1]; what is left
-            of the run trains the weights that stay.
+        final_sparsity: final fraction of zeros, in (0, 1).
+        start_fraction: fraction of the run after which sparsity starts to rise, in [0, 1).
+        end_fraction: fraction of the run after which the final sparsity is reached, in (0, 1]; the
+            rest of the run trains the remaining weights.
         every_steps: updates between two prunings, >= 1.
-        scope: `layer` (every kernel has the same share of zeros, as published) or `global` (the
-            smallest weights of all kernels together).
+        scope: `layer` (every kernel has the same sparsity, as in the paper) or `global` (the
+            smallest weights of all kernels together are pruned).
         exclude: `fnmatch` patterns of parameter names that are not pruned, e.g. `"classifier/*"`.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
     Reference: https://arxiv.org/abs/1710.01878.
     """
@@ -144,27 +146,29 @@ class PruningSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSpec:
-    """The loop around the steps.
+    """The training loop.
 
     Args:
-        num_epochs: >= 1.
+        num_epochs: number of epochs, >= 1.
         optimizer: see `OptimizerSpec`.
         schedule: see `ScheduleSpec`.
-        accumulation_steps: micro-batches a step, >= 1; the batch is split, not multiplied. Norms
-            see one micro-batch at a time. Weight quantisers clamp each micro-batch's cotangent to
-            [-1, 1], so the gradient is that of the whole batch unless an entry exceeds 1 in one of
-            them (the same holds for gradients taken device by device in `jax.shard_map`; the
-            trainer's own data parallelism differentiates the whole batch at once).
-        log_every_steps: steps between two fetches of the metrics, >= 1.
-        eval_every_epochs: epochs between two evaluations, >= 1; the last epoch is evaluated too.
-        checkpoint_every_steps: >= 1, in addition to every epoch's end; None: epochs' ends only.
-        best_metric: the evaluation metric by which the best checkpoint is chosen.
+        accumulation_steps: micro-batches per step, >= 1; the batch size does not change. Norm
+            layers use the statistics of one micro-batch at a time. Weight quantisers clamp the
+            cotangent of each micro-batch to [-1, 1], so the gradient equals that of the whole
+            batch unless an entry exceeds 1 in a micro-batch. (The same holds for gradients taken
+            per device in `jax.shard_map`. The trainer's own data parallelism differentiates the
+            whole batch at once.)
+        log_every_steps: steps between two log lines, >= 1; each one waits for the device.
+        eval_every_epochs: epochs between two evaluations, >= 1; the last epoch is always evaluated.
+        checkpoint_every_steps: steps between two checkpoints within an epoch, >= 1; None saves at
+            the end of every epoch only.
+        best_metric: the evaluation metric that selects the best checkpoint.
         best_mode: `max` or `min`.
-        pruning: see `PruningSpec`; None prunes nothing. The best checkpoint is then chosen among
-            those that have the final share of zeros.
+        pruning: see `PruningSpec`; None does not prune. With pruning, only checkpoints of the
+            final sparsity can be the best.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     num_epochs: int

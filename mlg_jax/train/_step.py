@@ -1,4 +1,4 @@
-"""One update as a pure, jitted function of the state and a batch."""
+"""Training and evaluation steps as pure, jitted functions of a state and a batch."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,20 +14,19 @@ from mlg_jax.train._mesh import replicated, sharded
 from mlg_jax.train._metrics import MetricSums, num_valid, weigh
 from mlg_jax.train._partition import TrainableRule, merge_params, split_params
 from mlg_jax.train._pruning import MaskUpdate, apply_masks
-from mlg_jax.train._state import TrainState
-from mlg_jax.train._tree import are_finite, select
+from mlg_jax.train._state import TrainState, are_finite, select
 
 # (params, model_state, batch, key, train) -> (loss, (metrics, new model_state)). The loss and the
-# metrics are scalars, means over the examples that count; `train` is a Python bool.
+# metrics are scalars, means over the unmasked examples; `train` is a Python bool.
 LossFn = Callable[[Any, Any, Any, Any, bool], tuple[jax.Array, tuple[Mapping[str, Any], Any]]]
 
 
 class StepReport(struct.PyTreeNode):
-    """What a step tells besides the new state."""
+    """The result of a step besides the new state."""
 
-    sums: MetricSums  # of this batch: the loss and the metrics of the loss function
-    is_applied: jax.Array  # bool scalar: the update was made
-    is_overflow: jax.Array  # bool scalar: discarded, the state is not frozen; repeat it exactly
+    sums: MetricSums  # the loss and the metrics of this batch
+    is_applied: jax.Array  # bool scalar: the update was applied
+    is_overflow: jax.Array  # bool scalar: the update was discarded; repeat it with the exact step
 
 
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, StepReport]]
@@ -45,32 +44,33 @@ def make_train_step(
     is_trainable: TrainableRule | None = None,
     update_masks: MaskUpdate | None = None,
 ) -> TrainStep:
-    """Compiles one update. The state given is donated: use the one returned.
+    """Makes a jitted training step, which donates the state it is given.
 
-    The update is discarded on the device, every array of the state keeping its old value, unless
-    the loss, all gradients and all changes to the parameters are finite. A broken loss freezes the
-    state; so does a broken gradient under "freeze", which needs nobody to look: the steps that
-    follow change nothing. Under "report" the step only says so, for the caller to repeat it.
+    The update is applied only if the loss, all gradients and all parameter updates are finite.
+    Otherwise it is discarded on the device, and all arrays of the state keep their values. A
+    non-finite loss also freezes the state, so that later steps change nothing until the host
+    notices. A non-finite gradient does the same under "freeze"; under "report" the step only sets
+    `StepReport.is_overflow`, so that the caller can repeat the batch.
 
     Args:
         loss_fn: see `LossFn`.
-        optimizer: as from `make_optimizer`.
-        mesh: as from `make_mesh`; the batch must be sharded over it.
-        accumulation_steps: micro-batches, visited one after the other by `lax.scan`. Micro-batch
-            `i` holds the rows `i, i + accumulation_steps, ...`, so that no row changes its device.
+        optimizer: as returned by `make_optimizer`.
+        mesh: as returned by `make_mesh`; the batch must be sharded over it.
+        accumulation_steps: number of micro-batches, processed in turn by `lax.scan`. Micro-batch
+            `i` holds the rows `i, i + accumulation_steps, ...`, so that rows stay on their device.
         when_gradient_breaks: "freeze" or "report".
-        num_repeats: added to `num_overflows` by an update that is made: 1 for the exact step.
-        is_trainable: as of the state. The loss is differentiated with respect to the parameters it
-            chooses, so that nothing is kept for the gradients of the others, and only these are
-            updated.
-        update_masks: `(masks, params, step) -> masks`, after each update; None keeps the state's.
-            Where a mask is False, the gradient and the updated parameter are zero.
+        num_repeats: added to `num_overflows` if the update is applied: 1 for an exact step.
+        is_trainable: the rule that the state was created with. Only the parameters it selects are
+            differentiated and updated; no residuals are kept for the gradients of the others.
+        update_masks: `(masks, params, step) -> masks`, called after each update; None keeps the
+            masks of the state. Where a mask is False, gradient and updated parameter are zero.
 
     Returns:
         A jitted function `(state, batch) -> (state, StepReport)`.
 
     Raises:
-        ValueError: another `when_gradient_breaks`, fewer than one micro-batch.
+        TypeError, ValueError: `when_gradient_breaks` is unknown, or `accumulation_steps` is not a
+            positive integer.
     """
     check_choice("when_gradient_breaks", when_gradient_breaks, ("freeze", "report"))
     check_integer("accumulation_steps", accumulation_steps, 1)
@@ -106,7 +106,7 @@ def make_train_step(
             masks=masks,
         )
         is_loss_finite = jnp.isfinite(sums.totals["loss"])
-        # The changes too: those of SAM come from a second gradient.
+        # The updates as well: those of SAM depend on a second gradient.
         is_gradient_finite = are_finite((grads, updates))
         return _settle(
             state,
@@ -127,11 +127,11 @@ def make_train_step(
 
 
 def make_eval_step(loss_fn: LossFn, mesh: Mesh) -> EvalStep:
-    """Compiles the evaluation of a batch, `loss_fn(..., train=False)` with a constant key.
+    """Makes a jitted evaluation step, which calls `loss_fn(..., train=False)` with a constant key.
 
     Args:
         loss_fn: see `LossFn`.
-        mesh: as from `make_mesh`; the batch must be sharded over it.
+        mesh: as returned by `make_mesh`; the batch must be sharded over it.
 
     Returns:
         A jitted function `(params, model_state, batch) -> MetricSums`.
@@ -154,7 +154,7 @@ def _settle(
     *,
     is_freezing: bool,
 ) -> tuple[TrainState, StepReport]:
-    """Chooses between the old state and the updated one, and marks the old one if it must stop."""
+    """Selects the updated state or, if it is not finite, the old one, frozen if necessary."""
     is_frozen = state.is_loss_broken | state.is_gradient_broken
     is_applied = is_loss_finite & is_gradient_finite & ~is_frozen
     breaks_gradient = ~is_frozen & is_loss_finite & ~is_gradient_finite
@@ -170,7 +170,7 @@ def _settle(
 def _gradients(
     loss_fn: LossFn, params: Any, model_state: Any, batch: Any, key: jax.Array
 ) -> tuple[Any, MetricSums, Any]:
-    """Gradients, metrics and model state of one (micro-)batch."""
+    """Gradients, metric sums and new model state of one (micro-)batch."""
     value_and_grad = jax.value_and_grad(
         lambda p: loss_fn(p, model_state, batch, key, True), has_aux=True
     )
@@ -181,7 +181,7 @@ def _gradients(
 def _accumulated_gradients(
     loss_fn: LossFn, params: Any, model_state: Any, batch: Any, key: jax.Array, num_parts: int
 ) -> tuple[Any, MetricSums, Any]:
-    """The same over `num_parts` micro-batches, gradients averaged by the examples that count."""
+    """`_gradients` over `num_parts` micro-batches, averaged by their unmasked examples."""
     if num_parts == 1:
         return _gradients(loss_fn, params, model_state, batch, key)
     parts = jax.tree.map(lambda leaf: _split_rows(leaf, num_parts), batch)
@@ -207,5 +207,5 @@ def _accumulated_gradients(
 
 
 def _split_rows(leaf: jax.Array, num_parts: int) -> jax.Array:
-    """`[n, ...]` -> `[num_parts, n / num_parts, ...]`, rows dealt in turn."""
+    """`[n, ...]` to `[num_parts, n / num_parts, ...]`, with the rows dealt out in turn."""
     return jnp.moveaxis(leaf.reshape(-1, num_parts, *leaf.shape[1:]), 1, 0)

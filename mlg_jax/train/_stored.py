@@ -1,4 +1,4 @@
-"""What a directory of checkpoints holds, read without changing it."""
+"""Reads a directory of checkpoints without changing it."""
 
 import json
 import logging
@@ -10,8 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mlg_jax._checks import check_choice
-from mlg_jax.train._arrays import digests, is_variable, nest
-from mlg_jax.train._errors import CheckpointError
+from mlg_jax.train._arrays import CheckpointError, digests, is_variable, nest
 from mlg_jax.train._seal import damage
 
 _LOGGER = logging.getLogger(__name__)
@@ -22,20 +21,21 @@ WORST = -float("inf")  # the score of a checkpoint that was not evaluated
 def load_variables(
     directory: str | Path, *, which: str = "best"
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Reads a model out of a run's checkpoints, without knowing its optimiser; changes nothing.
+    """Reads the variables of a model from the checkpoints of a run; needs no optimiser.
 
-    A checkpoint that is damaged is left out, with a warning.
+    Damaged checkpoints are ignored with a warning.
 
     Args:
-        directory: the checkpoints' own directory.
-        which: `best` (the latest, where none was evaluated) or `latest`.
+        directory: the directory of the checkpoints (`checkpoints` in a work directory).
+        which: `best` (or the latest, if no checkpoint is scored) or `latest`.
 
     Returns:
-        Parameters, model state (nested dictionaries of NumPy arrays) and the checkpoint's `meta`.
+        Parameters and model state, as nested dictionaries of NumPy arrays, and the `meta` of the
+        checkpoint.
 
     Raises:
-        ValueError: another `which`.
-        CheckpointError: no complete checkpoint in there, or damaged ones only.
+        ValueError: `which` is unknown.
+        CheckpointError: there is no complete, undamaged checkpoint.
     """
     check_choice("which", which, ("best", "latest"))
     path = Path(directory).absolute()
@@ -63,13 +63,13 @@ def _read_variables(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[st
     except Exception as error:
         raise CheckpointError(f"Cannot read {path}: {first_line(error)}") from error
     if digests(flat) != {name: expected[name] for name in flat}:
-        raise CheckpointError(f"The checkpoint {path} is damaged: its arrays.")
+        raise CheckpointError(f"The arrays of the checkpoint {path} are damaged.")
     variables = nest(flat)
     return variables.get("params", {}), variables.get("model_state", {}), meta
 
 
 def _sound_steps(path: Path) -> list[int]:
-    """The steps whose files are all as they were written, at least one; warns of the others."""
+    """The steps of all undamaged checkpoints, at least one; warns about damaged ones."""
     steps = steps_in(path)
     if not steps:
         raise CheckpointError(f"No complete checkpoint in {path}.")
@@ -78,12 +78,12 @@ def _sound_steps(path: Path) -> list[int]:
     if not sound:
         raise CheckpointError(
             f"The checkpoint of step {steps[-1]} in {path} is damaged ({reasons[steps[-1]]}), and "
-            "there is no sound one."
+            "there is no undamaged one."
         )
     for step in steps:
         if step not in sound:
             _LOGGER.warning(
-                "The checkpoint of step %d in %s is damaged and left out: %s.",
+                "The checkpoint of step %d in %s is damaged and ignored: %s.",
                 step,
                 path,
                 reasons[step],
@@ -92,12 +92,13 @@ def _sound_steps(path: Path) -> list[int]:
 
 
 def steps_in(directory: Path, suffix: str = "") -> list[int]:
+    """The steps of all checkpoints in a directory, ascending; those set aside end in a suffix."""
     names = (path.name.removesuffix(suffix) for path in directory.glob(f"*{suffix}"))
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def best_of(directory: Path, steps: Sequence[int]) -> tuple[int, float] | None:
-    """The best of some steps, as (step, score); of equal ones the latest."""
+    """Step and score of the best checkpoint, the latest if several tie; None if none is scored."""
     scores = {step: score_of(directory / str(step)) for step in steps}
     evaluated = {step: s for step, s in scores.items() if s is not None and s > WORST}
     if not evaluated:
@@ -107,7 +108,7 @@ def best_of(directory: Path, steps: Sequence[int]) -> tuple[int, float] | None:
 
 
 def score_of(path: Path) -> float | None:
-    """A checkpoint's score, more is better; None: it cannot be read."""
+    """The score of a checkpoint (higher is better); None if it cannot be read."""
     try:
         return float(json.loads((path / "metrics/metrics").read_text())["score"])
     except (OSError, ValueError, TypeError, KeyError):
@@ -115,4 +116,5 @@ def score_of(path: Path) -> float | None:
 
 
 def first_line(error: BaseException) -> str:
+    """The type of an error and the first line of its message, at most 300 characters."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]

@@ -1,4 +1,4 @@
-"""What is trained, as functions, and how a run ended."""
+"""The task that a run trains on, and the ways in which a run ends."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -12,28 +12,28 @@ from mlg_jax.train._step import LossFn
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained, as functions.
+    """The functions that define a training task.
 
     Args:
         loss_fn: `(params, model_state, batch, key, train) -> (loss, (metrics, new_model_state))`;
-            loss and metrics are scalars, means over the batch's examples that count.
-        batches: from an epoch and the number of the first batch wanted, both from 0, to an
-            iterator over the rest of that epoch: this process's rows, the same for the same
-            arguments.
-        steps_per_epoch: batches an epoch has, >= 1.
-        eval_batches: makes an iterator over the validation set; None does not evaluate.
-        eval_loss_fn: like `loss_fn`, called with `train=False`; None: `loss_fn`.
-        exact_loss_fn: like `loss_fn`, for the batch whose gradients came out non-finite though
-            its loss is finite; None: such a batch stops the run.
-        on_overflow: called with the state and the batch after every exact step; returns the
-            `loss_fn` to go on with, or None to keep the present one. It must not keep the state's
-            arrays, whose memory the next step reuses.
-        on_epoch_end: the same, called at the end of every epoch but the last, with its last batch.
-        is_trainable: from a parameter's name ("block/kernel") to whether it is trained; None: all
-            are. The others stay as they are, and nothing is differentiated with respect to them.
+            loss and metrics are scalars, means over the unmasked examples of the batch.
+        batches: `(epoch, first) -> iterator` over the batches of an epoch from number `first` on,
+            both counted from 0. It must yield the rows of this process, and the same batches for
+            the same arguments.
+        steps_per_epoch: batches per epoch, >= 1.
+        eval_batches: makes an iterator over the validation set; None skips evaluation.
+        eval_loss_fn: like `loss_fn`, called with `train=False`; None uses `loss_fn`.
+        exact_loss_fn: like `loss_fn`; repeats a batch whose loss is finite but whose gradients are
+            not. None stops the run at such a batch.
+        on_overflow: called with the state and the batch after every exact step; returns a new
+            `loss_fn`, or None to keep the current one. It must not keep references to the arrays
+            of the state, which the next step donates.
+        on_epoch_end: likewise, called with the last batch at the end of every epoch but the last.
+        is_trainable: whether the parameter with a given name ("block/kernel") is trained; None
+            trains all. Frozen parameters are neither differentiated nor updated.
 
     Raises:
-        TypeError, ValueError: a number of steps that is not positive.
+        TypeError, ValueError: `steps_per_epoch` is not a positive integer.
     """
 
     loss_fn: LossFn
@@ -52,9 +52,21 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """How a run ended: the last state, the last evaluation, the best one's step and value."""
+    """The final state, the last evaluation, and the step and value of the best one."""
 
     state: TrainState
     metrics: dict[str, float]
     best_step: int | None
     best_value: float | None
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or a gradient is not finite; its update was not applied.
+
+    Attributes:
+        step: number of updates before the failure, and so the number of the failed batch, from 0.
+    """
+
+    def __init__(self, message: str, *, step: int) -> None:
+        super().__init__(message)
+        self.step = step

@@ -1,4 +1,4 @@
-"""The steps between two fetches of the metrics."""
+"""Metrics of the steps since the last log line."""
 
 import time
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from mlg_jax.train._step import StepReport
 
 
 class Window:
-    """Sums of metrics on the device, and the clock of the images per second."""
+    """Sums of metrics on the device, and a clock for the images per second."""
 
     def __init__(self) -> None:
         self.num_steps = 0
@@ -20,12 +20,12 @@ class Window:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leaves all time until now out of `images_per_second`."""
+        """Excludes all time until now from `images_per_second`."""
         self._num_timed_examples = 0
         self._start_seconds = time.perf_counter()
 
     def add(self, report: StepReport, *, num_examples: int, is_timed: bool) -> None:
-        """Takes in a step. One that is not timed, because it compiles, is waited for."""
+        """Adds a step. An untimed one (which compiles) is waited for, so as not to time it."""
         self._sums = report.sums if self._sums is None else add_sums(self._sums, report.sums)
         self.num_steps += 1
         if is_timed:
@@ -35,7 +35,7 @@ class Window:
         self.restart_clock()
 
     def means(self) -> dict[str, float]:
-        """The averages and `images_per_second` (only if a step was timed); waits for the device."""
+        """The averages, and `images_per_second` if a step was timed; waits for the device."""
         if self._sums is None:
             return {}
         means = self._sums.means()
@@ -45,7 +45,7 @@ class Window:
         return means
 
     def to_json(self) -> dict[str, Any] | None:
-        """The exact sums, for `from_json`; None: there is no step yet. Waits for the device."""
+        """The exact sums, for `from_json`; None if there is no step yet. Waits for the device."""
         if self._sums is None:
             return None
         totals, weight = jax.device_get((self._sums.totals, self._sums.weight))
@@ -54,10 +54,10 @@ class Window:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any] | None) -> "Window":
-        """A window that goes on with stored sums, bit for bit, and with a clock of its own."""
+        """A window that continues with stored sums, bit for bit, and a new clock."""
         window = cls()
         if stored is not None:
-            # Of NumPy, which several processes may add to arrays that they share.
+            # NumPy scalars, which can be added to arrays that span several processes.
             exact: Any = jax.tree.map(np.float32, (stored["totals"], stored["weight"]))
             window._sums = MetricSums(totals=exact[0], weight=exact[1])
             window.num_steps = stored["num_steps"]

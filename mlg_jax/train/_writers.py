@@ -1,4 +1,4 @@
-"""Where metrics go: JSON lines, TensorBoard, a progress bar or log lines; process 0 only."""
+"""Writes metrics to JSON lines, TensorBoard, and a progress bar or the log; on process 0 only."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from mlg_jax.export import write_atomically
+from mlg_jax._atomic import write_atomically
 from mlg_jax.train._board import Board
 
 _LOGGER = logging.getLogger("mlg_jax.train")
@@ -22,15 +22,15 @@ _TENSORBOARD_DIR = "tensorboard"
 
 
 class MetricsWriter:
-    """Appends metrics to a work directory's `metrics.jsonl` and TensorBoard files.
+    """A context manager that appends metrics to `metrics.jsonl` and TensorBoard files.
 
-    A context manager. Lines past the step a run is resumed from are dropped, as is a line that a
-    crash cut short, so that the file reads as if the run had never stopped.
+    When a run resumes, lines of later steps and a last line truncated by a crash are removed, so
+    that the file reads as if the run had never stopped.
 
     Args:
-        work_dir: None writes nothing but log lines.
-        resumed_step: updates made before this process.
-        num_steps: of the whole run, for the progress bar.
+        work_dir: directory of the files; None writes to the progress bar or the log only.
+        resumed_step: number of updates made before this process started.
+        num_steps: number of updates of the whole run, for the progress bar.
     """
 
     def __init__(self, work_dir: Path | None, *, resumed_step: int, num_steps: int) -> None:
@@ -59,7 +59,7 @@ class MetricsWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # What ends the run already counts: on a full disk closing fails as writing did.
+        # Does not hide the error that ends the run: on a full disk closing fails as well.
         with (
             contextlib.suppress(OSError) if error else naming(self._path),
             contextlib.ExitStack() as stack,
@@ -91,13 +91,13 @@ class MetricsWriter:
 
 
 def read_metrics(work_dir: str | Path) -> list[dict[str, Any]]:
-    """All complete lines of a work directory's `metrics.jsonl`, in order."""
+    """The lines of `metrics.jsonl` in a work directory, in order; damaged lines are left out."""
     path = Path(work_dir) / METRICS_FILE
     return _complete_lines(path) if path.exists() else []
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Removes the lines of later steps, and a last line that was cut short."""
+    """Removes the lines of later steps, and a truncated last line."""
     if not path.exists():
         return
     kept = [line for line in _complete_lines(path) if line["step"] <= step]
@@ -105,8 +105,8 @@ def drop_lines_after(path: Path, step: int) -> None:
 
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:
-    """All lines but one that a crash cut short, the last; warns of others that are no metrics."""
-    *texts, _ = path.read_bytes().split(b"\n")  # what follows the last newline was cut short
+    """All valid lines; a truncated last line is ignored, other invalid lines cause a warning."""
+    *texts, _ = path.read_bytes().split(b"\n")  # text after the last newline is truncated
     lines = [line for line in map(_parsed, texts) if line is not None]
     if len(lines) < len(texts):
         _LOGGER.warning(
@@ -128,7 +128,7 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError from within names the file; that of a write to a full disk does not."""
+    """Adds the path to any OSError raised inside, since the error of a full disk names no file."""
     try:
         yield
     except OSError as error:

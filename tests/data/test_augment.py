@@ -1,4 +1,4 @@
-"""Every augmented image is one that the rule allows; found by an exhaustive NumPy search."""
+"""Every augmented image is a valid outcome, checked by an exhaustive search in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def random_images(num, size=6):
 
 
 def crop_offset(image, output, padding):
-    """The offset at which `output` lies in the zero-padded `image`; None if it does not."""
+    """The offset of `output` in the zero-padded `image`; None if it is not a window of it."""
     padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     side = image.shape[0]
     found = [
@@ -43,7 +43,7 @@ def test_random_crop_cuts_every_window_of_the_zero_padded_image():
     offsets = [crop_offset(a, b, 1) for a, b in zip(np.asarray(images), output, strict=True)]
     assert output.dtype == np.uint8
     assert set(offsets) == {(i, j) for i in range(3) for j in range(3)}
-    # 400 draws of 9 windows: 44.4 expected, standard deviation 6.3; five of them.
+    # 400 draws over 9 windows: expectation 44.4, standard deviation 6.3; five deviations allowed.
     counts = [offsets.count(offset) for offset in set(offsets)]
     assert min(counts) > 13 and max(counts) < 76
 
@@ -92,11 +92,11 @@ def test_resized_crop_of_the_whole_area_changes_only_the_aspect():
     images = jnp.repeat(ramp, 64, axis=0)
     output = np.asarray(random_resized_crop(KEY, images, 0.25)).astype(int)
     rows = output[:, 2:-2]
-    assert (rows == rows[:, :, :1]).all()  # columns of the image are alike
+    assert (rows == rows[:, :, :1]).all()  # all columns of the image are equal
     steps = np.diff(rows[:, :, 0, 0], axis=1)
     assert (steps.max(axis=1) - steps.min(axis=1) <= 1).all()  # one grey level of rounding
     slopes = (rows[:, -1, 0, 0] - rows[:, 0, 0, 0]) / (rows.shape[1] - 1) / 8
-    # The share of the height: sqrt(area) * sqrt(aspect), area .25 to 1, aspect 3/4 to 4/3.
+    # Fraction of the height: sqrt(area) * sqrt(aspect), area 0.25 to 1, aspect 3/4 to 4/3.
     assert slopes.min() > 0.5 * 0.86 and slopes.max() <= 1.01
     assert np.ptp(slopes) > 0.3
     assert output.min() >= 0 and output.max() <= 255
@@ -110,7 +110,7 @@ def test_resized_crop_shows_a_rectangle_of_the_image():
     spans = np.ptp(output.reshape(64, -1, 3).astype(float), axis=1)[:, :2] / 252
     areas = spans.prod(axis=1)
     assert areas.min() < 0.3 and areas.max() > 0.7
-    assert areas.min() > 0.05  # 0.1, less one row and one column of pixels at the border
+    assert areas.min() > 0.05  # 0.1 minus one row and one column of border pixels
 
 
 def test_augmentation_is_a_pure_function_of_the_key_also_inside_jit():

@@ -32,7 +32,7 @@ def test_evaluation_sees_every_example_once(num, size):
     assert rows.shape == mask.shape == (-(-num // size), size)
     np.testing.assert_array_equal(rows[mask], np.arange(num))
     assert (rows[~mask] == 0).all()
-    assert mask[:-1].all() and mask[-1, 0]  # filling in the last batch only, and not all of it
+    assert mask[:-1].all() and mask[-1, 0]  # only the last batch is padded, and only in part
 
 
 @hypothesis.given(st.integers(2, 200), st.integers(0, 5), st.data())

@@ -1,4 +1,4 @@
-"""Download and preparation of CIFAR archives, from a server on this machine."""
+"""Download and preparation of CIFAR archives, from a local HTTP server."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path):
-    """Serves `tmp_path / "www"`; yields its address and the directory."""
+    """Serves `tmp_path / "www"`; yields the address and the directory."""
     root = tmp_path / "www"
     root.mkdir()
     handler = functools.partial(_Handler, directory=str(root))
@@ -64,7 +64,7 @@ def test_prepare_from_a_server(name, server, tmp_path):
     prepared = prepare_cifar(name, data_dir, url=f"{url}/archive.tar.gz", md5=md5)
     assert prepared == f"{data_dir}/{name}/3.0.2"
     kinds = {path.suffix for path in pathlib.Path(data_dir).rglob("*") if path.is_file()}
-    assert ".gz" not in kinds  # the archive is gone
+    assert ".gz" not in kinds  # the archive is removed
 
     source = open_source(DataSpec(name=name, data_dir=data_dir, download=False))
     layout = LAYOUTS[name]
@@ -72,7 +72,7 @@ def test_prepare_from_a_server(name, server, tmp_path):
     for split, examples in (("train", source.train), ("test", source.test)):
         raw = b"".join(files[f] for f in layout["files"] if ("test" in f) == (split == "test"))
         records = np.frombuffer(raw, np.uint8).reshape(-1, num_labels + 3072)
-        # Plane by plane on disk; the last label byte is the fine one.
+        # Pixels are stored plane by plane; the last label byte is the fine label.
         expected = np.moveaxis(records[:, num_labels:].reshape(-1, 3, 32, 32), 1, -1)
         batch = read_all(examples, 1)
         found = sorted_records(batch["image"], batch["label"])
@@ -203,7 +203,7 @@ def test_a_truncated_archive_of_the_right_checksum(tmp_path):
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
 @pytest.mark.parametrize("target", ["out", "itself"])
 def test_links_are_not_followed(tmp_path, kind, target):
-    """A member that is a link, out of the archive or to itself, is no file of the archive."""
+    """Links, to outside the archive or to themselves, are not treated as files of the archive."""
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(3073))
     path = tmp_path / "a.tar.gz"
@@ -222,7 +222,7 @@ def test_links_are_not_followed(tmp_path, kind, target):
 
 @pytest.mark.bad_input
 def test_a_failure_while_preparing_leaves_nothing(tmp_path, monkeypatch):
-    """No disk space, simulated: the third image cannot be written."""
+    """Simulates a full disk: the third image cannot be written."""
     path = tmp_path / "a.tar.gz"
     md5 = write_archive(path, "cifar10", cifar_files("cifar10"))
 

@@ -1,4 +1,4 @@
-"""The promises to a trainer: disjoint splits, the same batches after a resume, one test read."""
+"""Splits are disjoint, batches are the same after a resume, and only `test_batches` reads test."""
 
 import contextlib
 import dataclasses
@@ -41,7 +41,7 @@ def assert_equal(first, second):
 
 
 def images_of(batches):
-    """The set of images in batches, filling left out."""
+    """The set of images in batches, without padding."""
     return {
         bytes(image)
         for batch in batches
@@ -209,7 +209,7 @@ def test_preprocessing_carries_the_augmentation():
 
 
 def test_streaming_prepared_records(tmp_path):
-    """array_record through Grain: every image once, resumable, the same as on the device."""
+    """array_record through Grain: every image once, resumable, and equal to resident batches."""
     labels = np.arange(70) % 3
     splits = {"train": (random_images(70), labels), "test": (random_images(9, seed=1), labels[:9])}
     prepare("cars196", tmp_path, splits)
@@ -234,7 +234,7 @@ def test_streaming_prepared_records(tmp_path):
 @pytest.mark.bad_input
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_an_image_that_breaks_later_is_named(tmp_path, split):
-    """Out of the threads that read ahead, too: the error is the one that was raised there."""
+    """Errors in reader threads reach the caller unchanged."""
     write_folder(tmp_path, num=6)
     spec = DataSpec(
         name="image_folder",
@@ -263,7 +263,7 @@ def test_closing_stops_the_threads():
             next(batches)
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)  # the threads end on their own once they are told to
+        time.sleep(0.01)  # the threads end soon after they are told to
     assert threading.active_count() <= before
 
 
@@ -342,7 +342,11 @@ def test_four_devices_give_the_batches_of_one():
         ({"num_validation": 131}, ValueError, r"`num_validation` must be .*in \[0, 130\]; got 131"),
         ({"batch_size": 102}, ValueError, "`batch_size` must be at most .* 101; got 102"),
         ({"train_limit": 3}, ValueError, "`batch_size` must be at most .* 3; got 16"),
-        ({"mean": (0.5,)}, ValueError, r"`mean` must have 3 entries, one a channel; got \(0.5,\)"),
+        (
+            {"mean": (0.5,)},
+            ValueError,
+            r"`mean` must have 3 entries, one per channel; got \(0.5,\)",
+        ),
     ],
 )
 def test_specs_that_do_not_fit_the_data(changes, error, message):

@@ -1,4 +1,4 @@
-"""Arrays are checked on the way in, and read in the order asked for."""
+"""Arrays are checked when they are given, and read in the order requested."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Image folders: labels are the sorted directories, pixels those of the files."""
+"""Image folders: labels follow the sorted directories, pixels equal those of the files."""
 
 import shutil
 
@@ -79,7 +79,7 @@ def test_without_classes_or_images(tmp_path):
         opened(tmp_path)
     (tmp_path / "train" / "cat").mkdir()
     (tmp_path / "train" / "cat" / "0.tif").touch()
-    with pytest.raises(DataError, match=rf"{message}\. Left out: files that are no PNG.*: 1 .*tif"):
+    with pytest.raises(DataError, match=rf"{message}\. Left out: files other than PNG.*: 1 .*tif"):
         opened(tmp_path)
 
 
@@ -111,7 +111,7 @@ def test_what_is_left_out_is_counted_in_one_warning(tmp_path, caplog):
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     for part in (
-        "files that are no PNG, JPEG or WebP: 2 (such as ",
+        "files other than PNG, JPEG or WebP: 2 (such as ",
         "hidden images: 2 (such as ",
         f"images in sub-directories: 2 (such as {cat}/more/2.webp)",
         f"images beside the classes: 1 (such as {tmp_path}/train/0.jpg)",
@@ -150,7 +150,7 @@ def test_a_broken_file_is_found_when_the_set_is_opened(tmp_path, split, kind):
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 def test_bytes_behind_an_image_are_no_fault(tmp_path, form):
-    """Phones append to JPEG files; such a file is decoded instead, and turns out to be good."""
+    """Phones append data to JPEG files; such a file is decoded when it is opened, and accepted."""
     write_folder(tmp_path)
     path = tmp_path / "train" / "dog" / f"9{IMAGE_FORMATS[form][0]}"
     PIL.Image.new("RGB", (6, 6), "red").save(path, form)
@@ -167,7 +167,7 @@ def test_the_size_is_that_of_the_upright_image(tmp_path):
 
 
 def test_exif_behind_the_pixels_of_a_png_counts(tmp_path):
-    """The header says 4 x 6 and nothing of a turn: decoding has the last word."""
+    """The header says 4 x 6 and gives no orientation; only decoding finds the rotation."""
     written = write_folder(tmp_path, sizes=((6, 4),))
     exif = PIL.Image.Exif()
     exif[0x0112] = 8

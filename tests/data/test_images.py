@@ -1,4 +1,4 @@
-"""Files become what viewers show; other sizes are the central square, resized."""
+"""Files decode to the pixels a viewer shows; resizing takes the central square."""
 
 import io
 import struct
@@ -25,7 +25,7 @@ def decode(source, channels=3, size=None):
 
 
 def smooth_image(height, width):
-    """A picture that survives resampling: a ramp down and a ramp across."""
+    """An image that resampling barely changes: a vertical ramp and a horizontal one."""
     rows, columns = np.meshgrid(
         np.linspace(0, 255, height), np.linspace(0, 255, width), indexing="ij"
     )
@@ -56,12 +56,12 @@ def test_the_central_square_is_resized(form):
     output = decode(encode(image, form, **options), size=20).astype(int)
     expected = image[:, 60:260].reshape(20, 10, 20, 10, 3).mean(axis=(1, 3))
     assert output.shape == (20, 20, 3)
-    # Cubic resampling of a ramp is a ramp but for the border; JPEG adds a few grey levels.
+    # Cubic resampling keeps a ramp, except at the border; JPEG adds a few grey levels.
     assert np.abs(output - expected)[1:-1, 1:-1].max() <= (6 if form == "JPEG" else 2)
 
 
 def test_jpeg_decoding_at_a_fraction_keeps_the_details():
-    """Blocks of 4 pixels, halved: decoding below the full size would blur them away."""
+    """Halves an image of 4-pixel blocks, which decoding at a lower resolution would blur."""
     image = np.kron(random_images(1, size=16)[0], np.ones((4, 4, 1), np.uint8))
     options = {"quality": 100, "subsampling": 0}
     output = decode(encode(image, "JPEG", **options), size=32).astype(int)
@@ -85,7 +85,7 @@ def test_array_examples_are_resized_after_the_check():
 
 
 def oriented(pixels, form, orientation, **options):
-    """Pixels as a camera stores them that was held so: viewers show `pixels`."""
+    """The pixels a camera held in this orientation would store; a viewer shows `pixels`."""
     stored = {
         1: pixels,
         2: pixels[:, ::-1],
@@ -109,7 +109,7 @@ def oriented(pixels, form, orientation, **options):
 def test_images_are_turned_as_viewers_show_them(form, options, orientation, tmp_path):
     pixels = np.kron(random_images(1, size=4)[0][:3], np.ones((8, 8, 1), np.uint8))
     encoded = oriented(pixels, form, orientation, **options)
-    tolerance = 3 if form == "JPEG" else 0  # rounding of its colours and frequencies
+    tolerance = 3 if form == "JPEG" else 0  # its colours and frequencies are rounded
     assert np.abs(decode(encoded).astype(int) - pixels).max() <= tolerance
     np.testing.assert_allclose(decode(encoded, size=8), decode(encode(pixels), size=8), atol=3)
     path = tmp_path / "image"
@@ -135,7 +135,7 @@ def test_16_bit_levels_are_scaled():
 
 
 def _png(colour_type, samples, transparent=None):
-    """A PNG of 16 bits a sample, [h, w, channels]; Pillow writes grey ones only."""
+    """A PNG with 16 bits per sample, [h, w, channels]; Pillow can only write grey ones."""
 
     def chunk(name, data):
         checksum = zlib.crc32(name + data)
@@ -170,14 +170,14 @@ def test_transparent_pixels_are_shown_on_white(form):
     alpha = pixels[..., 3:] / 255
     expected = alpha * pixels[..., :3] + (1 - alpha) * 255
     output = decode(encode(pixels, form, **options))
-    assert np.abs(output - expected).max() <= 1  # Pillow's integers
+    assert np.abs(output - expected).max() <= 1  # Pillow blends in integers
     assert (output[0] == 255).all()
     np.testing.assert_array_equal(output[1], pixels[1, :, :3])
 
 
 @pytest.mark.parametrize("mode", ["palette", "alphas", "L", "RGB", "LA", "1"])
 def test_every_kind_of_transparency_is_shown_on_white(mode):
-    """The left half is transparent, of a colour that would be seen without that."""
+    """The left half is transparent, but stores a colour unlike the background."""
     buffer = io.BytesIO()
     if mode == "LA":
         image = PIL.Image.merge("LA", [PIL.Image.new("L", (4, 2)), PIL.Image.new("L", (4, 2))])
@@ -232,7 +232,7 @@ def test_broken_images_are_named(content):
 @pytest.mark.bad_input
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 def test_damaged_images_are_data_errors_or_images(form):
-    """Whatever a decoder raises for flipped and missing bytes, it arrives with the name."""
+    """Whatever a decoder raises for flipped or missing bytes becomes an error with the name."""
     encoded = oriented(random_images(1, size=24)[0], form, 6)
     rng = np.random.default_rng(0)
     num_errors = 0

@@ -1,4 +1,4 @@
-"""Data sets prepared by tensorflow-datasets: found, read, and what is said where they are not."""
+"""Data sets prepared by tensorflow-datasets: finding, reading, and errors if they are missing."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def test_read_the_highest_version(tmp_path):
     splits = {"train": split(300, 0), "test": split(9, 1)}
     prepare("mnist", tmp_path, splits, side=6)
     root = tmp_path / "mnist"
-    (root / "1.10.0").mkdir()  # a higher version, not finished
+    (root / "1.10.0").mkdir()  # a higher version, but incomplete
     (root / "incomplete.X_9.0.0").mkdir()
     source = opened("mnist", tmp_path)
     assert source.class_names == ("0", "1", "2")
@@ -49,7 +49,7 @@ def test_read_the_highest_version(tmp_path):
 def test_versions_are_numbers_and_complete(tmp_path):
     for version in ("1.9.0", "1.10.0", "2.0.0", "x.3.0.0"):
         (tmp_path / version).mkdir()
-        if version != "2.0.0":  # not finished
+        if version != "2.0.0":  # 2.0.0 stays incomplete
             (tmp_path / version / "dataset_info.json").touch()
     assert _version_directory(str(tmp_path)) == str(tmp_path / "1.10.0")
     assert _version_directory(str(tmp_path / "2.0.0")) is None
@@ -120,7 +120,7 @@ def test_a_missing_set_names_the_directory_and_the_command(tmp_path, spec, comma
 
 
 class _Encoded:
-    """Records whose first image is as it should be."""
+    """Records of which only the first image is valid."""
 
     def __init__(self, *contents):
         self._contents = contents

@@ -1,4 +1,4 @@
-"""Specs are frozen, hashable, and reject what does not fit, by name, value and choices."""
+"""Specs are frozen and hashable; errors name the argument, its value and the choices."""
 
 import dataclasses
 import os

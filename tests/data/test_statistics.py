@@ -1,4 +1,4 @@
-"""Channel statistics against NumPy, over chunks."""
+"""Per-channel statistics against NumPy, over several chunks."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_against_numpy_over_several_chunks():
 
 
 class Recording(ArrayExamples):
-    """Keeps what is read."""
+    """Records the indices that are read."""
 
     def read(self, indices):
         self.indices = np.concatenate([getattr(self, "indices", np.zeros(0, int)), indices])
@@ -32,7 +32,7 @@ class Recording(ArrayExamples):
 
 @pytest.mark.parametrize("period", [1, 10], ids=["ordered", "in_turn"])
 def test_images_of_large_sets_are_spread_over_the_classes(period):
-    """Ten classes of one grey level each, one after the other or in turn."""
+    """Ten classes with one grey level each, sorted by class or interleaved."""
     num = 40960
     labels = np.arange(num) // (num // 10) if period == 1 else np.arange(num) % 10
     images = (labels * 25).astype(np.uint8)[:, None, None, None]

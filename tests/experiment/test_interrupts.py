@@ -109,7 +109,7 @@ def test_a_damaged_student_is_reported(copy):
     """The newest checkpoint is the only one: nothing else is used in its place."""
     (directory,) = (copy / "student/checkpoints").iterdir()
     (directory / "metrics/metrics").write_text("")
-    for mode, message in (("eval", "no sound one"), ("train", "Remove the directory")):
+    for mode, message in (("eval", "no undamaged one"), ("train", "Remove the directory")):
         with pytest.raises(CheckpointError, match=message):
             run_experiment(parse_config(short()), copy, mode=mode)
 

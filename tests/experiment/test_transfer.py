@@ -116,8 +116,8 @@ def test_files_that_do_not_fit(tmp_path):
     [
         ("a.npz", "`path` must end in one of .*'.pth.tar'.*; got .*a.npz"),
         ("weights", "`path` must end in one of .*; got .*weights"),
-        ("a.pth.tar", "no zip archive, as PyTorch 1.6 and later write"),
-        ("a.ckpt", "no zip archive, as PyTorch 1.6 and later write"),
+        ("a.pth.tar", "not a zip archive, as written by PyTorch 1.6"),
+        ("a.ckpt", "not a zip archive, as written by PyTorch 1.6"),
     ],
 )
 def test_a_file_that_is_there_is_looked_at(tmp_path, name, message):

@@ -1,4 +1,4 @@
-"""Packed models for the tests, made without compiling anything."""
+"""Packed models for tests, built without any compilation."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ CASES = [(s, b) for s in SCHEMES for b in range(MIN_BITS[s], 17)]
 
 
 def coded(path, shape, scheme, bits, seed=0):
-    """Random codes with random constants."""
+    """An array of random codes with random constants."""
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 2**bits, shape)
     constants = np.sort(rng.uniform(0.1, 1, num_constants(scheme))).astype(np.float32)
@@ -21,7 +21,7 @@ def coded(path, shape, scheme, bits, seed=0):
 
 
 def example():
-    """One array of each kind of encoding."""
+    """A model with one array per kind of encoding."""
     rng = np.random.default_rng(1)
     return PackedModel(
         (
@@ -39,15 +39,15 @@ def example():
 
 
 def container_of(blob):
-    """A file around any blob, with its true length and checksum."""
+    """A file with the given blob and a correct length and checksum."""
     return _header_of(blob) + blob
 
 
 def blob_of(content):
-    """What the container of a file holds."""
+    """The blob of a file, without the container."""
     return content[8 + int.from_bytes(content[:8], "little") :]
 
 
 def same(one, other):
-    """Whether two models are equal in every bit."""
+    """Whether two models are equal bit for bit."""
     return to_bytes(one) == to_bytes(other)

@@ -1,4 +1,4 @@
-"""A reader of packed files that knows docs/file_format.md, NumPy, and nothing of this library."""
+"""A reader of packed files, written from docs/file_format.md with NumPy only."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def read(path):
-    """The manifest, and the arrays by path."""
+    """Reads the manifest and the arrays by path."""
     with open(path, "rb") as file:
         content = file.read()
     size = int.from_bytes(content[:8], "little")
@@ -47,7 +47,7 @@ def walk(path, node):
 
 def unpack(data, bits, count):
     first = np.arange(count) * bits
-    data = np.append(data, [0, 0]).astype(np.uint32)  # a code lies in up to three bytes
+    data = np.append(data, [0, 0]).astype(np.uint32)  # a code spans up to three bytes
     words = sum(data[first // 8 + k] << (8 * k) for k in range(3))
     return (words >> (first % 8)) & (2**bits - 1)
 

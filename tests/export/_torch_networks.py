@@ -1,14 +1,13 @@
-"""torchvision's networks in float64 NumPy, NCHW, drawing their parameters by name as they run.
+"""torchvision's networks in float64 NumPy, NCHW; parameters are drawn by name as a network runs.
 
-What a network is called with decides its state dict: names and shapes are written here once more,
-and nowhere taken from ours.
+Names and shapes of the state dicts are spelt out here, independently of the package.
 """
 
 import numpy as np
 
 
 class Network:
-    """A state dict that is drawn while a network runs, and kept for what is compared with it."""
+    """A state dict that is drawn at random while a network runs, and kept for comparisons."""
 
     def __init__(self, seed=0):
         self._rng = np.random.default_rng(seed)
@@ -66,7 +65,7 @@ def max_pool(x, size, stride, padding=0, ceil=False):
 
 
 def resnet(net, x, num_classes, *, sizes, channels=4, is_deep=False, is_cifar=False):
-    """torchvision's, or where `is_cifar` the CIFAR variant: other stem, other names."""
+    """torchvision's ResNet, or with `is_cifar` the CIFAR variant, with another stem and names."""
     side, last = ("shortcut", "linear") if is_cifar else ("downsample", "fc")
     x = net.conv("conv1", x, channels, *((3, 1) if is_cifar else (7, 2)))
     x = relu(net.norm("bn1", x))
@@ -93,7 +92,7 @@ def resnet(net, x, num_classes, *, sizes, channels=4, is_deep=False, is_cifar=Fa
 
 
 def vgg(net, x, num_classes, *, has_norms, hidden=None, channels=4):
-    """torchvision's vgg16 and vgg16_bn; `hidden` None is the CIFAR variant's head."""
+    """torchvision's vgg16 and vgg16_bn; `hidden=None` gives the head of the CIFAR variant."""
     index = 0
     for stage, num_convs in enumerate((2, 2, 3, 3, 3)):
         for _ in range(num_convs):
@@ -105,13 +104,13 @@ def vgg(net, x, num_classes, *, has_norms, hidden=None, channels=4):
         x, index = max_pool(x, 2, 2), index + 1
     if hidden is None:
         return net.linear("classifier", x.mean((2, 3)), num_classes)
-    assert x.shape[2:] == (7, 7)  # nothing to pool adaptively
+    assert x.shape[2:] == (7, 7)  # adaptive pooling is the identity
     x = relu(net.linear("classifier.0", x.reshape(len(x), -1), hidden))
     return net.linear("classifier.6", relu(net.linear("classifier.3", x, hidden)), num_classes)
 
 
 def mobilenet_v2(net, x, num_classes, *, channels, last=1280):
-    """`channels` of the stem and of the seven stages."""
+    """MobileNetV2 with the given `channels` of the stem and the seven stages."""
 
     def unit(name, x, *args, **options):
         return np.clip(net.norm(f"{name}.1", net.conv(f"{name}.0", x, *args, **options)), 0, 6)
@@ -145,7 +144,7 @@ def alexnet(net, x, num_classes, *, channels, hidden):
 
 
 def squeezenet(net, x, num_classes, *, squeezes, channels=16):
-    """Version 1.1; every expansion has four times the channels of the squeeze."""
+    """SqueezeNet 1.1; each expand layer has four times the channels of its squeeze layer."""
     x = max_pool(relu(net.conv("features.0", x, channels, 3, 2, 0, bias=True)), 3, 2, ceil=True)
     for index, squeeze in zip((3, 4, 6, 7, 9, 10, 11, 12), squeezes, strict=True):
         x = max_pool(x, 3, 2, ceil=True) if index in (6, 9) else x

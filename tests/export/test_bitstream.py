@@ -1,4 +1,4 @@
-"""Codes in bytes: against one large integer, there and back, traced and not."""
+"""Packing of codes against one large integer, and round trips on the host and traced."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -12,7 +12,7 @@ BITS = st.integers(1, 16)
 
 
 def joined(codes, bits):
-    """The definition: all codes as the digits of one number."""
+    """The definition: all codes as digits of one large integer."""
     number = sum(int(code) << (bits * i) for i, code in enumerate(codes))
     return number.to_bytes(-(-len(codes) * bits // 8), "little")
 

@@ -1,4 +1,4 @@
-"""Files changed at random, naively and with their lengths and checksum mended: refused, or read."""
+"""Randomly damaged files, with or without corrected lengths and checksums: refused or read."""
 
 import functools
 import json
@@ -27,7 +27,7 @@ CONTENT = to_bytes(example())
 BLOB = blob_of(CONTENT)
 INDEX_END = 4 + int.from_bytes(BLOB[:4], "little")
 INDEX, DATA = BLOB[4:INDEX_END], BLOB[INDEX_END:]
-# What is put in the place of a number or a word of the index.
+# Replacements for a number or a word of the index.
 WORDS = (
     *(b"-1", b"0", b"1", b"2", b"7", b"99", b"1e9", b"1e999", b"0.5", b"9" * 30),
     *(b"true", b"null", b"NaN", b"[]", b"{}", b'""', b'"a"', b'"bool"', b'"qnn:2"', b'"params"'),
@@ -68,7 +68,7 @@ EDITS = (
 
 
 def mutated(rng, data):
-    """`data` with one to three random changes, now and then cut short."""
+    """`data` with one to three random changes, sometimes truncated."""
     for _ in range(rng.randint(1, 3)):
         start = rng.randrange(len(data))
         stop = min(len(data), start + rng.choice((1, 1, 1, 2, 8, 40)))
@@ -78,12 +78,12 @@ def mutated(rng, data):
 
 
 def mended(index, data):
-    """A file around these two whose lengths and checksum are true."""
+    """A file with the given index and data, and correct lengths and checksum."""
     return container_of(len(index).to_bytes(4, "little") + index + data)
 
 
 def with_values(rng, node):
-    """A tree of JSON in which some values are others."""
+    """A JSON tree in which some values are replaced at random."""
     if rng.random() < 0.03:
         return rng.choice(VALUES)
     if isinstance(node, dict):
@@ -91,7 +91,8 @@ def with_values(rng, node):
     return [with_values(rng, value) for value in node] if isinstance(node, list) else node
 
 
-# Ways to damage a file: as it is; its index or its data, mended; the meaning of its index, mended.
+# Ways to damage a file: any bytes; or, with lengths and checksum corrected, bytes of the index,
+# bytes of the data, or values in the index.
 DAMAGES = (
     lambda rng: mutated(rng, CONTENT),
     lambda rng: mended(mutated(rng, INDEX), DATA),
@@ -101,7 +102,7 @@ DAMAGES = (
 
 
 def fuzz(path, count, seed):
-    """The numbers of files refused and read."""
+    """The numbers of files that are refused and read."""
     rng, outcomes = random.Random(seed), {"refused": 0, "read": 0}
     for number in range(count):
         damage = DAMAGES[number % len(DAMAGES)]
@@ -115,7 +116,7 @@ def fuzz(path, count, seed):
             assert user_message(error).isprintable() and len(str(error)) < 600
         else:
             outcomes["read"] += 1
-            # Of a file whose checksum was not mended, nothing that counts can have changed.
+            # Without a corrected checksum, only irrelevant bytes can have changed.
             assert damage is not DAMAGES[0] or to_bytes(packed) == CONTENT, content
             leaves = jax.tree.leaves(unpack_variables(packed))
             assert sum(leaf.nbytes for leaf in leaves) <= 32 * len(content)
@@ -133,7 +134,7 @@ def test_damaged_files_are_refused_or_read(tmp_path, count):
         outcomes = fuzz(tmp_path / "damaged", count, seed=count)
     finally:
         tracemalloc.stop()
-    # Neither outcome is rare, so that both the checks and what lies behind them are exercised.
+    # Both outcomes are frequent, so that the checks and the code after them are exercised.
     assert outcomes["refused"] > count // 2 and outcomes["read"] > count // 50, outcomes
 
 
@@ -172,7 +173,7 @@ def changed_array(rng, array):
 
 
 def changed_state(rng, state):
-    """A state dict wrapped, with names and arrays changed, missing and added."""
+    """A wrapped state dict with changed, missing and additional names and arrays."""
     prefix = "".join(rng.choices(("module.", "_orig_mod.", "model.", "net."), k=rng.randint(0, 3)))
     state = {prefix + name: value for name, value in state.items()}
     for name in rng.sample(sorted(state), rng.choice((0, 0, 1, 1, 2))):
@@ -190,7 +191,7 @@ def changed_state(rng, state):
 @pytest.mark.bad_input
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_changed_state_dicts_are_imported_or_refused(count):
-    """Those of a wrapped network are imported whole; everything else is one error of ours."""
+    """Wrapped networks are imported completely; everything else raises one of our errors."""
     rng, net = random.Random(count), networks.Network()
     networks.resnet(net, np.zeros((1, 3, 8, 8)), 3, sizes=(1, 1), channels=4, is_cifar=True)
     plain = {name: np.asarray(value, np.float32) for name, value in net.state.items()}

@@ -1,4 +1,4 @@
-"""Sixty lines of NumPy that know only docs/file_format.md read what this library writes."""
+"""An independent reader of docs/file_format.md in NumPy reads the files of this library."""
 
 import ast
 import pathlib

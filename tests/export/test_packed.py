@@ -1,4 +1,4 @@
-"""What is packed decodes to what quantised training uses, in every bit."""
+"""Packed variables decode, bit for bit, to the values that quantised training uses."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ SHAPE = (5, 2, 7)
 
 
 def layers(scheme):
-    """A layer of one factor for every width, and their values."""
+    """One layer with a single factor per bit width, and the values."""
     rng, records, params = np.random.default_rng(3), [], {}
     for bits in range(MIN_BITS[scheme], 17):
         factor = Factor("kernel", SHAPE, QuantSpec(bits, scheme))
@@ -38,7 +38,7 @@ def layers(scheme):
 
 
 def quantized(records, variables):
-    """`fake_quantize` of every factor."""
+    """The factors after `fake_quantize`."""
     flat = traverse_util.flatten_dict(variables)
     for record in records:
         for factor in record.factors:
@@ -152,8 +152,18 @@ def pack_one(value, *, bits=4, manifest=None, shape=(2,)):
         (np.float32([1, np.nan]), {}, ValueError, "finite .* got NaN or infinity in params/d/ker"),
         (np.ones((0, 2), np.float32), {"shape": (0, 2)}, ValueError, r"got shape \(0, 2\)"),
         (np.float32([0, 1]), {"bits": 1}, ValueError, r"no exact zeros .* \(params/d/kernel\)"),
-        (np.ones(2, np.float32), {"manifest": {"a": {1}}}, TypeError, "`manifest` must be what"),
-        (np.ones(2, np.float32), {"manifest": {"a": np.inf}}, TypeError, "`manifest` must be what"),
+        (
+            np.ones(2, np.float32),
+            {"manifest": {"a": {1}}},
+            TypeError,
+            "`manifest` must be JSON-ser",
+        ),
+        (
+            np.ones(2, np.float32),
+            {"manifest": {"a": np.inf}},
+            TypeError,
+            "`manifest` must be JSON-ser",
+        ),
         (np.ones(2, np.float32), {"manifest": [1]}, TypeError, "`manifest` must be Mapping"),
     ],
 )
@@ -173,7 +183,7 @@ def test_a_missing_factor_is_named():
 @pytest.mark.parametrize(
     "path, shape, message",
     [
-        (("params", "a-b"), (2,), "`packed` must be what a file can hold; .* name 'a-b'"),
+        (("params", "a-b"), (2,), "`packed` must fit the file format; .* name 'a-b'"),
         (("params", "a"), (1,) * 9, "other than 1 to 9 integers"),
     ],
 )

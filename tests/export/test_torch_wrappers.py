@@ -1,4 +1,4 @@
-"""State dicts of wrapped networks have the names of the network alone."""
+"""Names in the state dicts of wrapped networks become those of the network alone."""
 
 import itertools
 
@@ -43,10 +43,10 @@ def test_what_stands_beside_a_network_stays():
     "names",
     [
         [],
-        ["fc.weight"],  # parts of a network, whose scope is the network's own
+        ["fc.weight"],  # a part of a network, whose scope belongs to the network
         ["layer1.0.conv1.weight", "layer1.0.bn1.bias"],
         ["features.0.weight", "features.3.weight"],
-        ["fc.weight", "module.fc.weight"],  # would become one
+        ["fc.weight", "module.fc.weight"],  # would become equal
         ["submodule.fc.weight", "weight"],
         ["weight"],
     ],

@@ -1,5 +1,8 @@
 """The implementation of a layer: chosen, given, given by path, measured; visible in its record."""
 
+import errno
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +86,21 @@ def test_tuning_takes_the_fastest_and_remembers(tmp_path, monkeypatch):
         "resnet10", num_classes=4, width=0.25, generation=SPEC, implementation=first
     )
     assert {r.name: r.implementation for r in layer_records(tuned) if r.implementation} == first
+
+
+def test_timings_that_cannot_be_kept_leave_the_cache_as_it_was(tmp_path, monkeypatch):
+    model = create_model("resnet10", num_classes=4, width=0.25, generation=SPEC)
+    monkeypatch.setattr(_tune, "time_implementations", lambda *_, **__: {"generate": 1.0})
+    cache = tmp_path / "times.json"
+    cache.write_text("{}")
+
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"disk full: .*times.json"):
+        tune_implementations(model, (1, 16, 16, 3), cache=cache)
+    assert cache.read_text() == "{}" and list(tmp_path.iterdir()) == [cache]
 
 
 def test_timings():

@@ -1,4 +1,4 @@
-"""One compilation cache for the toy's few programs, which every test would compile again."""
+"""One compilation cache for all tests, so that the programs of the toy are compiled once."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""Four simulated devices against one; run by `test_processes.py` in a process of its own."""
+"""Compares four simulated devices with one; `test_processes.py` runs it as a process."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ SCHEDULE = train.make_schedule(
 
 
 def run(num_devices, batches, *, accumulation_steps=1):
-    """Losses of the steps and gradients of the first one (plain gradient descent)."""
+    """Losses of all steps and gradients of the first, with plain gradient descent."""
     mesh = train.make_mesh(jax.devices()[:num_devices])
     optimizer = train.make_optimizer(train.OptimizerSpec(name="sgd", momentum=0.0), SCHEDULE)
     state = train.create_state(
@@ -39,7 +39,8 @@ def run(num_devices, batches, *, accumulation_steps=1):
 def main():
     assert jax.device_count() == 4
     plain = [toy.make_batch(i) for i in range(3)]
-    masked = [{**b, "mask": np.arange(toy.ROWS) < 7} for b in plain]  # two devices hold padding
+    # Two of the devices hold padding rows.
+    masked = [{**b, "mask": np.arange(toy.ROWS) < 7} for b in plain]
     for batches, parts in ((plain, 1), (masked, 2)):
         one, four = (run(n, batches, accumulation_steps=parts) for n in (1, 4))
         np.testing.assert_allclose(four[0], one[0], rtol=1e-5)
@@ -51,7 +52,7 @@ def main():
         assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(four[2]))
 
     poisoned = dict(plain[0], x=plain[0]["x"].copy())
-    poisoned["x"][-1, 0] = np.nan  # on the last device only: all of them must stop
+    poisoned["x"][-1, 0] = np.nan  # on the last device only, but all devices must stop
     state = run(4, [poisoned])[2]
     assert all(bool(s.data) for s in state.is_loss_broken.addressable_shards)
     toy.assert_equal(state.params, toy.make_params())
@@ -59,7 +60,7 @@ def main():
     try:
         train.shard_batch(toy.make_batch(0, rows=18), train.make_mesh())
     except ValueError as error:
-        assert "multiple of 4 devices x 1 micro-batches rows" in str(error)
+        assert "multiple of 4 rows in each process (4 devices x 1 micro-batches)" in str(error)
         assert "got 18" in str(error)
     else:
         raise AssertionError("18 rows over 4 devices must be refused")

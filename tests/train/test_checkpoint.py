@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what is refused, and what a broken disk leaves behind."""
+"""Checkpoints: which are kept, which are refused, and what remains after a failing disk."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ from tests.train import toy
 
 META = {"epoch": 1}
 
-# After a failed read or write orbax's loop is closed while tensorstore still reports to it.
+# After a failed read or write, Orbax closes its event loop while TensorStore still reports to it.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
 )
@@ -79,13 +79,13 @@ def test_nothing_there_is_none(tmp_path):
     [
         ("max", [0.1, 0.5, 0.3, 0.2, 0.4], [2, 4, 5], 2),
         ("min", [0.5, 0.1, 0.3, 0.2, 0.4], [2, 4, 5], 2),
-        ("max", [0.5, 0.5, 0.1, 0.1, 0.1], [2, 4, 5], 2),  # of equal ones the latest
+        ("max", [0.5, 0.5, 0.1, 0.1, 0.1], [2, 4, 5], 2),  # the latest of equal scores
         ("max", [None, 0.2, None, float("nan"), None], [2, 4, 5], 2),
         ("max", [None, None, None, None, None], [4, 5], None),
     ],
 )
 def test_the_two_latest_and_the_best_are_kept(tmp_path, mode, scores, kept, best):
-    """Also when each is written by a process of its own, which must know the scores before it."""
+    """Even if each is written by another process, which must read the scores of earlier ones."""
     for step, score in enumerate(scores, start=1):
         result = save_all(tmp_path, [(step, score)], best_mode=mode)
     assert result[1] == best
@@ -104,7 +104,7 @@ def test_load_variables_reads_the_model_alone(tmp_path):
 
 
 def damage_arrays(path):
-    """Cuts every file of array data to a few bytes."""
+    """Truncates every file of array data to a few bytes."""
     files = [f for f in path.rglob("d/*") if f.is_file()]
     assert files
     for file in files:
@@ -137,7 +137,7 @@ def test_a_damaged_latest_checkpoint_is_set_aside(tmp_path, caplog, damage):
 
 def test_a_checkpoint_killed_while_written_is_ignored(tmp_path):
     save_all(tmp_path, [(1, None)])
-    # What orbax leaves when the process dies before it commits.
+    # Orbax leaves these if the process dies before it commits.
     shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")
     damage_arrays(tmp_path / "2.orbax-checkpoint-tmp")
     with Checkpointer(tmp_path) as checkpoints:
@@ -153,7 +153,7 @@ def test_only_damaged_checkpoints_do_not_start_over_silently(tmp_path):
         damage_arrays(tmp_path / str(step))
     with (
         Checkpointer(tmp_path) as checkpoints,
-        pytest.raises(CheckpointError, match=r"those of steps \[1, 2\] are damaged"),
+        pytest.raises(CheckpointError, match=r"steps \[1, 2\] are damaged"),
     ):
         checkpoints.restore(make_state())
 
@@ -166,7 +166,7 @@ def test_only_damaged_checkpoints_do_not_start_over_silently(tmp_path):
             {"hidden": 8},
             r"'params/first/bias' must be float32\[8\]; got float32\[16\]",
         ),
-        ({"name": "sgd"}, r"of another model or optimiser: 'opt_state/.*' must be .*; got absent"),
+        ({"name": "sgd"}, r"another model or optimiser: 'opt_state/.*' must be .*; got absent"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, other, message):
@@ -174,7 +174,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, other, message):
     with Checkpointer(tmp_path) as checkpoints:
         with pytest.raises(CheckpointError, match=message):
             checkpoints.restore(make_state(**other))
-        assert checkpoints.steps == [1, 2]  # it is sound: nothing was set aside
+        assert checkpoints.steps == [1, 2]  # it is undamaged, so nothing was set aside
 
 
 @pytest.mark.bad_input
@@ -196,13 +196,13 @@ def test_other_error_messages(tmp_path):
     with pytest.raises(CheckpointError, match="checkpoint of step 1 in .* is damaged"):
         load_variables(tmp_path / "a")
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="Cannot make"):
+    with pytest.raises(CheckpointError, match="Cannot create"):
         Checkpointer(tmp_path / "file")
 
 
 @pytest.fixture
 def full_disk():
-    """Real write errors: no file of this process may grow past 2 KiB."""
+    """Causes real write errors: no file of this process may grow past 2 KiB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
@@ -226,7 +226,7 @@ def test_no_space_leaves_the_last_good_checkpoint(tmp_path, full_disk, capfd):
         checkpoints.save(wide(1), meta=META, score=0.5)
         full_disk(True)
         with pytest.raises(
-            CheckpointError, match=r"checkpoint of step 2 .*disk full.* last good one is of step 1"
+            CheckpointError, match=r"checkpoint of step 2 .*disk full.* last good one has step 1"
         ):
             checkpoints.save(wide(2), meta=META, score=0.9)
         full_disk(False)
@@ -234,7 +234,7 @@ def test_no_space_leaves_the_last_good_checkpoint(tmp_path, full_disk, capfd):
     with Checkpointer(tmp_path) as checkpoints:
         restored, _ = checkpoints.restore(template)
         toy.assert_equal(restored, wide(1))
-        checkpoints.save(wide(2), meta=META)  # there is space again
+        checkpoints.save(wide(2), meta=META)  # now there is space
         assert checkpoints.steps == [1, 2]
 
 
@@ -242,7 +242,8 @@ def test_no_space_leaves_the_last_good_checkpoint(tmp_path, full_disk, capfd):
 def test_a_work_directory_of_another_experiment(tmp_path):
     config = {"lr": 0.1, "model": {"name": "a", "width": 1}}
     bind_work_dir(tmp_path, config)
-    bind_work_dir(tmp_path, {"model": {"width": 1, "name": "a"}, "lr": 0.1})  # order is nothing
+    reordered = {"model": {"width": 1, "name": "a"}, "lr": 0.1}
+    bind_work_dir(tmp_path, reordered)
     with pytest.raises(WorkDirError, match="another experiment: `model.width` was 1, now 2"):
         bind_work_dir(tmp_path, {"lr": 0.1, "model": {"name": "a", "width": 2}})
     with pytest.raises(WorkDirError, match="`seed` was 'absent', now 3"):

@@ -1,4 +1,4 @@
-"""Damaged checkpoints: whatever file it hits, the one before is used and a warning names it."""
+"""Damage to any file of a checkpoint: a warning names it, and the previous one is used."""
 
 import logging
 import shutil
@@ -13,7 +13,7 @@ from mlg_jax.train._seal import SEAL_FILE, damage, seal
 from tests.train import toy
 from tests.train.test_checkpoint import make_state, save_all
 
-# One file of every kind that a checkpoint consists of.
+# One file of every kind in a checkpoint.
 KINDS = (
     "_CHECKPOINT_METADATA",
     SEAL_FILE,
@@ -52,18 +52,18 @@ DAMAGES = (flip, truncate, empty, delete)
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """Steps 1 and 2, the second one the best."""
+    """Undamaged checkpoints of steps 1 and 2; the second is the best."""
     directory = tmp_path_factory.mktemp("sound")
     save_all(directory, [(1, 0.1), (2, 0.9)])
     return directory
 
 
 def assert_not_used(directory, caplog):
-    """Reading leaves it out, resuming sets it aside; both warn in one line and use step 1."""
+    """Reading ignores step 2, resuming sets it aside; both log a warning and use step 1."""
     expected = make_state(1, seed=1)
     with caplog.at_level(logging.WARNING, "mlg_jax"):
         params, _, meta = load_variables(directory)
-        assert "step 2 in" in caplog.text and "left out" in caplog.text
+        assert "step 2 in" in caplog.text and "damaged and ignored" in caplog.text
         assert (directory / "2").is_dir()
         with Checkpointer(directory) as checkpoints:
             restored, _ = checkpoints.restore(make_state())
@@ -87,7 +87,7 @@ def test_no_damage_is_used(sound, tmp_path, caplog, spoil, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("num_flips", [4])
 def test_no_damage_of_any_file_is_used(sound, tmp_path, caplog, num_flips):
-    """Every file is cut, emptied and deleted once, and has several of its bits flipped."""
+    """Every file is truncated, emptied and deleted once, and has several bits flipped."""
     rng = np.random.default_rng(0)
     names = sorted(p.relative_to(sound / "2") for p in (sound / "2").rglob("*") if p.is_file())
     cases = [(name, spoil) for name in names for spoil in DAMAGES[1:] + (flip,) * num_flips]
@@ -100,7 +100,7 @@ def test_no_damage_of_any_file_is_used(sound, tmp_path, caplog, num_flips):
 
 
 def test_arrays_that_are_not_those_saved_are_not_used(sound, tmp_path, caplog):
-    """A fault between memory and disk: the files are as they were written, the arrays are not."""
+    """A fault between memory and disk: the files match their digests, the arrays do not."""
     directory = shutil.copytree(sound, tmp_path / "copy")
     shutil.rmtree(directory / "2/rest")
     shutil.copytree(directory / "1/rest", directory / "2/rest")
@@ -112,7 +112,7 @@ def test_arrays_that_are_not_those_saved_are_not_used(sound, tmp_path, caplog):
 
 
 def test_a_damaged_best_is_set_aside_with_a_warning(tmp_path, caplog):
-    """Also where it is not the latest; the best of the others counts from then on."""
+    """Even if it is not the latest; from then on the best is chosen from the others."""
     save_all(tmp_path, [(1, 0.9), (2, 0.2), (3, 0.1)])
     empty(tmp_path / "1/metrics/metrics", None)
     with caplog.at_level(logging.WARNING, "mlg_jax"):
@@ -137,7 +137,7 @@ def test_a_damaged_score_is_not_deleted_while_training_goes_on(tmp_path):
 
 @pytest.mark.bad_input
 def test_all_damaged_is_an_error_at_every_start(sound, tmp_path):
-    """To start again would lose work: it is not done at the second start either."""
+    """Starting again would lose work, so it is refused at every start."""
     directory = shutil.copytree(sound, tmp_path / "copy")
     for step in (1, 2):
         empty(directory / f"{step}/meta/metadata", None)
@@ -146,7 +146,7 @@ def test_all_damaged_is_an_error_at_every_start(sound, tmp_path):
     for _ in range(2):
         with (
             Checkpointer(directory) as checkpoints,
-            pytest.raises(CheckpointError, match=r"those of steps \[1, 2\] are damaged"),
+            pytest.raises(CheckpointError, match=r"steps \[1, 2\] are damaged"),
         ):
             checkpoints.restore(make_state())
 
@@ -156,7 +156,7 @@ def test_a_given_step_that_is_damaged(sound, tmp_path):
     directory = shutil.copytree(sound, tmp_path / "copy")
     empty(directory / "2/meta/metadata", None)
     with Checkpointer(directory) as checkpoints:
-        with pytest.raises(CheckpointError, match=r"copy/2 is damaged"):
+        with pytest.raises(CheckpointError, match=r"copy/2 are damaged"):
             checkpoints.restore(make_state(), step=2)
         assert checkpoints.steps == [1, 2] and checkpoints.latest_sound_step == 1
         assert checkpoints.restore(make_state(), step=1)[1]["step"] == 1
@@ -189,7 +189,7 @@ def test_files_added_to_a_sealed_directory_are_no_damage(tmp_path):
 
 
 def test_every_array_has_a_digest_of_its_own():
-    """Dtype, shape and bytes count."""
+    """The digest depends on dtype, shape and bytes."""
     arrays = [
         np.zeros(4, np.float32),
         np.zeros(4, np.int32),

@@ -1,4 +1,4 @@
-"""A work directory has one run at a time, and a dead one leaves no lock behind."""
+"""A work directory has one run at a time, and a dead process leaves no lock behind."""
 
 import errno
 import fcntl

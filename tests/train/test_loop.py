@@ -1,4 +1,4 @@
-"""The loop: resuming, choosing the best, logging, stopping, and repeating overflowed steps."""
+"""The loop: resuming, selecting the best, logging, stopping, and repeating overflowed steps."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ NUM_STEPS = 3 * toy.STEPS_PER_EPOCH
 
 
 def spoil(batch):
-    """One NaN in one row."""
+    """Sets one entry of one row to NaN."""
     x = batch["x"].copy()
     x[3, 2] = np.nan
     return {**batch, "x": x}
@@ -33,7 +33,7 @@ def interrupt(number):
 
 
 def overflowing(loss_fn):
-    """Like a packed residual that was too small: NaN cotangents where the batch says so."""
+    """Imitates residuals beyond their capacity: NaN cotangents if the batch asks for them."""
 
     @jax.custom_vjp
     def poison(x, bad):
@@ -72,7 +72,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def comparable(lines):
-    """All but the one value of a clock."""
+    """The metrics without the only one that depends on a clock."""
     return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
 
 
@@ -96,13 +96,13 @@ def test_lines_tile_the_run(uninterrupted):
 
 @pytest.mark.parametrize("at", [2, 4, 7])
 def test_resume_after_a_signal_is_bit_exact(tmp_path, uninterrupted, at):
-    """The signal arrives while batch `at` is loaded, in the middle and at the edge of an epoch."""
+    """The signal arrives while batch `at` is loaded, within an epoch and at its end."""
     number = signal.SIGINT if at == 2 else signal.SIGTERM
     task = toy.make_task(batches=toy.make_batches(poison={at: interrupt(number)}))
-    with pytest.raises(train.TrainingInterrupted, match="it can be resumed") as caught:
+    with pytest.raises(train.TrainingInterrupted, match="the run can be resumed") as caught:
         toy.run(task, work_dir=tmp_path)
     assert caught.value.step in (at, at + 1) and caught.value.exit_code == 75
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # handlers are given back
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # handlers are restored
     result, (whole, lines) = toy.run(work_dir=tmp_path), uninterrupted
     toy.assert_equal(result.state, whole.state)
     assert (result.metrics, result.best_step) == (whole.metrics, whole.best_step)
@@ -117,7 +117,7 @@ def test_resume_after_a_crash_drops_later_lines(tmp_path, uninterrupted):
     with pytest.raises(OSError, match="the disk is gone"):
         toy.run(task, work_dir=tmp_path)
     path = tmp_path / train.METRICS_FILE
-    with path.open("a") as stream:  # of steps after the checkpoint, the last one cut short
+    with path.open("a") as stream:  # lines of later steps, the last one truncated
         stream.write('{"kind": "train", "step": 10, "num_steps": 1, "loss": 5}\n{"kind": "tr')
     result, (whole, lines) = toy.run(work_dir=tmp_path), uninterrupted
     toy.assert_equal(result.state, whole.state)
@@ -135,7 +135,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, uninterrupted):
 
 
 def test_the_best_checkpoint_is_the_best_evaluated_one(tmp_path):
-    """The validation metric rises, then falls: the middle epoch's parameters must be on disk."""
+    """The validation metric rises, then falls; the middle epoch must be on disk."""
     scores = iter([0.2, 0.7, 0.1, 0.3, 0.3])
 
     def eval_batches():
@@ -151,7 +151,7 @@ def test_the_best_checkpoint_is_the_best_evaluated_one(tmp_path):
     assert result.best_step == 8 and result.best_value == pytest.approx(0.7)
     params, _, meta = train.load_variables(tmp_path / train.CHECKPOINT_DIR)
     assert meta["step"] == 8 and meta["epoch"] == 1
-    # The cosine depends on the length of the run: stop the same run after two epochs.
+    # The cosine depends on the length of the run, so the same run is stopped after two epochs.
     partial = toy.make_task(batches=toy.make_batches(poison={8: interrupt(signal.SIGTERM)}))
     with pytest.raises(train.TrainingInterrupted):
         toy.run(partial, toy.make_spec(num_epochs=5), work_dir=tmp_path / "other")
@@ -162,7 +162,7 @@ def test_the_best_checkpoint_is_the_best_evaluated_one(tmp_path):
 
 
 def scored(scores):
-    """A task whose validation metric takes these values, one an evaluation."""
+    """A task whose validation metric takes the given values, one per evaluation."""
     values = iter(scores)
 
     def eval_batches():
@@ -176,7 +176,7 @@ def scored(scores):
 
 @pytest.mark.parametrize(("mode", "scores"), [("max", (0.75, 0.25)), ("min", (0.25, 0.75))])
 def test_the_best_survives_a_resume(tmp_path, mode, scores):
-    """It is of the first epoch; the run is stopped in the second and ends in a third process."""
+    """The best is from epoch 1; the run is stopped in epoch 2 and ends in a third process."""
     spec = toy.make_spec(best_metric="score", best_mode=mode)
     for at in (6, 9):
         poison = toy.make_batches(poison={at: interrupt(signal.SIGTERM)})
@@ -190,7 +190,7 @@ def test_the_best_survives_a_resume(tmp_path, mode, scores):
 
 
 def test_the_evaluation_right_after_the_last_pruning_counts():
-    """Of three epochs the first is not sparse enough, the second ends with the last masks."""
+    """The first of three epochs is not sparse enough; the second ends with the final masks."""
     pruning = train.PruningSpec(final_sparsity=0.5, end_fraction=2 / 3, every_steps=4)
     spec = toy.make_spec(best_metric="score", pruning=pruning)
     result = toy.run(toy.make_task(**scored([0.75, 0.5, 0.25])), spec)
@@ -199,7 +199,7 @@ def test_the_evaluation_right_after_the_last_pruning_counts():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_the_last_evaluation_is_not_swallowed(tmp_path, number, uninterrupted):
-    """Nothing is left to stop, so it acts as it did before; the run is complete on disk."""
+    """Nothing is left to stop: the signal has its previous effect, and the run is complete."""
     shots = iter([lambda _: None, lambda _: None, interrupt(number)])
 
     def eval_batches():
@@ -223,45 +223,45 @@ def test_other_devices_are_named_once(tmp_path, caplog, uninterrupted):
     seal(path.parents[1])
     with caplog.at_level(logging.WARNING, "mlg_jax"):
         result = toy.run(work_dir=tmp_path)
-    (message,) = [m for m in caplog.messages if "bits" in m]
-    assert "written on 4 x cpu, this run is on 1 x cpu: it goes on" in message
+    (message,) = [m for m in caplog.messages if "bit-identical" in m]
+    assert "written on 4 x cpu, this run uses 1 x cpu: it resumes" in message
     toy.assert_equal(result.state, uninterrupted[0].state)
 
 
 @pytest.mark.bad_input
 def test_a_broken_run_names_the_last_checkpoint_that_is_sound(tmp_path):
-    """The newest one, of step 6, is damaged while the run goes on."""
+    """The latest checkpoint, of step 6, is damaged while the run continues."""
 
     def spoil_the_checkpoint_too(batch):
         (tmp_path / train.CHECKPOINT_DIR / "6/metrics/metrics").write_text("")
         return spoil(batch)
 
     task = toy.make_task(batches=toy.make_batches(poison={7: spoil_the_checkpoint_too}))
-    with pytest.raises(train.NonFiniteError, match="last good checkpoint is of step 4"):
+    with pytest.raises(train.NonFiniteError, match="last good checkpoint has step 4"):
         toy.run(task, work_dir=tmp_path)
 
 
 @pytest.mark.bad_input
 @pytest.mark.parametrize("with_exact", [False, True])
 def test_nan_in_the_data_stops_with_the_step(tmp_path, with_exact):
-    """Seen at a later fetch, named by its own step; the last good checkpoint can be read."""
+    """Detected at a later log step, reported with its own step; the last checkpoint is readable."""
     task = toy.make_task(
         batches=toy.make_batches(poison={7: spoil}),
         exact_loss_fn=toy.make_loss(dropout=0.2) if with_exact else None,
     )
     with pytest.raises(
         train.NonFiniteError,
-        match=r"step 7 \(epoch 1, batch 3\): the loss is not finite.*good checkpoint is of step 6",
+        match=r"step 7 \(epoch 1, batch 3\): the loss is not finite.*good checkpoint has step 6",
     ) as caught:
         toy.run(task, work_dir=tmp_path)
     assert caught.value.step == 7
     assert train.load_variables(tmp_path / train.CHECKPOINT_DIR)[2]["step"] in (4, 6)
-    toy.run(work_dir=tmp_path)  # with clean data it goes on
+    toy.run(work_dir=tmp_path)  # with clean data it continues
 
 
 @pytest.mark.bad_input
 def test_a_broken_gradient_without_an_exact_step_stops_at_a_later_fetch(tmp_path):
-    """Steps 5 to 7 run on, on a frozen state; the fetch after them names step 4."""
+    """Steps 5 to 7 run with a frozen state; the next log step reports step 4."""
     loss_fn = overflowing(toy.make_loss())
     task = toy.make_task(loss_fn=loss_fn, batches=flagged({4}), eval_batches=None)
     spec = toy.make_spec(log_every_steps=100, checkpoint_every_steps=None)
@@ -273,7 +273,7 @@ def test_a_broken_gradient_without_an_exact_step_stops_at_a_later_fetch(tmp_path
 
 
 def test_overflows_are_repeated_exactly():
-    """Bit for bit a run that takes the exact step at those steps, with its dropout's keys."""
+    """Equals, bit for bit, a run that uses the exact loss at those steps, dropout included."""
     bad, exact = {1, 5, 6}, toy.make_loss(dropout=0.2, label_smoothing=0.1)
     fast = toy.make_loss(dropout=0.2)
     repeated = toy.make_task(
@@ -285,7 +285,7 @@ def test_overflows_are_repeated_exactly():
     result = toy.run(repeated)
     assert int(result.state.num_overflows) == 3 and int(result.state.step) == NUM_STEPS
 
-    # The same run by hand: the loss is chosen on the host, step by step, nothing overflows.
+    # The same run by hand: the host selects the loss for each step, so nothing overflows.
     spec = toy.make_spec()
     schedule = train.make_schedule(
         spec.schedule, num_epochs=spec.num_epochs, steps_per_epoch=toy.STEPS_PER_EPOCH
@@ -307,7 +307,7 @@ def test_overflows_are_repeated_exactly():
 
 
 def test_recalibration_replaces_the_step():
-    """It is asked once after each exact step; the new loss function then meets no overflow."""
+    """`on_overflow` is called once after each exact step; the new loss does not overflow again."""
     asked = []
 
     def on_overflow(state, batch):
@@ -327,7 +327,7 @@ def test_recalibration_replaces_the_step():
 
 
 def test_follow_is_asked_after_every_epoch_but_the_last():
-    """With that epoch's last batch and the state after it."""
+    """It is called with the last batch of the epoch and the state after it."""
     asked = []
 
     def on_epoch_end(state, batch):
@@ -374,7 +374,7 @@ def test_an_exact_step_that_breaks_too_stops_the_run(tmp_path):
 
 @pytest.mark.parametrize("name", ["sgd", "radam", "sam"])
 def test_every_optimiser_overfits_64_rows(name):
-    """Arbitrary labels, so nothing but memorising helps."""
+    """The labels are random, so the network must memorise them."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(64, toy.FEATURES)).astype(np.float32)
     batch = {"x": x, "y": rng.integers(0, toy.CLASSES, 64)}
@@ -421,7 +421,7 @@ def test_a_progress_bar_on_a_terminal(monkeypatch, capsys):
 
 
 def test_the_device_is_not_waited_for_between_fetches(monkeypatch):
-    """Without an exact step nothing may be read back but at fetches: two here, and the compile."""
+    """Without an exact step, values are fetched only at the two log steps and after compilation."""
     reads = []
     original = jax.device_get
     monkeypatch.setattr(jax, "device_get", lambda x: (reads.append(1), original(x))[1])
@@ -433,7 +433,9 @@ def test_the_device_is_not_waited_for_between_fetches(monkeypatch):
 @pytest.mark.bad_input
 def test_error_messages(tmp_path):
     short = toy.make_task(batches=toy.make_batches(num_batches=2))
-    with pytest.raises(ValueError, match="`batches` must yield 4 batches an epoch; got 2 in epoch"):
+    with pytest.raises(
+        ValueError, match="`batches` must yield 4 batches per epoch; got 2 in epoch"
+    ):
         toy.run(short)
     with pytest.raises(ValueError, match=r"`best_metric` must be one of \['accuracy', 'loss'\]"):
         toy.run(spec=toy.make_spec(best_metric="top5"))

@@ -1,4 +1,4 @@
-"""Optimisers by their increments: the published RAdam's numbers, and float64 NumPy definitions."""
+"""Updates of optimisers against the published RAdam's numbers and float64 NumPy definitions."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def constant(learning_rate=LR):
 
 
 def increments(spec, params, grads, *, schedule=None, **kwargs):
-    """The updates of a run with the given gradients; parameters follow them in float64."""
+    """The updates for given gradients; the parameters are updated in float64."""
     optimizer = make_optimizer(spec, schedule or constant(), **kwargs)
     current = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
     state = optimizer.init(jax.tree.map(jnp.float32, current))
@@ -32,7 +32,7 @@ def increments(spec, params, grads, *, schedule=None, **kwargs):
 
 
 def rho(t, b2=0.999):
-    """In extended precision, where its cancellation does not matter."""
+    """The published formula in extended precision, where its cancellation is harmless."""
     b2 = np.longdouble(b2)
     rho_inf = 2 / (1 - b2) - 1
     return float(rho_inf - 2 * t * b2**t / (1 - b2**t))
@@ -111,7 +111,7 @@ def test_radam_increments_match_the_reference(reference):
 
 
 def test_rectification_is_right_where_float32_cancels():
-    """Against extended precision, over the steps of a long run; `optax` is 1.2 % off at 6."""
+    """Against extended precision over a long run; `optax` is off by 1.2 % at step 6."""
     steps = np.unique(np.geomspace(1, 200_000, 400).astype(int))
     is_rectified, factor = jax.vmap(make_rectification(0.999))(jnp.asarray(steps, jnp.int32))
     for t, found, chosen in zip(steps, np.asarray(factor), np.asarray(is_rectified), strict=True):
@@ -152,7 +152,7 @@ def test_the_schedule_counts_updates():
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_sam_takes_the_gradient_at_the_perturbed_point(name):
-    """On a quadratic, whose gradient is known anywhere; clipping does not touch the ascent."""
+    """On a quadratic, whose gradient is known everywhere; clipping does not affect the ascent."""
     rng = np.random.default_rng(3)
     root = rng.normal(size=(3, 3))
     hessian = root @ root.T

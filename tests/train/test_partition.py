@@ -1,4 +1,4 @@
-"""Frozen parameters: untouched, unknown to the optimiser, and not differentiated."""
+"""Frozen parameters: never updated, not in the optimiser, and not differentiated."""
 
 import signal
 
@@ -48,7 +48,7 @@ def test_frozen_parameters_do_not_move_and_have_no_state(optimizer):
 
 
 def test_the_trained_part_moves_as_in_a_network_that_has_no_other():
-    """The frozen layer as a constant of the loss function; clipping sees the trained part only."""
+    """Equals a run with the frozen layer as a constant; clipping sees the trained part only."""
     whole, loss = toy.make_params(), toy.make_loss(dropout=0.2)
     spec = toy.make_spec(
         optimizer=train.OptimizerSpec(name="sgd", clip_norm=0.05), accumulation_steps=2

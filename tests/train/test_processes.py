@@ -1,4 +1,4 @@
-"""What only real processes show: signals, kills, four devices, two hosts."""
+"""Tests that need separate processes: signals, kills, four devices, two hosts."""
 
 import os
 import pathlib
@@ -46,7 +46,7 @@ def finish(process):
     [("SIGTERM", train.TrainingInterrupted.exit_code), ("SIGKILL", -signal.SIGKILL)],
 )
 def test_a_killed_process_resumes_bit_exactly(tmp_path, compilation_cache, name, code):
-    """Killed by itself while it loads batch 7; resumed by this process; against no kill at all."""
+    """Kills itself while loading batch 7, is resumed here, and equals an uninterrupted run."""
     process = start(
         "tests.train.toy", tmp_path, "--signal", name, "--at", 7, cache=compilation_cache
     )
@@ -59,7 +59,7 @@ def test_a_killed_process_resumes_bit_exactly(tmp_path, compilation_cache, name,
 
 
 def wait_for_a_new_checkpoint(directory, process):
-    """Returns when the running process has begun to write one, finished or not."""
+    """Returns when the process has started to write a checkpoint, finished or not."""
     names = {p.name for p in directory.glob("*")}
     while process.poll() is None and {p.name for p in directory.glob("*")} <= names:
         time.sleep(0.005)
@@ -68,7 +68,7 @@ def wait_for_a_new_checkpoint(directory, process):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_kill_at_any_moment_resumes_bit_exactly(tmp_path, compilation_cache, seed):
-    """Killed from outside, perhaps while it writes a checkpoint, again and again to the end."""
+    """Killed repeatedly from outside, possibly while writing a checkpoint, until it finishes."""
     rng = np.random.default_rng(seed)
     args = ("tests.train.toy", tmp_path, "--epochs", 8, "--delay", 0.1)
     num_kills = 0
@@ -102,7 +102,7 @@ def free_port():
 
 
 def test_two_processes_against_one(tmp_path, compilation_cache):
-    """Each holds half the rows; one work directory, checkpoints and metrics written once."""
+    """Each process holds half the rows; they share a work directory that is written once."""
     port = free_port()
     processes = [
         start("tests.train.toy", tmp_path, "--process", i, "--port", port, cache=compilation_cache)
@@ -114,7 +114,7 @@ def test_two_processes_against_one(tmp_path, compilation_cache):
     expected = toy.flat(single.state)
     with np.load(tmp_path / "final.npz") as final:
         for name, value in expected.items():
-            # Adam divides by roots of squares: rounding grows by its first steps' scale.
+            # Adam divides by the root of the second moment, which amplifies early rounding errors.
             np.testing.assert_allclose(final[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
     lines, right = train.read_metrics(tmp_path), train.read_metrics(tmp_path / "single")
     assert [line["step"] for line in lines] == [line["step"] for line in right]

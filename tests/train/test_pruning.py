@@ -26,7 +26,7 @@ def leaves_of(tree):
 
 
 def test_schedule_is_the_published_one():
-    """Steps of 10 from 20 to 60 of 100; one share computed by hand, `s_f (1 - (1 - 2/4)^3)`."""
+    """Every 10 steps from 20 to 60 of 100; one value by hand, `s_f (1 - (1 - 2/4)^3)`."""
     spec = train.PruningSpec(
         final_sparsity=0.8, start_fraction=0.2, end_fraction=0.67, every_steps=10
     )
@@ -56,7 +56,7 @@ def test_the_smallest_go_and_never_come_back(scope):
         kept = np.concatenate([np.asarray(masks[n]).reshape(-1) for n in names])
         expected = np.sort(magnitudes)[magnitudes.size // 2 :]
         np.testing.assert_array_equal(np.sort(magnitudes[kept]), expected)
-    # What is pruned has grown since, and stays pruned: the others are fewer, none is new.
+    # Pruned weights stay pruned although they have grown; no pruned weight comes back.
     grown = jax.tree.map(lambda leaf: 100.0 + leaf, params)
     first = pruning.update(initial_masks(params, spec, None), params, jnp.int32(1))
     second = pruning.update(first, grown, jnp.int32(2))
@@ -75,7 +75,7 @@ def test_counts_are_exact_among_equal_magnitudes():
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory):
-    """A run of 12 updates, pruned at 2, 4, .. 8 (0.8 of them is 9.6); its result and lines."""
+    """The result and log lines of a run of 12 updates that is pruned every second update."""
     work_dir = tmp_path_factory.mktemp("pruned")
     result = toy.run(spec=toy.make_spec(pruning=SPEC), work_dir=work_dir)
     return result, work_dir
@@ -101,7 +101,7 @@ def test_zeros_are_zero_at_the_end_and_reported_on_the_way(pruned):
 
 
 def test_the_best_checkpoint_is_a_sparse_one(pruned):
-    """Whatever the accuracy was before: only the last evaluation is of the final share."""
+    """Whatever the earlier accuracies: only the last evaluation has the final sparsity."""
     result, work_dir = pruned
     assert result.best_step == 12
     params, _, meta = train.load_variables(work_dir / train.CHECKPOINT_DIR)
@@ -120,7 +120,7 @@ def test_a_stopped_run_goes_on_bit_exactly(tmp_path, pruned, at):
 
 @pytest.mark.parametrize("name", ["sgd", "sam"])
 def test_a_pruned_weight_gets_no_gradient_and_no_update(name):
-    """One step by hand: the gradient through `mask * w`, the update masked."""
+    """One step by hand: the gradient of `mask * w`, and a masked update."""
     mask = jnp.asarray(np.random.default_rng(3).random((toy.FEATURES, toy.HIDDEN)) < 0.4)
     spec = train.OptimizerSpec(name="sgd", clip_norm=0.1, sam_rho=0.05 if name == "sam" else None)
     schedule = train.make_schedule(

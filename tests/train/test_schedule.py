@@ -38,12 +38,12 @@ def test_schedules_against_oracles(name):
     spec = ScheduleSpec(name=name, learning_rate=PEAK, **kwargs)
     schedule = make_schedule(spec, num_epochs=EPOCHS, steps_per_epoch=LENGTH)
     values = jax.vmap(schedule)(np.arange(len(TIMES), dtype=np.int32))
-    # Shares of the run are rounded to float32 and differentiated by a slope of about pi.
+    # Fractions of the run are rounded to float32; the slope of the cosine is up to about pi.
     np.testing.assert_allclose(values, PEAK * expected, atol=1e-6 * PEAK)
 
 
 def test_the_published_recipes():
-    """lr x .98 an epoch, 200 epochs; and cosine to 0."""
+    """Factor 0.98 per epoch over 200 epochs; and cosine to 0."""
     decay = ScheduleSpec(name="exponential", learning_rate=2e-3, factor_per_epoch=0.98)
     schedule = make_schedule(decay, num_epochs=200, steps_per_epoch=391)
     np.testing.assert_allclose(schedule(391 * 199), 2e-3 * 0.98**199, rtol=1e-5)

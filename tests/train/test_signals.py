@@ -1,4 +1,4 @@
-"""Signals: a flag, a clean end, the handlers given back, and nothing swallowed."""
+"""Signals set a flag or stop the work; handlers are restored, and no signal is lost."""
 
 import gc
 import os
@@ -16,7 +16,7 @@ NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 @pytest.fixture
 def received():
-    """Signals that reach the handlers from before; these come back whatever a test does."""
+    """Signals that reach the previous handlers, which are restored after each test."""
     found = []
     before = {n: signal.signal(n, lambda number, _: found.append(number)) for n in NUMBERS}
     yield found
@@ -37,12 +37,12 @@ def test_the_first_signal_is_a_flag_and_the_second_acts_as_before(received, numb
         shoot(number)
         assert received == [number]
         raise ValueError("acted upon")
-    assert received == [number]  # an answered one is not passed on
+    assert received == [number]  # a signal that was answered is not raised again
 
 
 @pytest.mark.parametrize("context", [StopRequest, lambda: Interruptible("nothing")])
 def test_handlers_are_given_back(context):
-    """Each to its own signal, after an undisturbed run and after an exception."""
+    """Each signal gets its own handler back, after a normal end and after an exception."""
     before = [signal.getsignal(number) for number in NUMBERS]
     with context():
         assert all(signal.getsignal(n) != b for n, b in zip(NUMBERS, before, strict=True))
@@ -104,7 +104,7 @@ def in_callback_of_the_collector():
         if phase == "start":
             shoot(signal.SIGTERM)
 
-    gc.collect()  # what other tests left behind, whose own callbacks would forget exceptions too
+    gc.collect()  # garbage of other tests, whose callbacks would also discard exceptions
     gc.callbacks.append(callback)
     try:
         gc.collect()
@@ -114,10 +114,10 @@ def in_callback_of_the_collector():
 
 def in_callback_of_a_weak_reference():
     class Key:
-        """Dies in the collector."""
+        """Is destroyed by the garbage collector."""
 
     class Signalling(weakref.WeakKeyDictionary):
-        """Shoots while an entry is removed: the callback reads `_iterating`."""
+        """Sends a signal while an entry is removed: the callback reads `_iterating`."""
 
         @property
         def _iterating(self):
@@ -139,7 +139,7 @@ def in_callback_of_a_weak_reference():
     [in_destructor, in_callback_of_the_collector, in_callback_of_a_weak_reference],
 )
 def test_where_python_forgets_exceptions_none_is_raised(received, monkeypatch, shoot_there):
-    """It would be printed with a traceback (an error here) and lost; it comes a little later."""
+    """An exception there would be printed (an error in tests) and lost, so it is raised later."""
     monkeypatch.setattr(_signals, "_RETRY_SECONDS", 0.05)
     reached = []
     with pytest.raises(TrainingInterrupted), Interruptible("the report"):
@@ -160,7 +160,7 @@ def test_an_interruption_that_became_another_error_counts(received):
 
 
 def test_stages_within_a_run(received):
-    """What a stage cannot finish is passed on to the context around it."""
+    """An interruption within an inner context also ends the outer one."""
     with pytest.raises(TrainingInterrupted, match="during the run"), Interruptible("the run"):
         with StopRequest():
             shoot(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Specs reject what does not fit, and say so."""
+"""Specs reject invalid arguments with clear messages."""
 
 import dataclasses
 

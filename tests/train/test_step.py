@@ -1,4 +1,4 @@
-"""One update: gradients, accumulation, keys, and what happens to a step that is not finite."""
+"""One update: gradients, accumulation, keys, and steps that are not finite."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ MESH = make_mesh()
 
 
 def make(loss_fn=None, *, spec=None, params=None, **kwargs):
-    """A step and a fresh state."""
+    """A training step and an initial state."""
     schedule = make_schedule(ScheduleSpec(learning_rate=0.1), num_epochs=1, steps_per_epoch=1)
     optimizer = make_optimizer(spec or OptimizerSpec(name="sgd", momentum=0.9), schedule)
     state = create_state(
@@ -49,7 +49,7 @@ def gradient_of(state, batch, loss_fn=None):
 
 
 def poisoned(loss_fn, *, of_loss, of_gradient):
-    """A loss whose value or gradient is not finite where the batch says "bad"."""
+    """A loss whose value or gradient is not finite if the batch is marked "bad"."""
 
     @jax.custom_vjp
     def poison(x, bad):
@@ -114,7 +114,7 @@ def test_the_state_given_is_donated_and_the_caller_s_arrays_are_not():
 @pytest.mark.parametrize("num_parts", [2, 4])
 @pytest.mark.parametrize("is_masked", [False, True])
 def test_accumulation_equals_the_full_batch(num_parts, is_masked):
-    """Also where the micro-batches hold different numbers of rows that count."""
+    """Even if the micro-batches have different numbers of unmasked rows."""
     batch = toy.make_batch(0)
     if is_masked:
         rows = np.arange(toy.ROWS)
@@ -144,7 +144,7 @@ def test_accumulation_threads_the_model_state_and_draws_a_key_a_part():
         key=jax.random.key(1),
     )
     step = make_train_step(loss_fn, optimizer, MESH, accumulation_steps=2)
-    batch = {"part": np.tile(np.array([1.0, 2.0], np.float32), 4)}  # rows are dealt in turn
+    batch = {"part": np.tile(np.array([1.0, 2.0], np.float32), 4)}  # rows are dealt out in turn
     new, _ = step(replicate(state, MESH), put(batch, num_parts=2))
     assert float(new.model_state["visits"]) == 12.0
     key = jax.random.fold_in(jax.random.key(1), 0)
@@ -175,7 +175,7 @@ def test_a_broken_step_changes_nothing_and_freezes(of_loss):
     before = toy.flat(state)
     state, report = step(state, put(with_flag(toy.make_batch(1), True)))
     assert not report.is_applied and not report.is_overflow
-    for _ in range(2):  # nobody looks, good batches follow: still frozen at the same step
+    for _ in range(2):  # good batches follow: still frozen at the same step
         state, report = step(state, put(with_flag(toy.make_batch(2), False)))
         assert not report.is_applied and float(report.sums.weight) == 0.0
     after = toy.flat(state)
@@ -200,7 +200,7 @@ def test_an_overflow_is_reported_and_the_state_is_not_frozen():
 
 @pytest.mark.parametrize("reaction", ["freeze", "report"])
 def test_a_frozen_state_keeps_its_reason(reaction):
-    """What breaks after the first failure is neither recorded nor an overflow to be repeated."""
+    """Later failures are neither recorded nor reported as overflows to be repeated."""
     loss_fn = poisoned(toy.make_loss(), of_loss=False, of_gradient=True)
     step, state = make(loss_fn, when_gradient_breaks=reaction)
     state = state.replace(is_loss_broken=replicate(jnp.array(True), MESH))
@@ -229,7 +229,7 @@ def test_a_bad_micro_batch_discards_the_whole_step():
 
 
 def test_the_second_gradient_of_sam_is_watched_too():
-    """The gradient breaks away from the start only: at the perturbed parameters."""
+    """The gradient is not finite only at the perturbed parameters."""
     start = toy.make_params()["first"]["bias"]
     loss = toy.make_loss()
 
@@ -272,7 +272,10 @@ def test_error_messages():
         evaluate(make_eval_step(toy.make_loss(), MESH), [], params={}, model_state={}, mesh=MESH)
     with pytest.raises(ValueError, match="`when_gradient_breaks` must be one of .*'stop'"):
         make(when_gradient_breaks="stop")
-    with pytest.raises(ValueError, match="multiple of 1 devices x 3 micro-batches .* got 16"):
+    with pytest.raises(
+        ValueError,
+        match=r"multiple of 3 rows in each process \(1 devices x 3 micro-batches\); got 16",
+    ):
         put(toy.make_batch(0), num_parts=3)
     with pytest.raises(ValueError, match=r"same number of rows; got \[2, 3\]"):
         put({"x": np.zeros((2, 1)), "y": np.zeros(3)})

@@ -1,13 +1,10 @@
-"""Metrics on disk and the compilation cache."""
+"""Metrics on disk: resumed files, damaged lines, full disks, and TensorBoard."""
 
 import errno
 import json
 import logging
 import math
-import shutil
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from mlg_jax import train
@@ -38,7 +35,7 @@ def test_lines_past_the_resumed_step_are_dropped(tmp_path):
 
 
 def test_damaged_lines_are_left_out_and_counted(tmp_path, caplog):
-    """Those after them are kept; the last one, which a crash cut short, is no damage."""
+    """Lines after them are kept; a last line truncated by a crash does not count as damaged."""
     good = '{"kind": "train", "step": %d, "loss": 1.0}'
     bad = ["not json", "3", "[]", "{}", '{"kind": "train", "step": "4"}', "\x80\xff", ""]
     lines = [good % 1, *bad, good % 9, '{"kind": "train", "step": 1']
@@ -56,7 +53,7 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path, caplog):
 
 @pytest.mark.bad_input
 def test_a_full_disk_names_the_file(tmp_path):
-    """The first error counts: closing, which fails too, hides nothing and adds nothing."""
+    """The first error is raised; the failure of closing the file does not replace it."""
 
     class Full:
         def write(self, text):
@@ -83,40 +80,8 @@ def test_no_directory_no_metrics(tmp_path):
     assert train.read_metrics(tmp_path) == []
 
 
-def test_the_compilation_cache_works_after_a_first_compilation(tmp_path, compilation_cache):
-    jax.jit(lambda x: x + 1)(jnp.ones(3)).block_until_ready()
-    try:
-        train.enable_compilation_cache(tmp_path / "a" / "b", min_compile_seconds=0)
-        jax.jit(lambda x: jnp.sin(x) * 3 + x)(jnp.ones(7)).block_until_ready()
-        assert any((tmp_path / "a" / "b").iterdir())
-        assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700  # it holds native code
-    finally:
-        train.enable_compilation_cache(compilation_cache, min_compile_seconds=0)
-
-
-def test_a_cache_that_was_moved_is_hit(tmp_path, compilation_cache):
-    def names(directory):
-        train.enable_compilation_cache(directory, min_compile_seconds=0)
-        jax.clear_caches()
-        jax.jit(lambda x: jnp.cos(x) * 5 + x)(jnp.ones(11)).block_until_ready()
-        return {path.name for path in directory.iterdir() if path.name.endswith("-cache")}
-
-    try:
-        before = names(tmp_path / "here")
-        shutil.move(tmp_path / "here", tmp_path / "there")
-        assert before and names(tmp_path / "there") == before
-    finally:
-        train.enable_compilation_cache(compilation_cache, min_compile_seconds=0)
-
-
-@pytest.mark.bad_input
-def test_error_messages(tmp_path):
-    with pytest.raises(ValueError, match="`min_compile_seconds` must be .*; got -1"):
-        train.enable_compilation_cache(tmp_path, min_compile_seconds=-1)
-
-
 def test_tensorboard_reads_what_was_written(tmp_path):
-    """Every record with TensorFlow's framing: length, its checksum, the event, its checksum."""
+    """Parses the framing of TensorFlow: length, its checksum, event, its checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
     with MetricsWriter(tmp_path, resumed_step=4, num_steps=9) as writer:

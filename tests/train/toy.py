@@ -41,7 +41,7 @@ def make_model_state():
 
 
 def make_loss(*, dropout=0.0, label_smoothing=0.0):
-    """A loss function as `train` takes it; "scale" in a batch multiplies the loss."""
+    """A loss function for `train`; the entry "scale" of a batch multiplies the loss."""
 
     def loss_fn(params, model_state, batch, key, is_training):
         x = batch["x"]
@@ -67,7 +67,7 @@ def make_batch(index, rows=ROWS):
 
 
 def make_batches(*, delay_seconds=0.0, poison=None, num_batches=STEPS_PER_EPOCH):
-    """Batches of an epoch; `poison` maps a step's number to a function of its batch."""
+    """Batches of an epoch; `poison` maps the number of a step to a function of its batch."""
 
     def batches(epoch, start):
         for index in range(start, num_batches):
@@ -82,7 +82,7 @@ def make_batches(*, delay_seconds=0.0, poison=None, num_batches=STEPS_PER_EPOCH)
 
 
 def eval_batches():
-    """Two batches, the last one padded with rows that do not count."""
+    """Two batches; the last one is padded with masked rows."""
     mask = np.ones(ROWS, bool)
     yield {**make_batch(9001), "mask": mask}
     padded = {**make_batch(9002), "mask": mask & (np.arange(ROWS) < 5)}
@@ -124,7 +124,7 @@ def run(task=None, spec=None, **overrides):
 
 
 def flat(tree):
-    """All arrays of a tree by name, on the host; keys as their words."""
+    """All arrays of a tree by name, on the host; typed keys as raw data."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         jax.tree_util.keystr(path): np.asarray(
@@ -135,7 +135,7 @@ def flat(tree):
 
 
 def assert_equal(left, right):
-    """Bit for bit."""
+    """Asserts that two trees are equal bit for bit."""
     left, right = flat(left), flat(right)
     assert left.keys() == right.keys()
     for name in left:

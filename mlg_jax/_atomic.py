@@ -6,10 +6,12 @@ import secrets
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file; what was at `path` stays until all of it is on disk.
+    """Writes a file; the previous content stays at `path` until the new one is safely on disk.
+
+    A symbolic link is followed: its target is replaced, not the link.
 
     Raises:
-        OSError: the file cannot be written; it names `path`.
+        OSError: the file cannot be written; the error names `path`.
     """
     target = pathlib.Path(os.path.realpath(path))
     partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
@@ -19,7 +21,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
-    except OSError as error:  # of a write to a full disk it names no file
+    except OSError as error:  # the error of a full disk names no file
         partial.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:

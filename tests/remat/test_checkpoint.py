@@ -13,7 +13,6 @@ import mlg_jax
 from mlg_jax.models import create_model
 from mlg_jax.remat import (
     BitmapCodec,
-    BitmapGroupCodec,
     GroupCodec,
     HostCodec,
     Identity,
@@ -101,8 +100,6 @@ def test_residuals_of_each_policy():
     assert kept("bitmap_blocks", capacity=0.5) == packed < 0.8 * size
     group = size // 4 + 8 * -(-x.size // 256)
     assert kept(ResidualPolicy(GroupCodec(8)), key=jax.random.key(0)) == group
-    half = kept(ResidualPolicy(BitmapGroupCodec(0.5, bits=4)), key=jax.random.key(0))
-    assert half < 0.2 * size
     assert leaf_bytes(block, params, x) - weights > 2 * size
 
 
@@ -199,7 +196,8 @@ def test_an_overflow_warns_once_and_names_function_density_and_capacity(wrap):
             assert np.all(np.isnan(gradient(params, x)["in"]))
         jax.effects_barrier()
     messages = [str(warning.message) for warning in caught]
-    assert all("gelu_block: a bitmap holds 0.250" in m and "1.000 are" in m for m in messages)
+    assert all("gelu_block: the bitmap has room for a share of 0.250" in m for m in messages)
+    assert all("1.000 are non-zero" in m for m in messages)
     assert len(messages) == (1 if wrap is jax.jit else 2)  # eager calls are traced again
 
 
@@ -277,7 +275,7 @@ def test_vmap_scan_and_second_order():
         return jax.grad(lambda x: jnp.sum(jnp.cos(first(x))))(x)
 
     assert_same(twice(mlg_jax.checkpoint(block, policy="blocks")), twice(block), 1e-5)
-    with pytest.raises(NotImplementedError, match="differentiated once.*`blocks`"):
+    with pytest.raises(NotImplementedError, match="differentiated only once.*`blocks`"):
         twice(kept)
 
 
@@ -333,9 +331,7 @@ def test_gradients_linear_in_the_stored_array_are_unbiased():
     params, x = make(16, 32)
 
     def grad(key):
-        kept = mlg_jax.checkpoint(
-            lambda p, x: x @ p, policy=ResidualPolicy(BitmapGroupCodec(0.8, bits=2)), key=key
-        )
+        kept = mlg_jax.checkpoint(lambda p, x: x @ p, policy=ResidualPolicy(GroupCodec(2)), key=key)
         return jax.grad(lambda p: jnp.sum(jnp.cos(kept(p, x))))(params["in"])
 
     # the cotangent of y does not depend on what was stored: cos' is outside
@@ -422,7 +418,7 @@ def test_bad_input():
             mlg_jax.checkpoint(block, policy="bitmap_blocks", capacity=capacity)
     with pytest.raises(ValueError, match="`key` must be a random key"):
         mlg_jax.checkpoint(block, policy="quantized_blocks")
-    with pytest.raises(TypeError, match="`activations` must point to floating arrays.*int32"):
+    with pytest.raises(TypeError, match="`activations` must select floating-point arrays.*int32"):
         mlg_jax.checkpoint(lambda x: x * 2.0, policy="bitmap_blocks")(jnp.arange(3))
     with pytest.raises(ValueError, match="`activations` must be positions of the 2 positional"):
         mlg_jax.checkpoint(block, policy="blocks", activations=5)(params, x)

@@ -12,7 +12,7 @@ from mlg_jax.quant import wide
 
 
 class Factors(NamedTuple):
-    """The arguments of `generate_kernel`; None where a level does not exist."""
+    """The arguments of `generate_kernel`; a coefficient is None if its level does not exist."""
 
     basis: Float[Array, "b i k"]
     coeff_in: Float[Array, "b c i"] | None
@@ -20,21 +20,22 @@ class Factors(NamedTuple):
 
 
 def project_kernel(kernel: Float[Array, "o c k"], spec: GenerationSpec) -> Factors:
-    """The factors whose unquantised product is near `kernel`.
+    """Factors whose unquantised product approximates `kernel`.
 
-    Level 2: the truncated decomposition of the matrix `[Co, Ci K]`, left vectors on V.
-    Level 1: each of the Bo remaining matrices `[Ci, K]` truncated to rank Bi, singular values on U.
+    Level 2 truncates the singular value decomposition of the matrix `[Co, Ci K]`; V has its left
+    singular vectors. Level 1 truncates each of the Bo remaining matrices `[Ci, K]` to rank Bi; U
+    has the left singular vectors times the singular values.
 
     Args:
-        kernel: `[Co, Ci, K]`, floating.
-        spec: the requested bases; its bits are not used.
+        kernel: `[Co, Ci, K]`, floating-point.
+        spec: the requested numbers of bases; its bits are not used.
 
     Returns:
-        `(basis, coeff_in, coeff_out)`; where neither level applies `(kernel, None, None)`.
+        `(basis, coeff_in, coeff_out)`, or `(kernel, None, None)` if neither level applies.
 
     Raises:
-        TypeError: `kernel` is not floating or `spec` no GenerationSpec.
-        ValueError: `kernel` has another rank than 3 or is empty.
+        TypeError: `kernel` is not a floating-point array, or `spec` is not a GenerationSpec.
+        ValueError: `kernel` does not have three axes or is empty.
 
     Reference: https://arxiv.org/abs/2108.11430 ("SVD init").
     """
@@ -42,18 +43,18 @@ def project_kernel(kernel: Float[Array, "o c k"], spec: GenerationSpec) -> Facto
     check_instance("spec", spec, GenerationSpec)
     if jnp.ndim(kernel) != 3 or jnp.size(kernel) == 0:
         raise ValueError(
-            f"`kernel` must have shape [Co, Ci, K] with no zero; got {jnp.shape(kernel)}."
+            f"`kernel` must have a shape [Co, Ci, K] without zeros; got {jnp.shape(kernel)}."
         )
     out_channels, in_channels, taps = jnp.shape(kernel)
     shapes = spec.resolve(KernelShape(out_channels, in_channels, (taps, 1)))
     if shapes is None:
         return Factors(kernel, None, None)
-    factors = _decompose(wide(kernel), shapes)  # no decompositions in 16 bits
+    factors = _decompose(wide(kernel), shapes)  # JAX has no SVD in 16 bits
     return jax.tree.map(lambda f: f.astype(kernel.dtype), factors)
 
 
 def _decompose(kernel: Float[Array, "o c k"], shapes: FactorShapes) -> Factors:
-    """The truncated decompositions, of both levels or of the one there is."""
+    """The truncated decompositions of the levels that exist."""
     coeff_out, rows = _split_rows(kernel, shapes.basis[0] if shapes.coeff_out else None)
     if shapes.coeff_in is None:
         return Factors(rows, None, coeff_out)
@@ -64,7 +65,7 @@ def _decompose(kernel: Float[Array, "o c k"], shapes: FactorShapes) -> Factors:
 
 
 def _split_rows(kernel: Float[Array, "o c k"], num_bases: int | None) -> tuple[Array | None, Array]:
-    """Level 2: orthonormal V `[Co, Bo]` and the Bo matrices `[Ci, K]` it combines."""
+    """Level 2: V `[Co, Bo]` with orthonormal columns, and the Bo matrices `[Ci, K]` it combines."""
     if num_bases is None:
         return None, kernel
     matrix = kernel.reshape(kernel.shape[0], -1)

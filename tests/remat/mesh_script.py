@@ -1,4 +1,4 @@
-"""Four simulated devices against one; run by `test_mesh.py` in a process of its own."""
+"""Compares four simulated devices with one; `test_mesh.py` runs it in its own process."""
 
 import functools
 import re
@@ -15,7 +15,7 @@ from tests._models import tiny_resnet
 
 
 def gradients(num_devices, preset, capacity):
-    """Loss, gradients and the compiled program."""
+    """Returns `((loss, gradients), program text)`."""
     mesh = make_mesh(jax.devices()[:num_devices])
     model = tiny_resnet(channels=8, remat=RematSpec(preset, capacity, mesh=mesh))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 16, 16, 3)), jnp.float32)
@@ -47,7 +47,7 @@ def main():
     (value, grads), program = gradients(4, "bitmap_blocks", 0.9)
     assert_near(value, plain[0], rtol=1e-5)
     jax.tree.map(lambda a, b: assert_near(a, b, rtol=1e-4), grads, plain[1])
-    # sums of gradients and statistics are exchanged, activations and bitmaps are not
+    # gradients and statistics are summed over devices; activations and bitmaps are not exchanged
     assert "all-reduce" in program
     assert not re.search("all-gather|all-to-all|collective-permute", program)
     (_, grads), program = jax.device_get(gradients(4, "quantized_blocks", 1.0))

@@ -1,32 +1,32 @@
-"""Errors that are the user's, as one line; and text from files, made safe to print.
+"""Tells user errors from bugs, formats them as one line, and makes foreign text safe to print.
 
-An error is the user's if it says that something given cannot be used:
+A user error means that an input cannot be used. It is one of
 
-- its class is one of this package's own (`PackedFileError`, `ConfigError`, ...);
-- it is an OSError: a path, a permission, a full disk;
-- it is a ValueError, TypeError or ImportError that a `raise` statement of this package raised: a
-  check refused something. The same classes from anywhere deeper (JAX, NumPy), or from an operation
-  that failed without a `raise` (`None + 1`), are faults of this package and keep their traceback.
+- an exception class of this package (`PackedFileError`, `ConfigError`, ...);
+- an OSError: a wrong path, missing permissions, a full disk;
+- a ValueError, TypeError or ImportError from a `raise` statement in this package, that is, from one
+  of its checks. The same classes raised inside JAX or NumPy, or by an operation without a `raise`
+  statement (`None + 1`), are bugs of this package and keep their traceback.
 """
 
 import dis
 import types
 
 PACKAGE = "mlg_jax"
-MAX_LINE = 2000  # characters of a message
-MAX_TEXT = 200  # characters of one name
+MAX_LINE = 2000  # largest number of characters of a message
+MAX_TEXT = 200  # largest number of characters of a name
 _CHECKS = (ImportError, TypeError, ValueError)
 _RAISE = dis.opmap["RAISE_VARARGS"]
 
 
 def user_message(error: Exception) -> str | None:
-    """What a caught error tells its user, in one line without control characters.
+    """Formats a user error as one line without control characters.
 
     Args:
-        error: as an `except` clause caught it, with its traceback.
+        error: an exception caught by an `except` clause, with its traceback.
 
     Returns:
-        The line; None for a fault of this package, which should be raised again.
+        The line, or None if the error is a bug of this package and should be raised again.
     """
     if not (_is_ours(type(error).__module__) or isinstance(error, OSError) or _is_check(error)):
         return None
@@ -34,15 +34,15 @@ def user_message(error: Exception) -> str | None:
 
 
 def printable(text: object, limit: int = MAX_TEXT) -> str:
-    r"""Text from a file as it may be printed: on one line, clipped, no control characters.
+    r"""Makes text from a file safe to print: one line, clipped, without control characters.
 
     Args:
-        text: converted by `str`.
-        limit: characters that are kept.
+        text: any object; it is converted by `str`.
+        limit: largest number of characters that are kept.
 
     Returns:
-        What cannot be printed (line breaks, terminal escapes, lone surrogates, marks that change
-        the direction of writing) as `\n`, `\x1b`, `\ud800`, `\u202e`.
+        The text with unprintable characters (line breaks, terminal escapes, lone surrogates,
+        bidirectional marks) escaped as `\n`, `\x1b`, `\ud800`, `\u202e`.
     """
     whole = str(text)
     kept = whole if len(whole) <= limit else f"{whole[:limit]}... ({len(whole):,} characters)"
@@ -50,7 +50,7 @@ def printable(text: object, limit: int = MAX_TEXT) -> str:
 
 
 def _is_check(error: Exception) -> bool:
-    """Whether a `raise` statement of this package raised it."""
+    """Whether the error comes from a `raise` statement in this package."""
     if not isinstance(error, _CHECKS) or error.__traceback__ is None:
         return False
     last = _innermost(error.__traceback__)

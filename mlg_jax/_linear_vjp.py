@@ -1,4 +1,4 @@
-"""Backward passes of functions that are linear in x: what they keep, in which order they run."""
+"""Custom VJPs of functions that are linear in x: their residuals and the order of their steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,31 +14,31 @@ Product = Callable[[Any, Array], Array]  # (factors, x) -> y, linear in x
 
 
 def rebuild_in_backward(fn: Product) -> Product:
-    """`fn(factors, x)` that keeps `factors` and `x`, and rebuilds everything else.
+    """Returns `fn(factors, x)` that saves `factors` and `x` and rebuilds everything else.
 
-    As `weight_grad_first`, except that the factors also wait for the array that they meet in each
-    pass, `x` or the cotangent. Otherwise all kernels of a network are built at the start
-    (ResNet-18, batch 1, temporaries of the training step: 38 MiB; 64 without the first wait, 76
-    without the second, 102 without both).
+    Like `weight_grad_first`, but the factors also wait for the array with which they are combined:
+    x in the forward pass, the cotangent in the backward pass. Otherwise XLA builds the kernels of
+    all layers at the start. (ResNet-18, batch 1, temporaries of a training step: 38 MiB; 64 MiB
+    without the first wait, 76 MiB without the second, 102 MiB without both.)
     """
     return _ordered(fn, wait_for)
 
 
 def weight_grad_first(fn: Product) -> Product:
-    """`fn(factors, x)`, linear in x, whose backward pass finishes the factors' cotangents first.
+    """Returns `fn(factors, x)`, linear in x, whose backward pass computes weight gradients first.
 
     Forward: `fn(factors, x)`.
-    Backward: the vector-Jacobian product of `fn`, which is evaluated again. The cotangent of x is
-    released once those of the factors are there. Otherwise the compiler postpones the weight
-    gradient and keeps what it needs: x, the cotangent, and transposed copies of both.
-    Residuals: `factors`, and `x` if a factor is differentiated; otherwise only its shape.
+    Backward: the vector-Jacobian product of a second evaluation of `fn`. The cotangent of x waits
+    for those of the factors. Otherwise the compiler postpones the weight gradients and meanwhile
+    keeps x, the cotangent and transposed copies of both.
+    Residuals: `factors`, and `x` if a factor is differentiated; otherwise only the shape of x.
     Reverse mode only, to any order.
     """
     return _ordered(fn, lambda factors, _: factors)
 
 
 def _ordered(fn: Product, wait: Callable[[Any, Array], Any]) -> Product:
-    """`wait(factors, array)` returns the factors, available before or after the array."""
+    """As `weight_grad_first`; `wait(factors, array)` may tie the factors to the array."""
 
     def run(factors: Any, x: Array) -> Array:
         return fn(wait(factors, x), x)
@@ -63,11 +63,11 @@ def keep_inputs(
     backward: Callable[[Any, Array, Array], tuple[Any, Array]],
     backward_to_input: Callable[[Any, Any, Array], Array],
 ) -> Product:
-    """`fn(factors, x)`, linear in x, with a backward pass that starts from the inputs of `fn`.
+    """Returns `fn(factors, x)`, linear in x, with a given backward pass from its inputs.
 
     Forward: `fn(factors, x)`.
-    Backward: `backward(factors, x, cotangent)` -> cotangents of both. Where no factor is
-    differentiated, `backward_to_input(factors, shape, cotangent)` -> the cotangent of x alone;
+    Backward: `backward(factors, x, cotangent)` returns the cotangents of both. If no factor is
+    differentiated, `backward_to_input(factors, shape, cotangent)` returns the cotangent of x alone;
     `shape` has the shape and dtype of x.
     Residuals: `factors`, and `x` if a factor is differentiated; otherwise only its shape.
     Reverse mode only, to any order that the backward passes allow. The backward passes multiply

@@ -1,4 +1,4 @@
-"""Ordering of computations: barriers where the compiler keeps them, data dependencies elsewhere."""
+"""Orders computations: by data dependencies on CPU, by optimization barriers elsewhere."""
 
 import dataclasses
 from typing import Any
@@ -13,25 +13,26 @@ from jax.custom_derivatives import SymbolicZero
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class ShapeOf:
-    """Shape and dtype of an array that is not kept; a static part of residuals."""
+    """Shape and dtype of an array that is not saved: static data among the residuals."""
 
     shape: tuple[int, ...]
     dtype: Any
 
 
 def vary_alike(tree: Any) -> Any:
-    """`tree` for a custom VJP inside `jax.shard_map`: every array varies over the axes of all.
+    """Marks every array of `tree` as varying over the mesh axes over which any of them varies.
 
-    There a cotangent must vary over the axes that its primal varies over, and the gradient of a
-    replicated parameter varies with the data. Marking the parameter as varying first leaves the sum
-    over the devices to the transpose of the mark. Outside `jax.shard_map` nothing happens.
+    Inside `jax.shard_map`, the arguments of a custom VJP need this: a cotangent must vary over the
+    same axes as its primal, but the gradient of a replicated parameter varies with the data. If the
+    parameter is marked as varying first, the transpose of the mark sums the gradient over the
+    devices. Outside `jax.shard_map`, `tree` is returned unchanged.
     """
     every = frozenset().union(*map(varying_axes, jax.tree.leaves(tree)))
     return jax.tree.map(lambda leaf: _vary(leaf, every), tree)
 
 
 def instantiate(cotangent: Any) -> Any:
-    """A cotangent, or the zeros that a symbolic one stands for."""
+    """Replaces a symbolic zero cotangent by an array of zeros; returns others unchanged."""
     if not isinstance(cotangent, SymbolicZero):
         return cotangent
     if cotangent.dtype == jax.dtypes.float0:
@@ -41,7 +42,7 @@ def instantiate(cotangent: Any) -> Any:
 
 
 def varying_axes(x: Any) -> frozenset[str]:
-    """The axes of `jax.shard_map` over which the devices hold different numbers."""
+    """The mesh axes of `jax.shard_map` over which `x` may differ between devices."""
     aval: Any = jax.typeof(x)
     return aval.manual_axis_type.varying
 
@@ -52,14 +53,17 @@ def _vary(x: Any, axes: frozenset[str]) -> Any:
 
 
 def opaque_false(tree: Any) -> Array:
-    """A bool that is always false, known to the compiler only once `tree` has been computed.
+    """A predicate that is always false, but is computed from `tree`.
 
-    "x < -inf" is false for every x, NaN included, and XLA does not simplify it. Optimization
-    barriers would say the same, but XLA:CPU expands them before common-subexpression elimination,
-    which then merges a recomputation with the original (measured with jax 0.10.2).
+    `x < -inf` is false for every x, NaN included, and XLA does not simplify it. Optimization
+    barriers do not suffice: XLA:CPU (seen with jax 0.10.2) removes them before it eliminates common
+    subexpressions, and then merges a recomputation with the original.
 
     Args:
-        tree: a pytree; the first entry of each floating or unsigned array in it is read.
+        tree: a pytree; the first entry of each floating-point or unsigned array in it is read.
+
+    Returns:
+        A boolean scalar.
     """
     never = jnp.array(False)
     for leaf in map(jnp.asarray, jax.tree.leaves(tree)):
@@ -73,14 +77,15 @@ def opaque_false(tree: Any) -> Array:
 
 
 def wait_for(tree: Any, other: Any) -> Any:
-    """Returns `tree`, bit for bit, available only after the arrays of `other`."""
+    """Returns `tree`, bit for bit, but available only once the arrays of `other` are computed."""
     return wait_for_predicate(tree, opaque_false(other))
 
 
 def wait_for_predicate(tree: Any, never: Array) -> Any:
     """Returns `tree` unchanged but data-dependent on `never`, a predicate that is always false.
 
-    In `jax.shard_map`, what is the same on all devices does not wait for what is not.
+    Inside `jax.shard_map`, an array that is replicated over an axis is not made to depend on a
+    predicate that varies over it.
     """
 
     def wait(x: Any) -> Any:
@@ -98,12 +103,12 @@ def _wait_by_choice(x: Array, never: Array) -> Array:
 
 
 def _wait_by_barrier(x: Array, never: Array) -> Array:
-    """Spares the copy that `_wait_by_choice` makes where the next operation takes no fused input.
+    """Ties `x` to `never` by barriers, without the copy that a select makes unless it is fused.
 
-    The same barrier twice: XLA takes out of a barrier what nobody reads, unless something else
-    reads it too, and nothing would wait for a `never` that only one of them holds. (ResNet-18,
-    batch 128, bfloat16, policy `blocks`, compiled for an H100 by jax 0.10.2: 300 MiB of
-    temporaries with one barrier, 130 with two.)
+    There are two barriers because XLA drops an operand of a barrier if its result is unused and
+    nothing else reads it: a single barrier would lose `never`. (ResNet-18, batch 128, bfloat16,
+    policy `blocks`, compiled for an H100 by jax 0.10.2: 300 MiB of temporaries with one barrier,
+    130 MiB with two.)
     """
     for _ in range(2):
         x = lax.optimization_barrier((x, never))[0]
@@ -111,11 +116,12 @@ def _wait_by_barrier(x: Array, never: Array) -> Array:
 
 
 def materialize(x: Array) -> Array:
-    """`x`, bit for bit, as an array that the compiler writes to memory and computes once.
+    """Returns `x`, bit for bit, computed once and written to memory.
 
-    XLA fuses cheap operations into every consumer of their result. An activation that is kept for
-    the backward pass is then not kept: its operands are, and these may be several arrays. XLA never
-    duplicates a division, so on CPU we divide by a 1 that it cannot constant-fold.
+    XLA fuses cheap operations into every consumer of their result. Instead of an activation that
+    was meant to be saved for the backward pass, it then saves the operands, which may be several
+    arrays. XLA never duplicates a division, so on CPU we divide by a 1 that it cannot
+    constant-fold.
     """
 
     @jax.custom_jvp
@@ -132,9 +138,9 @@ def _divide_by_one(x: Array) -> Array:
 
 @jax.custom_vjp
 def materialize_cotangent(x: Array) -> Array:
-    """`x`, whose cotangent is written to memory once before it is used.
+    """The identity, whose cotangent is computed once and written to memory.
 
-    For values with several consumers: otherwise the operands of their cotangents are kept.
+    For values with several consumers, whose cotangent is a sum: otherwise XLA keeps the summands.
     """
     return x
 
@@ -144,10 +150,12 @@ materialize_cotangent.defvjp(lambda x: (x, None), lambda _, cotangent: (material
 
 @jax.custom_vjp
 def run_after(x: Array, y: Array) -> Array:
-    """`x`, to be used only once `y` has been computed: orders two branches, in both passes.
+    """Returns `x`, available only once `y` is computed: orders two branches in both passes.
 
-    Forward: `x`, which waits for `y`. Backward: `y` gets zeros that wait for the cotangent of x, so
-    that the consumers of x finish before the producers of y start. Residuals: the shape of y.
+    Forward: `x`, which waits for `y`.
+    Backward: the cotangent of `y` is zeros that wait for the cotangent of `x`, so that the backward
+    pass of the consumers of `x` finishes before that of the producers of `y` starts.
+    Residuals: the shape of `y`.
     """
     return wait_for(x, y)
 

@@ -1,10 +1,10 @@
-"""The fastest policy whose compiled program fits a budget."""
+"""Chooses the fastest checkpointing preset whose compiled program fits a memory budget."""
 
 from collections.abc import Callable, Sequence
 
 from mlg_jax._checks import check_real
 
-# From fast to slow: the first recomputes what is cheap, the last everything and packs twice.
+# Exact presets from fast to slow: from no recomputation to recomputing and packing twice.
 CANDIDATES = ("none", "convs", "blocks", "bitmap_blocks", "bitmap_units")
 
 MIB = 2**20
@@ -16,18 +16,21 @@ def plan_policy(
     budget_bytes: float,
     candidates: Sequence[str] = CANDIDATES,
 ) -> tuple[str, dict[str, int]]:
-    """The first of `candidates` that fits; all of them are exact.
+    """Returns the first of `candidates` that fits the budget.
 
     Args:
-        temporary_bytes: of the compiled training step under a preset.
-        budget_bytes: > 0; what the program may use besides its arguments and results.
-        candidates: presets, from fast to slow.
+        temporary_bytes: compiles the training step under a preset and returns the bytes of its
+            temporaries.
+        budget_bytes: largest allowed number of these bytes, > 0.
+        candidates: exact presets, from fast to slow.
 
     Returns:
-        The preset's name, and the bytes of all that were compiled.
+        The name of the preset, and the bytes of every preset that was compiled.
 
     Raises:
-        ValueError: a budget below what any candidate reaches; names the smallest reachable.
+        TypeError: `budget_bytes` is not a number.
+        ValueError: `budget_bytes` is not positive, or no candidate fits; the message names the
+            smallest budget that one fits.
     """
     check_real("budget_bytes", budget_bytes, 0.0, exclusive_minimum=True)
     found: dict[str, int] = {}
@@ -37,6 +40,6 @@ def plan_policy(
             return name, found
     best = min(found, key=lambda name: found[name])
     raise ValueError(
-        f"`budget_mib` must be at least {found[best] / MIB:.1f}, what the exact policy {best!r} "
-        f"reaches; got {budget_bytes / MIB:.1f}."
+        f"`budget_mib` must be at least {found[best] / MIB:.1f}, the need of the smallest exact "
+        f"policy, {best!r}; got {budget_bytes / MIB:.1f}."
     )

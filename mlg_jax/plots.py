@@ -1,4 +1,4 @@
-"""Figures: training curves, sizes and memory, drawn into files."""
+"""Figures of training curves, sizes, memory and speed, written to image files."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,12 @@ _MIB = 2**20
 
 
 def plot_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Loss and accuracy over the steps of each run, `{name: lines of metrics.jsonl}`, as PNG."""
+    """Plots loss and accuracy against the step for each run.
+
+    Args:
+        path: the file to write.
+        runs: `{name: lines of its metrics.jsonl}`.
+    """
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     loss_axis, accuracy_axis = figure.subplots(1, 2)
     for name, lines in runs.items():
@@ -31,7 +36,12 @@ def plot_curves(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
 
 
 def plot_sizes(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Stored and ordinary size of each layer, rows of `SizeReport.to_dict()`, as PNG."""
+    """Plots the stored size of each layer beside its size as dense float32 parameters.
+
+    Args:
+        path: the file to write.
+        rows: the layers of `SizeReport.to_dict()`.
+    """
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axis = figure.subplots()
     axis.bar(range(len(rows)), [row["dense_kb"] for row in rows], label="ordinary")
@@ -43,12 +53,12 @@ def plot_sizes(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def plot_residuals(path: Path, reports: Mapping[str, Mapping[str, int]]) -> None:
-    """Stacked bars of residual bytes, one bar a report: plain against policy, as PNG.
+    """Plots residual bytes as stacked bars, one bar per report.
 
     Args:
-        path: of the file.
-        reports: `{"plain": bytes by kind or operation}`, as `MemoryReport.bytes_by_kind` and
-            `bytes_by_operation`; a category keeps its colour in all bars.
+        path: the file to write.
+        reports: `{name: bytes by category}`, where categories are the kinds or operations of
+            `MemoryReport.bytes_by_kind` or `bytes_by_operation`; each has one colour in all bars.
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
@@ -59,7 +69,7 @@ def plot_residuals(path: Path, reports: Mapping[str, Mapping[str, int]]) -> None
         axis.bar(range(len(names)), heights, bottom=floor, label=category)
         floor = [low + height for low, height in zip(floor, heights, strict=True)]
     axis.set_xticks(range(len(names)), names)
-    axis.set(ylabel="kept for the backward pass, MiB")
+    axis.set(ylabel="saved for the backward pass, MiB")
     axis.legend(fontsize=7)
     _save(figure, path)
 
@@ -67,28 +77,28 @@ def plot_residuals(path: Path, reports: Mapping[str, Mapping[str, int]]) -> None
 def plot_storage(
     path: Path, densities: Sequence[float], curves: Mapping[str, Sequence[float]]
 ) -> None:
-    """Bytes against the share of entries that are not zero, one line a storage, as PNG.
+    """Plots bytes against density, one line per storage format.
 
     Args:
-        path: of the file.
-        densities: in [0, 1].
-        curves: `{storage: bytes at each density}`, as `mlg_jax.memory.storage_curve` gives them.
+        path: the file to write.
+        densities: shares of non-zero entries, in [0, 1].
+        curves: `{storage: bytes at each density}`, see `mlg_jax.memory.storage_curve`.
     """
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axis = figure.subplots()
     for name, sizes in curves.items():
         axis.plot(densities, [size / _MIB for size in sizes], label=name)
-    axis.set(xlabel="share of entries that are not zero", ylabel="MiB", ylim=(0, None))
+    axis.set(xlabel="share of non-zero entries", ylabel="MiB", ylim=(0, None))
     axis.legend(fontsize=7)
     _save(figure, path)
 
 
 def plot_batch_memory(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Parameters, gradients, activations and temporaries over the batch size, as PNG.
+    """Plots bytes of parameters, gradients, activations and temporaries against the batch size.
 
     Args:
-        path: of the file.
-        rows: `BatchMemory` rows as mappings; bytes that are None leave a gap.
+        path: the file to write.
+        rows: `mlg_jax.memory.BatchMemory` rows as mappings; None leaves a gap.
     """
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axis = figure.subplots()
@@ -96,7 +106,7 @@ def plot_batch_memory(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     for kind in ("parameter", "gradient", "activation", "temporary"):
         sizes = [row[f"{kind}_bytes"] for row in rows]
         heights = [float("nan") if size is None else size / _MIB for size in sizes]
-        # Gradients are as large as parameters: dashes let both be seen.
+        # Gradients are as large as parameters: dashes keep both lines visible.
         axis.plot(batch_sizes, heights, "o--" if kind == "gradient" else "o-", ms=3, label=kind)
     axis.set(xlabel="batch size", ylabel="MiB", xscale="log", yscale="log")
     axis.set_xticks(batch_sizes, [str(size) for size in batch_sizes])
@@ -106,46 +116,46 @@ def plot_batch_memory(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def plot_densities(path: Path, histograms: Mapping[str, Sequence[int]]) -> None:
-    """How many batches have which density, one row of colours a layer, as PNG.
+    """Plots density histograms as a heat map, one row per layer.
 
     Args:
-        path: of the file.
-        histograms: `{layer: batches by density, in equal bins of [0, 1]}`.
+        path: the file to write.
+        histograms: `{layer: number of batches in each of equal bins of [0, 1]}`.
     """
     figure = Figure(figsize=(6, 1.0 + 0.16 * len(histograms)), layout="constrained")
     axis = figure.subplots()
     rows = list(histograms.values())
     image = axis.imshow(rows, aspect="auto", extent=(0, 1, len(rows), 0), cmap="Blues")
     axis.set_yticks([index + 0.5 for index in range(len(rows))], list(histograms), fontsize=6)
-    axis.set(xlabel="share of entries that are not zero")
+    axis.set(xlabel="share of non-zero entries")
     figure.colorbar(image, label="batches")
     _save(figure, path)
 
 
 def plot_tradeoff(path: Path, points: Mapping[str, tuple[float, float]]) -> None:
-    """Memory against time, one named point a policy, as PNG.
+    """Plots memory against time, one labelled point per policy.
 
     Args:
-        path: of the file.
-        points: `{policy: (seconds a step, bytes)}`.
+        path: the file to write.
+        points: `{policy: (seconds per step, bytes)}`.
     """
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axis = figure.subplots()
     for index, (name, (seconds, num_bytes)) in enumerate(points.items()):
         marker = "os^vD<>P*X"[index % 10]
         axis.scatter([seconds], [num_bytes / _MIB], s=24, marker=marker, label=name)
-    axis.set(xlabel="seconds a step", ylabel="MiB", xlim=(0, None), ylim=(0, None))
+    axis.set(xlabel="seconds per step", ylabel="MiB", xlim=(0, None), ylim=(0, None))
     figure.legend(loc="outside right upper", fontsize=7)
     _save(figure, path)
 
 
 def plot_speedups(path: Path, points: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    """Measured speed-up against the saving of arithmetic, one point a layer, as PNG.
+    """Plots measured speed-up against saved arithmetic, both relative to `generate`.
 
     Args:
-        path: of the file.
-        points: `{implementation: [(multiply-adds of generate / its own, seconds of generate / its
-            own), ...]}`.
+        path: the file to write.
+        points: `{implementation: [(ratio of multiply-adds, ratio of seconds), ...]}` with one pair
+            per layer; a ratio is that of `generate` divided by that of the implementation.
     """
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axis = figure.subplots()
@@ -153,8 +163,8 @@ def plot_speedups(path: Path, points: Mapping[str, Sequence[tuple[float, float]]
         savings, speedups = zip(*pairs, strict=True)
         axis.scatter(savings, speedups, s=10, alpha=0.7, label=name)
     axis.axhline(1.0, color="grey", lw=0.8)
-    axis.set(xscale="log", yscale="log", xlabel="multiply-adds, generate / this")
-    axis.set(ylabel="time, generate / this")
+    axis.set(xscale="log", yscale="log", xlabel="multiply-adds: generate / implementation")
+    axis.set(ylabel="time: generate / implementation")
     axis.legend(fontsize=7)
     _save(figure, path)
 

@@ -7,7 +7,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "mlg_jax").rglob("*.md")]
+)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)

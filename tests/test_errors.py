@@ -1,4 +1,4 @@
-"""Errors of users and faults of ours are told apart; foreign text cannot do anything to a line."""
+"""User errors are told from bugs, and foreign text cannot break out of a line."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def raised(error):
         (lambda: open("/"), "Is a directory: '/'"),
     ],
 )
-def test_what_a_check_or_the_system_refuses_is_the_users(function, message):
+def test_failed_checks_and_os_errors_are_user_errors(function, message):
     assert message in user_message(caught(function))
 
 
@@ -50,8 +50,8 @@ def test_what_a_check_or_the_system_refuses_is_the_users(function, message):
         OSError(28, "No space left on device"),
     ],
 )
-def test_classes_that_are_always_the_users(error):
-    """Wherever they were raised: here it is a test, which is no part of the package."""
+def test_our_exception_classes_are_always_user_errors(error):
+    """Even if they are raised outside the package, as in this test."""
     assert user_message(raised(error)) == str(error)
 
 
@@ -60,14 +60,14 @@ def test_classes_that_are_always_the_users(error):
     [
         lambda: jnp.reshape(jnp.zeros(3), (2,)),  # raised by JAX
         lambda: np.zeros(3).reshape(2),  # raised by NumPy
-        lambda: check_integer("runs", 1, "a"),  # a comparison of ours fails, no check
+        lambda: check_integer("runs", 1, "a"),  # a comparison in our code fails, not a check
         lambda: check_choice("name", "a", None),
         lambda: int("a"),
         lambda: {}["a"],
         lambda: (_ for _ in ()).throw(AssertionError("a")),
     ],
 )
-def test_faults_of_ours_are_not(function):
+def test_bugs_are_not_user_errors(function):
     assert user_message(caught(function)) is None
 
 
@@ -81,11 +81,11 @@ def test_a_message_is_one_clipped_line():
 
 
 @pytest.mark.parametrize("text", ["", "a b", "ä 猫 🐈", 'C:\\"x"'])
-def test_what_can_be_printed_stays(text):
+def test_printable_text_is_unchanged(text):
     assert printable(text) == text
 
 
-def test_what_is_printed_is_clipped_and_escaped():
+def test_text_is_clipped_and_escaped():
     assert printable("cat\n  99.00%  dog") == "cat\\n  99.00%  dog"
     assert printable("abcdef", 3) == "abc... (6 characters)"
     assert printable(None) == "None"

@@ -1,4 +1,4 @@
-"""Ordering changes no bit, and is there in the compiled program."""
+"""Ordering changes no bit of an array, and is present in the compiled program."""
 
 import re
 
@@ -19,7 +19,7 @@ def bits(x):
 
 @pytest.mark.parametrize("to", [SPECIAL, np.arange(3, dtype=np.uint32)], ids=["float", "uint"])
 def test_values_keep_their_bits(to):
-    for start in range(len(to)):  # whatever the entry that is looked at
+    for start in range(len(to)):  # whatever the value of the entry that is read
         tied = jax.jit(wait_for)({"a": SPECIAL, "n": np.arange(4)}, to[start:])
         np.testing.assert_array_equal(bits(tied["a"]), bits(SPECIAL))
         np.testing.assert_array_equal(tied["n"], np.arange(4))
@@ -38,7 +38,7 @@ def test_gradients_are_those_of_the_identity():
 
 
 def test_the_dependency_is_compiled():
-    """The tied array is not the argument: the program cannot give it out before `to` is there."""
+    """The program must compute the tied array from `to`, not return its argument."""
 
     def program(fn):
         return jax.jit(fn).lower(SPECIAL, SPECIAL).compile().as_text()
@@ -55,7 +55,7 @@ def test_gpus_get_barriers_and_no_copies():
 
 
 def test_on_gpus_two_barriers_hold_the_predicate():
-    """Of one alone XLA would remove it, as nothing else reads it."""
+    """XLA would remove the predicate from a single barrier, as nothing else reads it."""
     traced = jax.jit(lambda x, to: wait_for(x, to)).trace(jnp.zeros((2, 3)), jnp.zeros(4))
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     of_x = [line for line in text.splitlines() if "optimization_barrier" in line and "2x3" in line]
@@ -64,7 +64,7 @@ def test_on_gpus_two_barriers_hold_the_predicate():
     assert predicates[0].group(1) == predicates[1].group(1)
 
 
-def test_frozen_factors_keep_no_input():
+def test_input_is_not_saved_if_the_factors_are_frozen():
     def fn(factors, x):
         return x @ factors
 

@@ -1,4 +1,4 @@
-"""Figures show the numbers they are given, and arrive as PNG files."""
+"""Figures show the given numbers and are written as PNG files."""
 
 import matplotlib.image
 import numpy as np
@@ -11,7 +11,7 @@ MIB = 2**20
 
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
-    """Draws, and returns the axes; the file must be a picture with something on it."""
+    """Draws a figure, checks that the file is not a blank picture, and returns the axes."""
     figures = []
     save = plots._save
 
@@ -77,13 +77,13 @@ def test_memory_against_time(drawn):
     assert [tuple(points.get_offsets()[0]) for points in axis.collections] == [(0.5, 8), (0.75, 2)]
 
 
-def test_densities_are_a_row_each(drawn):
+def test_densities_have_one_row_per_layer(drawn):
     axis = drawn(plots.plot_densities, {"stem": [0, 3], "block": [2, 1]})
     np.testing.assert_array_equal(axis.images[0].get_array(), [[0, 3], [2, 1]])
     assert [text.get_text() for text in axis.get_yticklabels()] == ["stem", "block"]
 
 
-def test_speedups_are_a_point_a_layer(drawn):
+def test_speedups_have_one_point_per_layer(drawn):
     axis = drawn(plots.plot_speedups, {"factored": [(4, 2), (8, 3)], "factored_out": [(2, 0.5)]})
     offsets = [points.get_offsets().tolist() for points in axis.collections]
     assert offsets == [[[4, 2], [8, 3]], [[2, 0.5]]]

@@ -1,4 +1,4 @@
-"""Exact storage of sparse activations: one bit an entry, and the values that are not zero."""
+"""Exact storage of sparse activations: one bit per entry, and the non-zero values."""
 
 from mlg_jax.bitmap._format import Bitmap as Bitmap
 from mlg_jax.bitmap._ops import pack as pack

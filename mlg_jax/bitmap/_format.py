@@ -1,4 +1,4 @@
-"""The packed array: its buffers, their sizes, and what holds between them."""
+"""The packed array: its buffers, their sizes and their invariants."""
 
 import dataclasses
 import functools
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from mlg_jax._types import Array
 
-WORD = 32  # entries a word
-BLOCK = 1024  # entries an offset
-SPARE = WORD  # a word that starts at the capacity still ends inside `values`
+WORD = 32  # entries per word
+BLOCK = 1024  # entries per offset
+SPARE = WORD  # slots beyond the capacity: all reads of a word that starts there are in bounds
 
 
 @functools.partial(
@@ -22,31 +22,32 @@ SPARE = WORD  # a word that starts at the capacity still ends inside `values`
 )
 @dataclasses.dataclass(frozen=True)
 class Bitmap:
-    """One array of N entries, exactly: which entries are not zero, and those in order.
+    """An exact copy of an array of N entries: the positions and values of its non-zeros.
 
-    "Not zero" is said of the bits: -0.0, denormals, infinities and NaN are kept as they are.
-    With `B = ceil(N / 1024)` blocks, entry `e` of the flattened array and `m` of the count:
+    An entry is non-zero if any of its bits is set, so -0.0, denormals, infinities and NaN are
+    preserved. With `B = ceil(N / 1024)` blocks and m non-zeros, for entry e of the flattened
+    array:
 
-    - bit `e % 32` of `words[e // 32]` is set if and only if entry `e` is not zero;
-    - `values[k]` is the k-th such entry for `k < min(m, capacity)`, and 0 from `m` on;
-      if `m` exceeds the capacity, what lies from there on is unspecified;
-    - `offsets[b]` is the number of entries before block `b` that are not zero; `offsets[B] = m`.
+    - bit `e % 32` of `words[e // 32]` is set if and only if entry e is non-zero;
+    - `values[k]` is non-zero number k, for `k < min(m, capacity)`; the slots from m on are 0, or,
+      if m exceeds the capacity, the slots from the capacity on are unspecified;
+    - `offsets[b]` is the number of non-zeros before block b, and `offsets[B] = m`.
 
-    A caller may add an integer zero to words and offsets, to order computations.
-    Every buffer may have leading axes (`vmap`); `shape` is that of one array.
+    To order computations, a caller may add an integer zero to words and offsets.
+    Under `vmap` every buffer has leading axes; `shape` is the shape of one array.
     """
 
-    # Arrays; Any, because `jax.eval_shape` and transformations put descriptions in their place.
+    # Any, because `jax.eval_shape` and other transformations put other objects in their place.
     words: Any  # uint32, [32 B]
-    values: Any  # of the dtype, [capacity + 32]
+    values: Any  # dtype of the array, [capacity + 32]
     offsets: Any  # int32, [B + 1]
-    shape: tuple[int, ...]
-    dtype: Any
-    capacity: int  # values that fit
+    shape: tuple[int, ...]  # of the array
+    dtype: Any  # of the array
+    capacity: int  # number of values that fit
 
     @property
     def count(self) -> Array:
-        """Number of entries that are not zero (int32 scalar), whether or not they fit."""
+        """Number of non-zero entries (int32 scalar), whether or not they fit."""
         return self.offsets[..., -1]
 
     @property
@@ -68,15 +69,15 @@ class Bitmap:
 
 
 def num_blocks_of(size: int) -> int:
-    """B, the number of blocks of `size` entries."""
+    """B, the number of blocks that `size` entries fill."""
     return -(-size // BLOCK)
 
 
 def num_slots_of(capacity: int) -> int:
-    """The length of `values`."""
+    """The length of `values` for a capacity given in entries."""
     return capacity + SPARE
 
 
 def bits_of(x: Array) -> Array:
-    """The entries of `x` as unsigned integers, in its shape."""
+    """The bit patterns of `x` as unsigned integers, in its shape."""
     return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}"))

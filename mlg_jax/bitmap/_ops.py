@@ -1,4 +1,4 @@
-"""Packing and unpacking without temporaries of the array's size."""
+"""Packing and unpacking without temporaries as large as the array."""
 
 import functools
 import math
@@ -17,38 +17,40 @@ from mlg_jax._types import Array, Float
 from mlg_jax.bitmap._format import BLOCK, WORD, Bitmap, bits_of, num_blocks_of, num_slots_of
 
 IMPLEMENTATIONS = ("pallas", "xla")
-# XLA:CPU of jax 0.10 would copy the whole buffer to float32 and back at every write of a bfloat16,
-# and quiet its NaNs. The integer view costs temporaries instead: 1 + capacity times the array.
+# At every write of a bfloat16, XLA:CPU of jax 0.10 converts the whole buffer to float32 and back,
+# which also quiets NaNs. Moving integers avoids this; their temporaries take 1 + capacity times
+# the array's size.
 _MOVES_BFLOAT16 = jax.__version_info__ >= (0, 11)
-_GROUP = 8  # entries moved by one iteration; 16 take XLA:CPU minutes to compile
+_GROUP = 8  # entries per iteration; with 16, XLA:CPU takes minutes to compile the loop
 
 
 def pack(
     x: Float[Array, "*shape"], *, capacity: float | None = None, implementation: str = "xla"
 ) -> Bitmap:
-    """Stores an array as one bit an entry and the values that are not zero.
+    """Stores an array as one bit per entry and the values of its non-zero entries.
 
-    Exact: `unpack(pack(x))` has the bits of `x`, as long as the values fit. If they do not,
-    `overflowed` of the result is true, `words` and `offsets` are right all the same, and
-    the values that did not fit are lost. No gradient passes: what is packed is a residual.
+    Exact: `unpack(pack(x))` is bit-identical to `x` as long as the values fit. Otherwise the
+    result's `overflowed` is true, `words` and `offsets` are still right, and the values that did
+    not fit are lost. No gradient flows through `pack`: it is meant for residuals.
 
-    On CPU entries are moved one after the other by a loop that XLA compiles into one kernel,
-    elsewhere by a scatter. On a sharded mesh call it inside `jax.shard_map`, with one leading axis'
-    name as the specification of every buffer: each device then packs its own part and nothing
-    is communicated.
+    On CPU the entries are moved one by one in a loop that XLA compiles into a single kernel, on
+    other devices by a scatter. For sharded arrays call it inside `jax.shard_map` with
+    `PartitionSpec(axis)` as the specification of every buffer: each device then packs its own part
+    without communication.
 
     Args:
-        x: floating, any shape, of fewer than 2**31 entries.
-        capacity: the largest fraction of entries that may be non-zero, in (0, 1]; None is 1,
-            which always fits.
-        implementation: `xla`, or `pallas` for a kernel written in Triton (NVIDIA GPUs only).
+        x: floating-point array of any shape with fewer than 2**31 entries.
+        capacity: largest fraction of entries that may be non-zero, in (0, 1]. None means 1, which
+            cannot overflow.
+        implementation: `xla`, or `pallas` for a Triton kernel (NVIDIA GPUs only).
 
     Returns:
         A `Bitmap` of about `N / 8 + itemsize * capacity * N` bytes for N entries.
 
     Raises:
-        TypeError: `x` is not a floating array, `capacity` is no number.
-        ValueError: `capacity` is out of range, `implementation` is unknown.
+        TypeError: `x` is not a floating-point array, or `capacity` is not a number.
+        ValueError: `x` has too many entries, `capacity` is out of range, or `implementation` is
+            unknown.
 
     Example:
         >>> bitmap = pack(jnp.array([0.0, 1.5, 0.0, -0.0]), capacity=0.5)
@@ -71,18 +73,18 @@ def pack(
 
 
 def unpack(bitmap: Bitmap, *, implementation: str = "xla") -> Float[Array, "*shape"]:
-    """The array that was packed, bit for bit.
+    """Restores the array that was packed, bit for bit.
 
     Args:
-        bitmap: what `pack` returned.
-        implementation: `xla`, or `pallas` for a kernel written in Triton (NVIDIA GPUs only).
+        bitmap: the result of `pack`.
+        implementation: `xla`, or `pallas` for a Triton kernel (NVIDIA GPUs only).
 
     Returns:
-        An array of the shape and dtype that were packed. After an overflow the values that were
-        lost are replaced by unspecified ones; check `bitmap.overflowed`.
+        An array with the original shape and dtype. After an overflow (see `bitmap.overflowed`),
+        unspecified values take the place of those that were lost.
 
     Raises:
-        TypeError: `bitmap` is no `Bitmap`.
+        TypeError: `bitmap` is not a `Bitmap`.
         ValueError: `implementation` is unknown.
 
     Reference: BitTrain, https://arxiv.org/abs/2110.15362.
@@ -97,7 +99,7 @@ def _pack(x: Array, capacity: int, implementation: str) -> Bitmap:
     flat = x.reshape(-1)
     words, offsets = words_and_offsets(flat)
     if implementation == "pallas":
-        from mlg_jax.bitmap import _pallas  # experimental in JAX: loaded for those who ask
+        from mlg_jax.bitmap import _pallas  # Pallas is experimental: import it only when asked for
 
         values = _pallas.compact(flat, offsets, num_slots_of(capacity))
     else:
@@ -113,13 +115,13 @@ def _unpack(bitmap: Bitmap, implementation: str) -> Array:
         bits = _pallas.expand(bitmap)
     else:
         bits = _expand(bitmap)
-    # Cut while the entries are integers: on some versions XLA:CPU slices bfloat16 as float32.
+    # Slice integers, not floats: some versions of XLA:CPU convert bfloat16 to float32 for it.
     bits = bits[: bitmap.size].reshape(bitmap.shape)
     return jax.lax.bitcast_convert_type(bits, bitmap.dtype)
 
 
 def words_and_offsets(flat: Float[Array, " n"]) -> tuple[Array, Array]:
-    """The words and offsets of a flattened array."""
+    """The `words` and `offsets` of a flattened array's bitmap."""
     body, tail = _whole_words(bits_of(flat))
     num_missing = BLOCK // WORD * num_blocks_of(flat.size) - (body.size + tail.size) // WORD
     words = jnp.concatenate([_words(body), _words(tail), jnp.zeros(num_missing, jnp.uint32)])
@@ -129,7 +131,7 @@ def words_and_offsets(flat: Float[Array, " n"]) -> tuple[Array, Array]:
 
 
 def _whole_words(bits: Array) -> tuple[Array, Array]:
-    """What fills whole words, and the rest padded to one: padding everything would copy it."""
+    """The entries of all full words, and the rest padded to a word; padding all would copy all."""
     size = bits.size - bits.size % WORD
     tail = bits[size:]
     return bits[:size], jnp.pad(tail, (0, -tail.size % WORD))
@@ -142,12 +144,12 @@ def _words(bits: Array) -> Array:
 
 
 def _compact(flat: Array, words: Array, offsets: Array, num_slots: int) -> Array:
-    """All entries that are not zero, in order, then zeros."""
+    """The non-zero entries in order, followed by zeros."""
     return jax.lax.platform_dependent(
         flat,
         words,
         offsets,
-        # One batch entry after the other: with a batch of positions the loop is no kernel.
+        # Sequential under `vmap`: with batched positions XLA cannot compile the loop as one kernel.
         cpu=jax.custom_batching.sequential_vmap(
             functools.partial(_compact_by_loop, num_slots=num_slots)
         ),
@@ -156,9 +158,9 @@ def _compact(flat: Array, words: Array, offsets: Array, num_slots: int) -> Array
 
 
 def _compact_by_loop(flat: Array, words: Array, offsets: Array, *, num_slots: int) -> Array:
-    """Writes every entry to the next slot, which only advances past those that are not zero."""
+    """Writes each entry to the current slot, and moves to the next slot only after a non-zero."""
     entries = flat if _MOVES_BFLOAT16 or flat.dtype != jnp.bfloat16 else bits_of(flat)
-    # A zero that depends on the input, or the buffer would be allocated before there is any.
+    # The zeros depend on the input: otherwise XLA allocates the buffer before the input exists.
     zero = jnp.minimum(offsets[-1], 0)
     state = jnp.full(num_slots, zero.astype(entries.dtype)), zero.astype(jnp.uint32)
     num_words = flat.size // WORD
@@ -168,7 +170,10 @@ def _compact_by_loop(flat: Array, words: Array, offsets: Array, *, num_slots: in
 
 
 def _append(state: tuple[Array, Array], entries: Array, words: Array) -> tuple[Array, Array]:
-    """Writes the entries of `words` into `values` from slot `start` on, the two of `state`."""
+    """Appends the non-zeros among `entries`, as told by `words`, to `state = (values, start)`.
+
+    `start` is the next free slot of `values`.
+    """
     if not entries.size or not words.size:
         return state
 
@@ -200,16 +205,19 @@ def _compact_by_scatter(flat: Array, words: Array, offsets: Array, *, num_slots:
 
 
 def _expand(bitmap: Bitmap) -> Array:
-    """The bits of all entries, and zeros to fill the last word."""
+    """The bit patterns of all entries; the last word is filled up with zeros."""
     num_words = -(-bitmap.size // WORD)
     is_set, slots = _slots(bitmap.words, bitmap.offsets, bitmap.capacity)
-    # In bounds: a word starts at the capacity at most, and then `values` has one word more.
+    # In bounds: no word starts after the capacity, and `values` has SPARE slots beyond it.
     values = bits_of(bitmap.values).at[slots[:num_words]].get(mode="promise_in_bounds")
     return jnp.where(is_set[:num_words], values, jnp.zeros((), values.dtype)).reshape(-1)
 
 
 def _slots(words: Array, offsets: Array, limit: int) -> tuple[Array, Array]:
-    """Whether each entry is set, and its slot; `[words, 32]` each, rows starting by `limit`."""
+    """Whether each entry is non-zero, and its slot in `values`; both `[words, 32]`.
+
+    After an overflow, the first slot of a word is clipped to `limit`.
+    """
     counts = jax.lax.population_count(words).astype(jnp.int32).reshape(-1, BLOCK // WORD)
     starts = offsets[:-1, None] + jnp.cumsum(counts, axis=1, dtype=jnp.int32) - counts
     place = jnp.arange(WORD, dtype=jnp.uint32)

@@ -1,4 +1,4 @@
-"""Triton kernels that move the values; the words and offsets are XLA's in every case."""
+"""Triton kernels that move the values; XLA computes the words and offsets in any case."""
 
 import functools
 
@@ -16,13 +16,13 @@ _PARAMS = plt.CompilerParams(num_warps=4, num_stages=1)
 def compact(
     flat: Float[Array, " n"], offsets: Array, num_slots: int, *, interpret: bool = False
 ) -> Float[Array, " slots"]:
-    """The entries that are not zero, in order, then zeros; one program a block.
+    """The non-zero entries in order, followed by zeros; one program instance per block.
 
     Args:
         flat: the flattened array.
-        offsets: those of its bitmap.
+        offsets: `offsets` of its bitmap.
         num_slots: length of the result.
-        interpret: run on any device, by XLA.
+        interpret: whether to run Pallas' interpreter, which works on any device.
     """
     values = jnp.zeros(num_slots, flat.dtype)
     num_blocks = num_blocks_of(flat.size)
@@ -33,7 +33,7 @@ def compact(
         kernel,
         grid=(num_blocks,),
         out_shape=jax.ShapeDtypeStruct((num_slots,), flat.dtype),
-        input_output_aliases={2: 0},  # the zeros behind the last value
+        input_output_aliases={2: 0},  # slots that no value is written to keep their zeros
         compiler_params=_PARAMS,
         interpret=interpret,
         name="bitmap_compact",
@@ -46,14 +46,15 @@ def _compact_kernel(flat, offsets, _, values, *, size: int, num_slots: int):
     entries = plt.load(flat.at[places], mask=places < size, other=0.0)
     is_set = bits_of(entries) != 0
     rank = jnp.cumsum(is_set.astype(jnp.int32))
-    # Zeros get slots of their own, behind: the interpreter writes masked entries back unchanged.
+    # Zeros get distinct slots after the values: at masked positions the interpreter writes back
+    # the old entry, which would undo a value written to the same slot.
     behind = offsets[block + 1] - offsets[block] + jnp.arange(BLOCK) - rank
     slots = offsets[block] + jnp.where(is_set, rank - 1, behind)
     plt.store(values.at[slots], entries, mask=is_set & (slots < num_slots))
 
 
 def expand(bitmap: Bitmap, *, interpret: bool = False) -> Array:
-    """The bits of all entries, those that fill the last block included; one program a block."""
+    """The bit patterns of all entries, padded to whole blocks; one program instance per block."""
     bits = bits_of(bitmap.values)
     num_blocks = num_blocks_of(bitmap.size)
     if not num_blocks:

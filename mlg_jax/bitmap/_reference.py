@@ -1,4 +1,4 @@
-"""The definition of packing and unpacking, in as few array operations as it takes."""
+"""The definition of packing and unpacking in few array operations: an oracle for tests."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from mlg_jax.bitmap._format import BLOCK, WORD, Bitmap, bits_of, num_slots_of
 
 
 def pack_reference(x: Array, capacity: int) -> Bitmap:
-    """Packs `x` with room for `capacity` values; temporaries of several times its size."""
+    """Packs `x` with room for `capacity` values; its temporaries take several times its size."""
     bits = jnp.pad(bits_of(x).reshape(-1), (0, -x.size % BLOCK))
     is_set = bits != 0
     powers = jnp.left_shift(jnp.uint32(1), jnp.arange(WORD, dtype=jnp.uint32))
@@ -23,7 +23,7 @@ def pack_reference(x: Array, capacity: int) -> Bitmap:
 
 
 def unpack_reference(bitmap: Bitmap) -> Array:
-    """The array that was packed."""
+    """Restores the array that was packed."""
     is_set = (bitmap.words[:, None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1 == 1
     slots = jnp.cumsum(is_set.reshape(-1), dtype=jnp.int32) - 1
     values = bits_of(bitmap.values).at[slots].get(mode="clip")

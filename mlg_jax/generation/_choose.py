@@ -1,4 +1,4 @@
-"""Which implementation should be fastest: a cost model of static shapes, calibrated on timings."""
+"""Chooses the fastest implementation by a cost model of static shapes, calibrated on timings."""
 
 import functools
 import importlib.resources
@@ -14,7 +14,7 @@ from mlg_jax._types import KernelShape, LayerGeometry
 from mlg_jax.generation._shapes import FactorShapes
 
 IMPLEMENTATIONS = ("generate", "factored_out", "factored")
-# What was timed may not hold on another machine: far more arithmetic than needed is never chosen.
+# Bounds the harm of timings from another machine: at most this many times the least arithmetic.
 MAX_MULTIPLY_ADDS = 1.5
 
 
@@ -24,14 +24,14 @@ def choose_implementation(
     """The implementation with the least predicted time for this layer, batch, dtype and backend.
 
     Args:
-        shapes: of the factors.
+        shapes: the shapes of the factors.
         layer: the layer, with `input_shape`.
-        dtype: of the computation.
-        is_training: a backward pass will follow.
+        dtype: the dtype of the computation.
+        is_training: whether a backward pass follows.
 
     Returns:
-        One of `distinct_implementations(shapes)`. Where a backend was not calibrated, the one with
-        the fewest multiply-adds.
+        One of `distinct_implementations(shapes)`. On a backend that was not calibrated, it is the
+        one with the fewest multiply-adds.
     """
     kind = "training" if is_training else "forward"
     backend = jax.default_backend()
@@ -47,9 +47,9 @@ def cheapest(
     *,
     is_training: bool,
 ) -> str:
-    """The implementation with the least predicted time, of those with little arithmetic.
+    """The implementation with the least predicted time among those with little arithmetic.
 
-    Where `costs` lack one of the kinds, the one with the fewest multiply-adds.
+    If `costs` lacks one of their kinds, it is the one with the fewest multiply-adds.
     """
     sizes = {e: multiply_adds(e, shapes, layer) for e in distinct_implementations(shapes)}
     fewest = min(sizes, key=sizes.__getitem__)
@@ -65,7 +65,7 @@ def cheapest(
 
 
 def distinct_implementations(shapes: FactorShapes) -> tuple[str, ...]:
-    """The implementations that differ.
+    """The implementations that are different programs for these factors.
 
     Without level 1, `factored` equals `factored_out`; without level 2, `factored_out` equals
     `generate`.
@@ -84,7 +84,7 @@ def generation_multiply_adds(shapes: FactorShapes, kernel: KernelShape) -> int:
 
 
 def multiply_adds(implementation: str, shapes: FactorShapes, layer: LayerGeometry) -> int:
-    """Those of one forward pass, the building of kernels included."""
+    """Multiply-adds of one forward pass, including those that build a kernel."""
     return sum(
         count
         for name, count in cost_features(implementation, shapes, layer, is_training=False).items()
@@ -93,7 +93,7 @@ def multiply_adds(implementation: str, shapes: FactorShapes, layer: LayerGeometr
 
 
 def cost_kind(implementation: str, layer: LayerGeometry) -> str:
-    """What is calibrated on its own: an implementation with one of the compiler's products."""
+    """The key of separately calibrated costs: an implementation and its kind of convolution."""
     if layer.groups > 1:
         return f"{implementation}, grouped"
     return f"{implementation}, {'1 x 1' if layer.kernel_shape.taps == 1 else 'k x k'}"
@@ -102,7 +102,7 @@ def cost_kind(implementation: str, layer: LayerGeometry) -> str:
 def cost_features(
     implementation: str, shapes: FactorShapes, layer: LayerGeometry, *, is_training: bool
 ) -> dict[str, int]:
-    """What a layer's time is a linear function of: counts of one forward pass."""
+    """The counts of which a layer's time is modelled as a linear function."""
     kernel = layer.kernel_shape
     assert kernel is not None
     if implementation not in distinct_implementations(shapes):
@@ -142,7 +142,7 @@ def cost_features(
 
 
 def _positions(layer: LayerGeometry) -> tuple[int, int]:
-    """Pixels of all samples that go in and come out."""
+    """Number of input and of output positions in the whole batch."""
     if not layer.padding:
         num = math.prod(layer.input_shape[:-1])
         return num, num
@@ -156,6 +156,6 @@ def _positions(layer: LayerGeometry) -> tuple[int, int]:
 
 @functools.cache
 def _costs() -> dict[str, dict[str, dict[str, float]]]:
-    """Seconds by setting, kind and feature, found by `benchmarks/calibrate_implementation.py`."""
+    """Seconds by setting, kind and feature, from `benchmarks/calibrate_implementation.py`."""
     file = importlib.resources.files("mlg_jax.generation") / "_costs.json"
     return json.loads(file.read_text())["seconds"]

@@ -1,4 +1,4 @@
-"""Implementations that multiply with the factors one after the other and never build the kernel."""
+"""Implementations that apply the factors one after another and never build the kernel."""
 
 import functools
 import math
@@ -21,26 +21,27 @@ from mlg_jax.generation._shifts import (
     window_of,
 )
 
-Factors = Mapping[str, Any]  # of arrays, or what stands for one while it is differentiated
+Factors = Mapping[str, Any]  # of arrays, or of their stand-ins during differentiation
 Prepared = dict[str, Any]
 
-# Of the largest temporary of a part of a batch; a CPU's cache holds a few of them.
+# Upper bound of the largest temporary of one part of a batch: a few of them fit a CPU's cache.
 PART_BYTES = 2**21
 
 
 def apply_factored(factors: Factors, x: Array, layer: LayerGeometry) -> Array:
     """`y = V (B * (U x))`: 1 x 1 by U to Bo Bi channels, k x k within each, 1 x 1 by V.
 
-    Multiply-adds a position: `Ci Bo Bi + Bo Bi k^2 + Bo Co`; strides are those of the k x k part.
-    Without level 1 it is `apply_factored_out`; without level 2 the last product is left out.
+    Multiply-adds per position: `Ci Bo Bi + Bo Bi k^2 + Bo Co`; the k x k part applies the strides.
+    Without level 1 it equals `apply_factored_out`; without level 2 the last product is omitted.
+    Residuals: x and the factors.
 
     Args:
-        factors: `basis`, and where they exist `coeff_in`, `coeff_out`, quantised.
+        factors: the quantised `basis` and, if they exist, `coeff_in` and `coeff_out`.
         x: `[N, H, W, C]`, or `[..., C]` for a dense layer.
         layer: the layer's kernel, strides, padding, dilation and groups.
 
     Returns:
-        y, in the dtype of x. Residuals: x and the factors.
+        y, in the dtype of x.
     """
     if "coeff_in" not in factors:
         return apply_factored_out(factors, x, layer)
@@ -59,11 +60,11 @@ def apply_factored(factors: Factors, x: Array, layer: LayerGeometry) -> Array:
 
 
 def apply_factored_out(factors: Factors, x: Array, layer: LayerGeometry) -> Array:
-    """`y = V (W1 * x)`, `W1 = U B`: the convolution with Bo outputs, then 1 x 1 by V.
+    """`y = V (W1 * x)`, `W1 = U B`: a convolution with Bo outputs, then 1 x 1 by V.
 
-    Multiply-adds a position: `Ci Bo k^2 + Bo Co`. Without level 2 it is the convolution with W.
+    Multiply-adds per position: `Ci Bo k^2 + Bo Co`. Without level 2 it is the convolution with W.
 
-    Args and returns as `apply_factored`.
+    Arguments, result and residuals are those of `apply_factored`.
     """
     if layer.kernel_shape.taps == 1 and layer.groups == 1 and "coeff_out" in factors:
         forward = functools.partial(_pointwise, layer=layer)
@@ -78,9 +79,9 @@ def apply_factored_out(factors: Factors, x: Array, layer: LayerGeometry) -> Arra
 
 
 def _prepare_levels(factors: Factors, layer: LayerGeometry) -> Prepared:
-    """`within` [Bi Bo, Ci], `basis` [K, Bi, Bo], `across` [Bo, Co].
+    """Returns `within` [Bi Bo, Ci], `basis` [K, Bi, Bo] and `across` [Bo, Co].
 
-    Without level 2 each of several groups has bases of its own: `within` [G, Bi Bo/G, Ci], `basis`
+    Without level 2, each of G > 1 groups has its own bases: `within` [G, Bi Bo/G, Ci], `basis`
     [K, Bi, G, Bo/G].
     """
     coeff_in, basis = factors["coeff_in"], factors["basis"]
@@ -108,7 +109,7 @@ def _forward_by_shifts(prepared: Prepared, x: Array, layer: LayerGeometry) -> Ar
 def _backward_by_shifts(
     prepared: Prepared, x: Array, cotangent: Array, layer: LayerGeometry
 ) -> tuple[Prepared, Array]:
-    """Written out: each intermediate once, in the layout that the next product takes."""
+    """Written by hand, so that each intermediate exists once, in the layout of the next product."""
     dtypes = {name: value.dtype for name, value in prepared.items()}
     prepared, dtype = _in_float32(prepared), x.dtype
     within, basis = prepared["within"], prepared["basis"]
@@ -128,7 +129,7 @@ def _backward_by_shifts(
 
 
 def _forward_by_groups(prepared: Prepared, x: Array, layer: LayerGeometry) -> Array:
-    """The k x k part as a grouped convolution, Bi channels a group."""
+    """The k x k part as a grouped convolution with Bi input channels per group."""
     prepared = {name: value.astype(x.dtype) for name, value in prepared.items()}
     base_in, num_bases = prepared["basis"].shape[1], math.prod(prepared["basis"].shape[2:])
     within = prepared["within"]
@@ -143,7 +144,7 @@ def _forward_by_groups(prepared: Prepared, x: Array, layer: LayerGeometry) -> Ar
 
 
 def _prepare_rows(factors: Factors, layer: LayerGeometry) -> Prepared:
-    """`rows`, W1 in Flax's layout, once for each group; `across` [Bo, Co]."""
+    """Returns `rows`, W1 in Flax's layout and repeated for each group, and `across` [Bo, Co]."""
     rows = generate_kernel(factors["basis"], factors.get("coeff_in"), None)
     shape = layer.kernel_shape.layout[:-1]
     rows = jnp.transpose(rows, (2, 1, 0)).reshape(*shape, -1)
@@ -159,7 +160,7 @@ def _forward_by_rows(prepared: Prepared, x: Array, layer: LayerGeometry) -> Arra
 
 
 def _prepare_pointwise(factors: Factors) -> Prepared:
-    """`within` [Bo, Ci], `across` [Bo, Co]."""
+    """Returns `within` [Bo, Ci] and `across` [Bo, Co]."""
     return {"within": factors["basis"][..., 0], "across": factors["coeff_out"].T}
 
 
@@ -181,7 +182,7 @@ def _pointwise_backward(
 
 
 def _seen(x: Array, layer: LayerGeometry) -> Array:
-    """What a 1 x 1 kernel sees of x."""
+    """The entries of x that a strided 1 x 1 kernel reads."""
     if layer.padding:
         config = [(0, 0, 0), *[(*pair, 0) for pair in layer.padding], (0, 0, 0)]
         x = lax.pad(x, jnp.zeros((), x.dtype), config)
@@ -190,7 +191,7 @@ def _seen(x: Array, layer: LayerGeometry) -> Array:
 
 
 def _across(z: Array, prepared: Prepared, layer: LayerGeometry) -> Array:
-    """1 x 1 by V, `[..., G, Bo]` to `[..., Co]`; without level 2 the groups' outputs, joined."""
+    """1 x 1 by V, `[..., G, Bo]` to `[..., Co]`; without level 2, joins the groups' outputs."""
     if "across" in prepared and layer.groups == 1:
         return _up(z.reshape(*z.shape[:3], -1), prepared["across"])
     if "across" in prepared:
@@ -200,7 +201,7 @@ def _across(z: Array, prepared: Prepared, layer: LayerGeometry) -> Array:
 
 
 def _down_by_group(x: Array, within: Array, layer: LayerGeometry) -> Array:
-    """1 x 1 by U: `[N, H, W, C]` to `[N, H, W, Bi Bo]`, or `[N, H, W, G, Bi Bo]` of groups."""
+    """1 x 1 by U: `[N, H, W, C]` to `[N, H, W, Bi Bo]`, or to `[N, H, W, G, Bi Bo]` by groups."""
     if layer.groups == 1:
         return _down(x, within)
     x = _by_group(x, layer)
@@ -224,20 +225,20 @@ def _up(x: Float[Array, "*n m"], matrix: Float[Array, "m c"]) -> Float[Array, "*
 
 
 def _outer(a: Float[Array, "*n m"], b: Float[Array, "*n c"]) -> Float[Array, "m c"]:
-    """Sum over positions; XLA:CPU is twice as fast with the narrower operand first."""
+    """Sums over positions; XLA:CPU is twice as fast if the narrower operand comes first."""
     axes = tuple(range(a.ndim - 1))
     return lax.dot_general(a, b, ((axes, axes), ((), ())))
 
 
 def _in_float32(prepared: Prepared) -> Prepared:
-    """On CPUs narrow types are computed in float32 anyway; their rounding in between is saved."""
+    """CPUs compute narrow types in float32 anyway: this avoids rounding in between."""
     return {n: v.astype(jnp.promote_types(v.dtype, jnp.float32)) for n, v in prepared.items()}
 
 
 def _num_parts(num_samples: Any, sample_size: int) -> int:
-    """The fewest equal parts of a batch whose temporaries have at most `PART_BYTES`.
+    """The smallest number of equal parts whose temporaries take at most `PART_BYTES`.
 
-    One where the size of the batch is a symbol, as in an exported program.
+    It is 1 if the batch size is symbolic, as in an exported program.
     """
     if not isinstance(num_samples, int):
         return 1

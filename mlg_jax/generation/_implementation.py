@@ -1,4 +1,4 @@
-"""How one kind of device runs a layer forward and backward, a part of the batch at a time."""
+"""Forward and backward pass of a layer on one kind of device, by parts of the batch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,13 +15,14 @@ from mlg_jax._types import Array
 
 @dataclasses.dataclass(frozen=True)
 class Implementation:
-    """What runs on one kind of device.
+    """The passes of a layer on one kind of device.
 
     Attributes:
-        prepare: factors -> the small arrays that the two passes multiply with.
-        forward: (prepared, x) -> y, linear in x and sample by sample.
+        prepare: factors -> the small arrays that both passes multiply by.
+        forward: (prepared, x) -> y; linear in x, and independent for each example.
         backward: (prepared, x, cotangent) -> cotangents of both; None derives it from `forward`.
-        num_parts: equal parts of the batch, one after the other, so that temporaries stay small.
+        num_parts: number of equal parts of the batch that run one after another, to keep
+            temporaries small.
     """
 
     prepare: Callable[[Any], Any]
@@ -36,7 +37,7 @@ class Implementation:
 
     def run_backward(self, factors: Any, x: Array, cotangent: Array) -> tuple[Any, Array]:
         """The cotangents of the factors and of x."""
-        # Otherwise the recomputation merges with the original, and x is kept beside its operands.
+        # Otherwise XLA merges the recomputation with the original and keeps x and its operands.
         factors, x = wait_for((factors, x), cotangent)
         prepared, pull = jax.vjp(self.prepare, factors)
         prepared = _written_down(prepared)
@@ -44,11 +45,12 @@ class Implementation:
             lambda x, ct: self._backward(prepared, x, ct), self.num_parts, x, cotangent
         )
         if self.num_parts == 1:
-            d_x = wait_for(d_x, d_prepared)  # else x and the cotangent wait for a later d_prepared
+            # Otherwise d_prepared is postponed, and x and the cotangent stay alive until then.
+            d_x = wait_for(d_x, d_prepared)
         return *pull(d_prepared), d_x
 
     def run_backward_to_input(self, factors: Any, x: Any, cotangent: Array) -> Array:
-        """The cotangent of x alone; of `x` only the shape is known."""
+        """The cotangent of x alone; `x` is only a shape and dtype."""
         prepared = _written_down(self.prepare(wait_for(factors, cotangent)))
 
         def part(ct: Array) -> tuple[None, Array]:
@@ -66,9 +68,9 @@ class Implementation:
 def dispatch_by_platform(
     factors: Any, x: Array, *, cpu: Implementation, default: Implementation
 ) -> Array:
-    """The layer's output by the passes for the device it is lowered for.
+    """The layer's output, by the passes for the platform that the program is lowered for.
 
-    Residuals: `factors`, and `x` if a factor is differentiated; else only its shape.
+    Residuals: `factors`, and `x` if a factor is differentiated; otherwise only the shape of x.
     """
 
     def choose(name: str) -> Callable[..., Any]:
@@ -90,9 +92,9 @@ def dispatch_by_platform(
 def over_parts(
     fn: Callable[..., tuple[Any, Array]], num_parts: int, *arrays: Array
 ) -> tuple[Any, Array]:
-    """`fn(*arrays) -> (sums, y)` part by part: the sums added up, the rows of y in place.
+    """Runs `fn(*arrays) -> (sums, y)` part by part, adding up the sums and joining the rows of y.
 
-    A part takes every `num_parts`-th row, so that a batch split over devices stays where it is.
+    A part consists of every `num_parts`-th row, so that a sharded batch needs no communication.
     """
     if num_parts == 1:
         return fn(*arrays)
@@ -108,7 +110,7 @@ def over_parts(
 
     sums, y = jax.eval_shape(part, 0)
     rows = jax.ShapeDtypeStruct((y.shape[0], num_parts, *y.shape[1:]), y.dtype)
-    # Zeros that wait for the arrays: else the memory is taken at the start of the program.
+    # Zeros that depend on the arrays: otherwise XLA allocates them at the start of the program.
     zero = jnp.where(opaque_false(arrays), 1, 0)
     start = jax.tree.map(lambda s: jnp.full(s.shape, zero, s.dtype), (sums, rows))
     sums, filled = lax.fori_loop(0, num_parts, add, start)
@@ -116,5 +118,5 @@ def over_parts(
 
 
 def _written_down(prepared: Any) -> Any:
-    """Else the compiler reads the factors in their own order within every loop that uses them."""
+    """Materialises the prepared arrays: otherwise XLA fuses the transposition into every loop."""
     return jax.tree.map(materialize, prepared)

@@ -1,4 +1,4 @@
-"""The penalty that keeps bases and coefficients from duplicating each other."""
+"""A penalty that keeps bases and coefficients orthogonal."""
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +17,21 @@ def orthogonality_penalty(
 ) -> Float[Array, ""]:
     """Mean squared distance of the factors' Gram matrices from the identity, summed over factors.
 
-    Rows of each `B[b]` as they are, columns of each `U[b]` and of `V` normalised (the norm is a
-    constant to autodiff). With Bi = 1 there is nothing to be orthogonal within a kernel, so only
-    V's term stays. Without level 1 the rows of the matrix `[Bo, Ci K]` are penalised.
+    The Gram matrices are those of the rows of each `B[b]` (not normalised), of the columns of each
+    `U[b]` and of the columns of `V` (both normalised; the norm is a constant to autodiff). With
+    Bi = 1, nothing within a kernel can be orthogonal, so only the term of V remains. Without
+    level 1, the rows of B as a matrix `[Bo, Ci K]` are penalised.
 
     Args:
-        basis: B, `[Bo, Bi, K]`, unquantised; without `coeff_in` `[Bo, Ci, K]`.
+        basis: B, `[Bo, Bi, K]`, unquantised; without `coeff_in`, `[Bo, Ci, K]`.
         coeff_in: U, `[Bo, Ci, Bi]`, unquantised, or None.
         coeff_out: V, `[Co, Bo]`, unquantised, or None.
 
     Returns:
-        A scalar, not multiplied by any weight.
+        A scalar, not weighted.
 
     Raises:
-        TypeError, ValueError: as `generate_kernel`.
+        TypeError, ValueError: as in `generate_kernel`.
 
     Reference: https://arxiv.org/abs/2108.11430, section 3.
     """

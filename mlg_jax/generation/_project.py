@@ -80,7 +80,7 @@ def _decompose(kernel: Float[Array, "o c k"], shapes: FactorShapes) -> Projected
 
 
 def _split_rows(kernel: Float[Array, "o c k"], num_bases: int | None) -> tuple[Array | None, Array]:
-    """Level 2: orthonormal V `[Co, Bo]` and the Bo matrices `[Ci, K]` it combines."""
+    """Level 2: V `[Co, Bo]` with orthonormal columns, and the Bo matrices `[Ci, K]` it combines."""
     if num_bases is None:
         return None, kernel
     matrix = kernel.reshape(kernel.shape[0], -1)

@@ -1,4 +1,4 @@
-"""A k x k sum per channel as shifted multiply-adds, and both its transposes."""
+"""A k x k sum per channel as shifted multiply-adds, and its two transposes."""
 
 import functools
 import itertools
@@ -10,15 +10,15 @@ from jax import lax
 
 from mlg_jax._types import Array, Float, LayerGeometry
 
-# XLA:CPU computes a grouped convolution 2 to 100 times slower than these slices, each sum of which
-# it fuses into one pass over memory with the channels innermost.
+# On CPU, XLA's grouped convolution is 2 to 100 times slower than these sums of slices, each of
+# which it fuses into one pass over memory with the channels innermost.
 
 
 def shifted_sum(
     t: Float[Array, "n h w *g i b"], basis: Float[Array, "k i b"], layer: LayerGeometry
 ) -> Float[Array, "n p q *g b"]:
     """`z[p, b] = sum over k, i of basis[k, i, b] t[s p + d k - padding, i, b]`."""
-    # Term by term: an inner sum over i takes XLA:CPU ten times as long.
+    # One term per k and i: with an inner sum over i, XLA:CPU takes ten times as long.
     return sum(
         seen[..., i, :] * b[i]
         for seen, b in zip(_slices(t, layer), basis, strict=True)
@@ -34,7 +34,7 @@ def shifted_sum_transposed(
 ) -> Float[Array, "n h w i b"]:
     """The gradient with respect to `t`, whose height and width are `size`.
 
-    The same kind of sum over `d_z`, spread by the strides, with the taps reversed.
+    It is the same sum over `d_z`, dilated by the strides, with the taps reversed.
     """
     config = []
     for axis, (span, stride) in enumerate(zip(_spans(layer), layer.strides, strict=True)):
@@ -49,9 +49,9 @@ def shifted_sum_transposed(
 def shifted_products(
     t: Float[Array, "n h w i b"], d_z: Float[Array, "n p q b"], layer: LayerGeometry
 ) -> Float[Array, "k i b"]:
-    """The gradient with respect to `basis`: sums over n, p, q of what each tap sees times `d_z`."""
-    # Groups of rows are added up in one elementwise pass and the rest by a product with ones:
-    # XLA:CPU's own sum over the leading axes takes four times as long.
+    """The gradient with respect to `basis`: for each tap, its slice of `t` times `d_z`, summed."""
+    # Groups of rows are added elementwise, and the rest is summed by a product with ones: XLA:CPU
+    # takes four times as long to sum over the leading axes.
     num_parts = max(n for n in range(1, 9) if d_z.shape[1] % n == 0)
     parts = [slice(m, None, num_parts) for m in range(num_parts)]
     d_z = d_z[..., None, :]
@@ -65,7 +65,7 @@ def shifted_products(
 
 
 def _slices(t: Array, layer: LayerGeometry) -> Iterator[Array]:
-    """What each tap sees of `t`."""
+    """The slice of the padded `t` that each tap is multiplied by."""
     padded = _padded(t, [(*pair, 0) for pair in layer.padding])
     ends = [n - span for n, span in zip(padded.shape[1:3], _spans(layer), strict=True)]
     return _taps(padded, layer, ends, layer.strides)
@@ -79,7 +79,7 @@ def _padded(x: Array, spatial: list[tuple[int, int, int]]) -> Array:
 def _taps(
     padded: Array, layer: LayerGeometry, size: Sequence[int], strides: tuple[int, int]
 ) -> Iterator[Array]:
-    """One slice of `padded` a tap, row by row: `size` rows and columns in steps of `strides`."""
+    """One slice of `padded` per tap, in row-major order: `d k : d k + size : stride` per axis."""
     for taps in itertools.product(*map(range, window_of(layer))):
         rows, columns = (
             slice(d * k, d * k + n, stride)
@@ -89,7 +89,7 @@ def _taps(
 
 
 def _spans(layer: LayerGeometry) -> list[int]:
-    """Positions from the first to the last tap."""
+    """The distance from the first to the last tap along each axis."""
     return [d * (k - 1) for d, k in zip(layer.dilation, window_of(layer), strict=True)]
 
 

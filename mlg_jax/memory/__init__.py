@@ -1,4 +1,4 @@
-"""Byte accounting: what is kept for the backward pass, what is compiled, what is allocated."""
+"""Memory accounting: residuals, bytes of compiled programs, and allocator peaks."""
 
 from mlg_jax.memory._compiled import CompiledMemory as CompiledMemory
 from mlg_jax.memory._compiled import compiled_memory as compiled_memory

@@ -1,4 +1,4 @@
-"""Bytes of a compiled program: arguments, outputs, temporaries."""
+"""Memory of a compiled program: arguments, outputs and temporaries."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -11,35 +11,35 @@ from mlg_jax.memory._program import Program, make_differentiable, make_program
 
 @dataclasses.dataclass(frozen=True)
 class CompiledMemory:
-    """What one device sets aside to run a program, in bytes, as its compiler planned it.
+    """Memory of a program on one device in bytes, as planned by the compiler.
 
-    The compiler's own `peak_memory_in_bytes` is not among them: on CPU it is wrong.
+    XLA's own `peak_memory_in_bytes` is left out because it is wrong on CPU.
     """
 
     argument_bytes: int
     output_bytes: int
-    temporary_bytes: int  # alive only inside the program: residuals, gradients' working set
-    alias_bytes: int  # outputs that lie in donated arguments
-    flops: float | None = None  # by XLA's cost model, a loop's body once; None: it has none
+    temporary_bytes: int  # live only inside the program, e.g. residuals
+    alias_bytes: int  # outputs that reuse the memory of donated arguments
+    flops: float | None = None  # XLA's estimate, loop bodies counted once; None if unknown
 
     @property
     def total_bytes(self) -> int:
-        """Arguments, outputs and temporaries, what is aliased once."""
+        """Arguments, outputs and temporaries; aliased memory is counted once."""
         return self.argument_bytes + self.output_bytes + self.temporary_bytes - self.alias_bytes
 
 
 def compiled_memory(fn: Callable[..., Any], *args: Any) -> CompiledMemory | None:
-    """Compiles `fn(*args)`, runs nothing, and reads off its memory.
+    """Compiles `fn(*args)` without running it, and returns the memory that it needs.
 
     Args:
-        fn: a function of pytrees; one that is jitted already keeps its donations and shardings.
-        args: its arguments; shapes (`jax.ShapeDtypeStruct`) will do.
+        fn: a function of pytrees; a jitted one keeps its donations and shardings.
+        args: its arguments, or their shapes (`jax.ShapeDtypeStruct`).
 
     Returns:
-        Bytes and FLOPs a device; None where the backend does not tell.
+        Bytes and FLOPs per device; None if the backend does not report them.
 
     Raises:
-        TypeError: `fn` is no function.
+        TypeError: `fn` is not a function.
 
     Example:
         >>> from mlg_jax.memory import compiled_memory
@@ -59,35 +59,35 @@ def gradient_memory(
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
 ) -> CompiledMemory | None:
-    """As `compiled_memory`, of the program that returns value and gradients.
+    """`compiled_memory` of the program that returns the value and the gradients of `fn`.
 
-    The gradient is that of the sum of all entries of the value; arguments that nothing needs are
-    dropped by the compiler and not counted.
+    The gradients are those of the sum of all entries of the value. Arguments that the program does
+    not need are dropped by the compiler and not counted.
 
     Args:
-        fn: the function to be differentiated.
-        args: its arguments, or their shapes.
-        argnums: the arguments it is differentiated by; None for all.
+        fn: the function to differentiate.
+        args: its arguments, or their shapes (`jax.ShapeDtypeStruct`).
+        argnums: position(s) of the arguments to differentiate with respect to; None for all.
         has_aux: whether `fn` returns `(value, auxiliary output)`.
 
     Returns:
-        Bytes and FLOPs a device; None where the backend does not tell.
+        Bytes and FLOPs per device; None if the backend does not report them.
 
     Raises:
-        TypeError: `fn` is no function, or `argnums` no integers.
-        ValueError: there is nothing to differentiate by.
+        TypeError: `fn` is not a function, or `argnums` is not made of integers.
+        ValueError: the selected arguments hold no floating-point array.
 
     Example:
         >>> from mlg_jax.memory import gradient_memory
         >>> memory = gradient_memory(lambda x: jnp.sum(jnp.sin(x)), jnp.ones(8))
-        >>> memory.argument_bytes, memory.output_bytes  # the gradient, the value; a table of two
+        >>> memory.argument_bytes, memory.output_bytes  # value, gradient, two 8-byte pointers
         (32, 52)
     """
     return memory_of(compile_gradient(make_differentiable(fn, args, argnums, has_aux)))
 
 
 def compile_gradient(program: Program) -> jax.stages.Compiled:
-    """The compiled `(value, gradients, aux)` of a program, a function of its list of leaves."""
+    """Compiles the function `leaves -> (value, gradients, aux)` of a program."""
     return jax.jit(program.value_and_gradient).lower(list(program.leaves)).compile()
 
 
@@ -106,7 +106,7 @@ def memory_of(compiled: jax.stages.Compiled) -> CompiledMemory | None:
 
 
 def _flops(compiled: jax.stages.Compiled) -> float | None:
-    """XLA's count; it says -1 where it does not know."""
+    """XLA's estimate; it is -1 where XLA does not know."""
     costs: Any = compiled.cost_analysis() or {}
     flops = costs.get("flops")
     return None if flops is None or flops < 0 else float(flops)

@@ -1,4 +1,4 @@
-"""Bytes of a tensor by how it is stored, against the share of its entries that are not zero."""
+"""Bytes of a tensor in dense and sparse storage formats, as a function of its density."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ import numpy as np
 
 from mlg_jax._checks import check_choice, check_integer, check_real
 
-# Bits beside the values, (per entry of the tensor, per non-zero entry). COO keeps the flat index of
-# each value: 64 bits as PyTorch has them, 32, or as few as tell N entries apart.
+# Bits besides the values: (per entry, per non-zero entry). COO stores the flat index of each value
+# in 64 bits (as PyTorch does), in 32 bits, or in the ceil(log2 N) bits that N entries need.
 _FIXED_OVERHEAD = {
     "dense": (0, 0),
     "bitmap": (1, 0),
@@ -20,7 +20,7 @@ STORAGES = (*_FIXED_OVERHEAD, "coo_packed")
 def storage_bytes(
     storage: str, num_elements: int, num_nonzeros: int, *, value_bits: int = 32
 ) -> int:
-    """Bytes of a tensor of N elements, z of them not zero, v bits a value.
+    """Bytes of a tensor of N entries, z of them non-zero, with v bits per value.
 
     ==============  ==============================
     `dense`         `N v / 8`
@@ -30,20 +30,20 @@ def storage_bytes(
     `coo_packed`    `z (ceil(log2 N) + v) / 8`
     ==============  ==============================
 
-    Indices, bitmap and values are each rounded up to whole bytes; a capacity that stays unused
-    (see `mlg_jax.pack`) counts as non-zeros.
+    Indices, bitmap and values are each rounded up to whole bytes. For a bitmap with unused
+    capacity (see `mlg_jax.pack`), z is the capacity.
 
     Args:
         storage: one of `STORAGES`.
         num_elements: N, 0 or more.
-        num_nonzeros: z, at most N.
+        num_nonzeros: z, 0 to N.
         value_bits: v, 1 to 64.
 
     Returns:
-        Whole bytes.
+        The number of bytes.
 
     Raises:
-        TypeError, ValueError: an argument outside of what is said above.
+        TypeError, ValueError: an argument is not as described above.
 
     Example:
         >>> from mlg_jax.memory import storage_bytes
@@ -67,19 +67,19 @@ def storage_bytes(
 def storage_curve(
     storage: str, num_elements: int, densities: Sequence[float], *, value_bits: int = 32
 ) -> np.ndarray:
-    """Bytes against density, as a straight line: `storage_bytes` before rounding to whole bytes.
+    """Bytes as a linear function of the density: `storage_bytes` without rounding.
 
     Args:
         storage: one of `STORAGES`.
         num_elements: N, 1 or more.
         densities: shares of non-zero entries, each in [0, 1].
-        value_bits: 1 to 64.
+        value_bits: bits per value, 1 to 64.
 
     Returns:
-        Bytes, float64, one a density.
+        Bytes at each density, float64 `[len(densities)]`.
 
     Raises:
-        TypeError, ValueError: an argument outside of what is said above.
+        TypeError, ValueError: an argument is not as described above.
     """
     intercept, slope = _line(storage, num_elements, value_bits)
     for density in densities:
@@ -90,22 +90,23 @@ def storage_curve(
 def crossover_density(
     storage: str, other: str, num_elements: int, *, value_bits: int = 32
 ) -> float | None:
-    """The density at which two storages take equally many bytes, in closed form.
+    """The density at which two storage formats take the same number of bytes, in closed form.
 
-    Both are lines `a + b d`, so `d = (a2 - a1) / (b1 - b2)`. A bitmap of fp32 values equals the
-    dense tensor at 31/32 and `coo_int32` at 1/32; `coo_int32` equals the dense tensor at 1/2.
+    Both curves are lines `a + b d`, so `d = (a2 - a1) / (b1 - b2)`. With fp32 values, a bitmap
+    equals the dense tensor at density 31/32 and `coo_int32` at 1/32; `coo_int32` equals the dense
+    tensor at 1/2.
 
     Args:
         storage: one of `STORAGES`.
-        other: another.
+        other: one of `STORAGES`.
         num_elements: N, 1 or more; only `coo_packed` depends on it.
-        value_bits: 1 to 64.
+        value_bits: bits per value, 1 to 64.
 
     Returns:
-        The density; None where no single one in [0, 1] has it.
+        The density, or None if the lines are parallel or meet outside [0, 1].
 
     Raises:
-        TypeError, ValueError: an argument outside of what is said above.
+        TypeError, ValueError: an argument is not as described above.
 
     Example:
         >>> from mlg_jax.memory import crossover_density
@@ -121,7 +122,7 @@ def crossover_density(
 
 
 def _line(storage: str, num_elements: int, value_bits: int) -> tuple[float, float]:
-    """Bytes at density 0, and bytes more at density 1."""
+    """Intercept and slope of the bytes as a function of density."""
     check_integer("num_elements", num_elements, 1)
     per_element, per_nonzero = _overhead(storage, num_elements)
     check_integer("value_bits", value_bits, 1, 64)
@@ -133,7 +134,7 @@ def _line(storage: str, num_elements: int, value_bits: int) -> tuple[float, floa
 def _overhead(storage: str, num_elements: int) -> tuple[int, int]:
     check_choice("storage", storage, STORAGES)
     if storage == "coo_packed":
-        return 0, max(num_elements - 1, 0).bit_length()  # ceil(log2 N), exactly
+        return 0, max(num_elements - 1, 0).bit_length()  # ceil(log2 N) in exact arithmetic
     return _FIXED_OVERHEAD[storage]
 
 

@@ -1,4 +1,4 @@
-"""Densities over an epoch: mean, spread, extremes and histogram per layer and per kind."""
+"""Running statistics of activation densities: mean, deviation, extremes and histogram."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,10 +14,10 @@ NUM_BINS = 20  # of a histogram over [0, 1]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DensityStats:
-    """Running statistics of one density a name; a pytree, so it may be carried through `scan`.
+    """Running statistics of one density per name; a pytree that `jax.lax.scan` can carry.
 
-    Mean and squared deviations, not the sum of squares: in float32 the difference of two large
-    sums would drown the spread of a density that hardly moves.
+    Squared deviations from the mean are accumulated, not squares: in float32 the difference of two
+    large sums would lose the deviation of a density that hardly changes.
     """
 
     count: Array  # [], int32: number of batches
@@ -25,31 +25,31 @@ class DensityStats:
     squared_deviation: Array  # [names], float32: sum over batches of (density - mean)^2
     minimum: Array  # [names], float32
     maximum: Array  # [names], float32
-    histogram: Array  # [names, NUM_BINS], int32: batches by density, a bin 1 / NUM_BINS wide
+    histogram: Array  # [names, NUM_BINS], int32: batches per density bin of width 1 / NUM_BINS
     names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
 
 
 @dataclasses.dataclass(frozen=True)
 class DensityRow:
-    """Statistics of one name, or of all names of one kind."""
+    """Density statistics of one name, or of all names of one kind pooled."""
 
-    name: str
+    name: str  # the name or the kind
     mean: float
-    std: float  # over batches (and, for a kind, names): the population's
+    std: float  # population standard deviation, over batches and pooled names
     minimum: float
     maximum: float
     num_batches: int
-    histogram: tuple[int, ...]  # batches (of a kind: of all its names) by density, equal bins
+    histogram: tuple[int, ...]  # batches per density bin, summed over pooled names
 
 
 def init_densities(names: Iterable[str]) -> DensityStats:
-    """Statistics of no batch yet.
+    """Empty statistics.
 
     Args:
-        names: what densities are counted of; their order is that of the rows.
+        names: names of the densities, in the order of the rows of a summary.
 
     Raises:
-        ValueError: no name, or one twice.
+        ValueError: `names` is empty or has duplicates.
     """
     names = tuple(names)
     if not names or len(set(names)) != len(names):
@@ -67,14 +67,14 @@ def init_densities(names: Iterable[str]) -> DensityStats:
 
 
 def update_densities(stats: DensityStats, densities: Mapping[str, Array]) -> DensityStats:
-    """Statistics with one batch more (Welford's update). Pure, compilable.
+    """Adds one batch to the statistics by Welford's update; pure, can be compiled.
 
     Args:
-        stats: of the batches so far.
+        stats: statistics of the earlier batches.
         densities: a scalar in [0, 1] for each of `stats.names`.
 
     Raises:
-        ValueError: other names.
+        ValueError: the names of `densities` are not `stats.names`.
 
     Example:
         >>> from mlg_jax.memory import init_densities, summarize_densities, update_densities
@@ -93,7 +93,7 @@ def update_densities(stats: DensityStats, densities: Mapping[str, Array]) -> Den
     count = stats.count + 1
     difference = new - stats.mean
     mean = stats.mean + difference / count
-    bins = jnp.minimum(jnp.floor(new * NUM_BINS), NUM_BINS - 1)  # a density that is NaN is in none
+    bins = jnp.minimum(jnp.floor(new * NUM_BINS), NUM_BINS - 1)  # NaN falls into no bin
     return DensityStats(
         count=count,
         mean=mean,
@@ -108,22 +108,25 @@ def update_densities(stats: DensityStats, densities: Mapping[str, Array]) -> Den
 def summarize_densities(
     stats: DensityStats, kinds: Mapping[str, str] | None = None
 ) -> tuple[DensityRow, ...]:
-    """One row a name, or, with `kinds`, one row a kind, in the order of their first names.
+    """Summarises the statistics: one row per name or, with `kinds`, one row per kind.
 
     Args:
-        stats: of one batch or more.
-        kinds: the kind of each name, such as `{"stage1/conv1": "conv"}`; None keeps names apart.
+        stats: statistics of at least one batch.
+        kinds: the kind of each name, such as `{"stage1/conv1": "conv"}`; None for a row per name.
+
+    Returns:
+        The rows, in the order of the names, or of the first name of each kind.
 
     Raises:
-        ValueError: no batch, or a name without a kind.
+        ValueError: `stats` is empty, or `kinds` lacks a name.
     """
     count = int(stats.count)
     if count == 0:
-        raise ValueError("`stats` must hold one batch or more; got none.")
+        raise ValueError("`stats` must hold at least one batch; got none.")
     kinds = {name: name for name in stats.names} if kinds is None else kinds
     missing = sorted(set(stats.names) - set(kinds))
     if missing:
-        raise ValueError(f"`kinds` must have a kind for every name; {missing} have none.")
+        raise ValueError(f"`kinds` must have a kind for every name; got none for {missing}.")
     groups: dict[str, list[int]] = {}
     for index, name in enumerate(stats.names):
         groups.setdefault(kinds[name], []).append(index)
@@ -145,7 +148,7 @@ def densities_to_markdown(rows: Sequence[DensityRow]) -> str:
 
 
 def _row(name: str, stats: DensityStats, count: int, members: Sequence[int]) -> DensityRow:
-    """The members pooled: deviations within each, and of each mean from the common one."""
+    """Pools the members; the variance is that within members plus that of their means."""
     means = np.asarray(stats.mean, np.float64)[members]
     within = np.asarray(stats.squared_deviation, np.float64)[members]
     variance = np.mean(within / count + (means - means.mean()) ** 2)

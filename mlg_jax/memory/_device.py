@@ -1,4 +1,4 @@
-"""The allocator's own peak, where the device keeps count."""
+"""Peak memory as counted by a device's allocator."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,37 +9,37 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class AllocatorPeak:
-    """What a device's allocator counted around a call, in bytes."""
+    """A device allocator's counters before and after a call, in bytes."""
 
-    in_use_bytes: int  # before the call: its arguments, and everything else that was alive
-    earlier_peak_bytes: int  # the highest before the call, since the process began
-    peak_bytes: int  # the highest after it; allocators cannot be reset
+    in_use_bytes: int  # before the call: its arguments and every other live array
+    earlier_peak_bytes: int  # peak of the process before the call
+    peak_bytes: int  # peak of the process after the call; it cannot be reset
 
     @property
     def is_of_call(self) -> bool:
-        """Whether the call set a new peak; if not, all we know is that it stayed below one."""
+        """Whether the call set a new peak; otherwise its own peak is unknown."""
         return self.peak_bytes > self.earlier_peak_bytes
 
     @property
     def call_bytes(self) -> int | None:
-        """What the call added at its peak; None unless it set a new one."""
+        """Bytes that the call added at its peak; None unless it set a new peak."""
         return self.peak_bytes - self.in_use_bytes if self.is_of_call else None
 
 
 def allocator_peak(call: Callable[[], Any], device: Any = None) -> AllocatorPeak | None:
-    """Runs `call()`, waits for it, and reads the allocator before and after.
+    """Runs `call()` to completion and reads the allocator's counters before and after.
 
-    Compile first: constants and autotuning of a first call would be counted.
+    Compile beforehand: a first call would also count constants and autotuning.
 
     Args:
         call: a function without arguments.
-        device: whose allocator; None for the default device.
+        device: the device whose allocator is read; None for the default device.
 
     Returns:
-        The counts; None, and nothing is run, where the device keeps none (CPU).
+        The counters. None if the device has none (CPU); `call` is then not run.
 
     Raises:
-        TypeError: `call` is no function.
+        TypeError: `call` is not a function.
 
     Example:
         >>> from mlg_jax.memory import allocator_peak

@@ -1,4 +1,4 @@
-"""Where a value of a traced program comes from: an argument, a constant, or an operation."""
+"""Traces the outputs of a jaxpr back to an argument, a constant or the operation that made it."""
 
 import dataclasses
 import pathlib
@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend import core, source_info_util
 
-# Equations whose outputs are those of an inner program, one by one.
+# Primitives whose outputs are, one by one, the outputs of an inner jaxpr.
 _WRAPPERS = frozenset(
     {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2", "scan", "shard_map"}
     | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
@@ -20,25 +20,25 @@ _TRANSFORMED = re.compile(r"\w+\(([^()]*)\)")  # "jvp(ResNet)" -> "ResNet"
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What made a value."""
+    """Where a value comes from."""
 
     kind: str  # "argument" | "constant" | "activation"
-    name: str  # the argument's path; else module scope and operation
-    operation: str  # checkpoint name, else primitive; "" for an argument
-    source: str  # "file.py:12:4 (function)"; "" where JAX knows none
-    identity: tuple[int, ...]  # equal for two values that are one array
-    is_named: bool = False  # by `jax.ad_checkpoint.checkpoint_name`
+    name: str  # path of an argument; otherwise module scope and operation
+    operation: str  # checkpoint name or primitive; "" for an argument
+    source: str  # "file.py:12:4 (function)"; "" if unknown
+    identity: tuple[int, ...]  # equal for two outputs that are the same array
+    is_named: bool = False  # whether `operation` is a `jax.ad_checkpoint.checkpoint_name`
 
 
 def find_origins(program: core.ClosedJaxpr, argument_names: Sequence[str]) -> list[Origin]:
-    """The origin of each output of a program.
+    """Finds the origin of each output of a program.
 
-    A constant is an array that the function closed over, a literal, or what follows from literals
-    alone, such as the zeros that the derivative of ReLU selects, which compilers fold.
+    Constants are closed-over arrays, literals, and values computed from literals alone, such as
+    the zeros that the derivative of ReLU selects; compilers fold the latter.
 
     Args:
-        program: what `jax.make_jaxpr` returned.
-        argument_names: one a flat argument.
+        program: the result of `jax.make_jaxpr`.
+        argument_names: the names of the flat arguments.
     """
     jaxpr = program.jaxpr
     names = dict(zip(jaxpr.invars, argument_names, strict=True))
@@ -62,10 +62,12 @@ def find_origins(program: core.ClosedJaxpr, argument_names: Sequence[str]) -> li
 def _resolve(
     variable: Any, producers: Mapping[Any, tuple[Any, int]]
 ) -> tuple[Any, list[Any], tuple[int, ...]]:
-    """The variable past all that only hands it on, the nest of equations it is from, its identity.
+    """Follows a variable back through equations that only pass it on.
 
-    The nest is empty where the variable is an input, a closed-over array or a literal. A name that
-    it passed stands for the equations that made it.
+    Returns:
+        The variable reached, the nested equations that made it (outermost first), and its identity.
+        The equations are empty if the variable is an input, a closed-over array or a literal. If
+        the value passed through a `checkpoint_name`, that equation takes their place.
     """
     named: list[Any] = []
     while not isinstance(variable, core.Literal) and variable in producers:
@@ -84,29 +86,29 @@ def _resolve(
         if equation.primitive.name == "scan" or (not path and end not in inner.invars):
             return variable, named or [equation, *path], (id(variable),)
         if path:
-            # Two calls may share one inner program: its variables alone would not tell them apart.
+            # Two calls may share one inner jaxpr: its variables alone do not distinguish them.
             return variable, named or [equation, *path], (id(equation), *identity)
         variable = equation.invars[inner.invars.index(end)]
     return variable, [], (id(variable),)
 
 
 def _is_identity(equation: Any) -> bool:
-    """Whether its output is its input, in the same buffer."""
+    """Whether the equation returns its input in the same buffer."""
     if equation.primitive.name != "reduce_precision":
         return equation.primitive.name in ("name", "stop_gradient")
-    # jax.checkpoint wraps what it keeps in a rounding to the type that it has already.
+    # `jax.checkpoint` wraps the values that it saves in a rounding to the type they already have.
     own = jnp.finfo(equation.invars[0].aval.dtype)
     wanted = (equation.params["exponent_bits"], equation.params["mantissa_bits"])
     return wanted == (own.nexp, own.nmant)
 
 
 def _depending(jaxpr: Any, inputs: Iterable[Any]) -> set[Any]:
-    """Variables that depend on one of the inputs or on a closed-over array."""
+    """The variables that depend on one of `inputs` or on a closed-over array."""
     found = {*inputs, *jaxpr.constvars}
     for equation in jaxpr.eqns:
         is_found = [not isinstance(v, core.Literal) and v in found for v in equation.invars]
         inner = _inner_program(equation)
-        if inner is None or equation.primitive.name == "scan":  # a carry feeds back
+        if inner is None or equation.primitive.name == "scan":  # the carry mixes a scan's inputs
             found.update(equation.outvars if any(is_found) else ())
             continue
         pairs = zip(inner.invars, is_found, strict=True)
@@ -146,7 +148,7 @@ def _producers(jaxpr: Any) -> dict[Any, tuple[Any, int]]:
 
 
 def _scope(path: Sequence[Any]) -> str:
-    """Names of modules and `jax.named_scope`s, outermost first, without JAX's own marks."""
+    """Module names and `jax.named_scope`s, outermost first, without JAX's own, such as `jvp()`."""
     parts = []
     for equation in path:
         stack = str(equation.source_info.name_stack)
@@ -157,7 +159,7 @@ def _scope(path: Sequence[Any]) -> str:
 
 
 def _source(path: Sequence[Any]) -> str:
-    """The innermost line of the user's that JAX knows, by file name, not by directory."""
+    """The innermost known source line outside this package's `memory`, without its directory."""
     lines = [source_info_util.summarize(equation.source_info) for equation in path]
     known = [line for line in lines if line and not line.startswith(_HERE)]
     return re.sub(r"^.*[/\\]", "", known[-1]) if known else ""

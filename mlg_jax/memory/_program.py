@@ -1,4 +1,4 @@
-"""A function and its arguments as a program over a flat list of arrays, and its gradient."""
+"""A function with its arguments as a program of a flat list of arrays, and its gradient."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,31 +14,31 @@ _TRACED = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct, float, compl
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """`call(leaves)`, differentiated by some of its leaves.
+    """A function `call(leaves)`, to be differentiated with respect to some of its leaves.
 
-    Leaves are arrays, their shapes, or Python floats; everything else that stood in the arguments
-    (strings, bools, integers, modules) is part of `call`, as it is of the user's program.
+    Leaves are arrays, shapes or Python floats. All other values among the arguments (strings,
+    bools, integers, modules) are constants of `call`.
     """
 
     call: Callable[[Sequence[Any]], Any]
     leaves: tuple[Any, ...]
-    names: tuple[str, ...]  # `args[0]['params']['conv1']['kernel']`, one a leaf
+    names: tuple[str, ...]  # one per leaf, such as `args[0]['params']['conv1']['kernel']`
     is_differentiated: tuple[bool, ...]
     has_aux: bool = False
 
     @property
     def is_abstract(self) -> bool:
-        """Whether some leaf is a shape without values, so that nothing can be run."""
+        """Whether a leaf is a shape without values, so that the program cannot be run."""
         return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in self.leaves)
 
     @property
     def parameters(self) -> tuple[Any, ...]:
-        """The leaves that the program is differentiated by."""
+        """The leaves with respect to which the program is differentiated."""
         pairs = zip(self.leaves, self.is_differentiated, strict=True)
         return tuple(leaf for leaf, is_differentiated in pairs if is_differentiated)
 
     def vjp(self, leaves: Sequence[Any]) -> tuple[Any, Callable[[Any], Any], Any]:
-        """`(value, pullback, auxiliary output or None)`, as `jax.vjp` gives them."""
+        """Returns `(value, pullback, aux)` as `jax.vjp` does; aux is None without `has_aux`."""
 
         def of_parameters(parameters: Sequence[Any]) -> Any:
             values = iter(parameters)
@@ -52,7 +52,7 @@ class Program:
         return (*jax.vjp(of_parameters, own), None)
 
     def value_and_gradient(self, leaves: Sequence[Any]) -> tuple[Any, Any, Any]:
-        """`(value, gradients of the sum of its entries, auxiliary output or None)`."""
+        """Returns `(value, gradients, aux)`; the gradients are those of the sum of its entries."""
         value, pullback, aux = self.vjp(leaves)
         (gradients,) = pullback(jax.tree.map(_unit_cotangent, value))
         return value, gradients, aux
@@ -64,11 +64,11 @@ def make_program(
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
 ) -> Program:
-    """The program `fn(*args)`; `argnums` None differentiates by every argument, as `jax.vjp`.
+    """Makes the program `fn(*args)`; with `argnums` None, every argument is differentiated.
 
     Raises:
-        TypeError: `fn` is no function, or `argnums` no integers.
-        ValueError: `argnums` points at no argument.
+        TypeError: `fn` is not a function, or `argnums` is not made of integers.
+        ValueError: `argnums` is out of range.
     """
     if not callable(fn):
         raise TypeError(f"`fn` must be a function; got {fn!r}.")
@@ -101,7 +101,7 @@ def make_differentiable(
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
 ) -> Program:
-    """As `make_program`; raises ValueError where there is nothing to differentiate by."""
+    """`make_program`, with a ValueError if the selected arguments hold no floating-point array."""
     program = make_program(fn, args, argnums, has_aux)
     if not any(program.is_differentiated):
         where = "`args`" if argnums is None else f"the arguments at `argnums` {argnums!r}"
@@ -111,7 +111,7 @@ def make_differentiable(
 
 
 def array_bytes(array: Any) -> int:
-    """Bytes of an array or a shape; types narrower than a byte are packed, as XLA packs them."""
+    """Bytes of an array, a shape or a Python number; sub-byte types count packed, as in XLA."""
     dtype = jnp.result_type(array) if isinstance(array, float | complex) else array.dtype
     size = int(np.prod(np.shape(array), dtype=object))
     if jnp.issubdtype(dtype, jnp.integer):
@@ -127,9 +127,13 @@ def _positions(argnums: Any, num_args: int) -> set[int]:
     given = [argnums] if isinstance(argnums, Integral) else argnums
     is_listed = isinstance(given, Sequence) and not isinstance(given, str)
     if not is_listed or any(isinstance(i, bool) or not isinstance(i, Integral) for i in given):
-        raise TypeError(f"`argnums` must be None, an integer or several; got {argnums!r}.")
+        raise TypeError(
+            f"`argnums` must be None, an integer or a sequence of integers; got {argnums!r}."
+        )
     if any(not -num_args <= int(i) < num_args for i in given):
-        raise ValueError(f"`argnums` must point at one of {num_args} arguments; got {argnums!r}.")
+        raise ValueError(
+            f"`argnums` must be positions of the {num_args} arguments; got {argnums!r}."
+        )
     return {int(i) % num_args for i in given}
 
 

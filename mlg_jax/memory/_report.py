@@ -1,4 +1,4 @@
-"""The memory of differentiating a function: what is kept, what is compiled, what is allocated."""
+"""The memory report of a gradient: residuals, compiled bytes and the allocator's peak."""
 
 import collections
 import dataclasses
@@ -19,22 +19,22 @@ _UNKNOWN = "not known"
 
 @dataclasses.dataclass(frozen=True)
 class MemoryReport:
-    """Residuals, compiled bytes and the allocator's peak. What could not be known is None."""
+    """Residuals, compiled bytes and the allocator's peak of a function's gradient."""
 
     residuals: tuple[Residual, ...]
-    compiled: CompiledMemory | None  # of value and gradients; None: the backend does not tell
-    allocator: AllocatorPeak | None  # None: the device keeps no count (CPU), or nothing was run
-    device: str  # that the program was compiled for
+    compiled: CompiledMemory | None  # of value and gradients; None if the backend has no report
+    allocator: AllocatorPeak | None  # None if the device does not count (CPU) or nothing was run
+    device: str  # kind of device that the program was compiled for
     jax_version: str
 
     @property
     def total_residual_bytes(self) -> int:
-        """All that is kept for the backward pass."""
+        """Bytes of all residuals."""
         return sum(row.num_bytes for row in self.residuals)
 
     @property
     def activation_bytes(self) -> int:
-        """Residuals that are alive only because of the backward pass."""
+        """Bytes of the residuals that are live only because of the backward pass."""
         return self.bytes_by_kind["activation"]
 
     @property
@@ -46,7 +46,7 @@ class MemoryReport:
 
     @property
     def bytes_by_operation(self) -> dict[str, int]:
-        """Bytes of the activations by what made them, the largest first."""
+        """Bytes of the activations by the operation that made them, largest first."""
         sums: collections.Counter[str] = collections.Counter()
         for row in self.residuals:
             if row.kind == "activation":
@@ -55,7 +55,7 @@ class MemoryReport:
 
     @property
     def activation_zero_fraction(self) -> float | None:
-        """Zero fraction of the activations, each weighted by its bytes; None: nothing was run."""
+        """Zero fraction of the activations, weighted by bytes; None if nothing was run."""
         rows = [row for row in self.residuals if row.kind == "activation" and row.num_bytes]
         known = [row for row in rows if row.zero_fraction is not None]
         if not known:
@@ -64,7 +64,7 @@ class MemoryReport:
         return weighted / sum(row.num_bytes for row in known)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and None, for JSON."""
+        """The report as nested dicts and lists of numbers, strings and None, for JSON."""
         allocator = None
         if self.allocator is not None:
             own = {"call_bytes": self.allocator.call_bytes}
@@ -126,33 +126,34 @@ def memory_report(
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
 ) -> MemoryReport:
-    """Where the memory of `fn`'s gradient goes.
+    """Reports where the memory of `fn`'s gradient goes.
 
-    Residuals are what `jax.vjp(fn, *args)` keeps. Compiled bytes are those of one program that
-    returns value and gradients; it holds the residuals among its temporaries, and may rebuild or
-    merge some. Arrays are run (the forward pass; on a device whose allocator counts, also the
-    gradient); shapes are only compiled, and then zero fractions and the allocator's peak are None.
-    On a mesh, residual bytes are those of all devices, compiled and allocated bytes those of one.
+    Residuals are the arrays that `jax.vjp(fn, *args)` saves. Compiled bytes are those of one
+    program that returns the value and the gradients: its temporaries contain the residuals, some
+    of which XLA may recompute or merge. With arrays as arguments, the forward pass is run, and on
+    devices whose allocator counts bytes also the gradient. With shapes, the program is only
+    compiled, and zero fractions and the allocator's peak are None. On a mesh, residual bytes are
+    totals over all devices, compiled and allocated bytes are per device.
 
     Args:
-        fn: the function to be differentiated, returning a scalar, an array or a pytree of them; of
-            arrays, the gradient is that of the sum of all entries.
-        args: its arguments: pytrees of arrays, or of `jax.ShapeDtypeStruct`; strings, bools and
-            integers in them are constants of the program.
-        argnums: the arguments it is differentiated by; None for all, as `jax.vjp` does. A training
-            step has 0, its parameters.
+        fn: the function to differentiate. It returns a scalar, an array or a pytree of them; the
+            gradients are those of the sum of all entries.
+        args: its arguments: pytrees of arrays or of `jax.ShapeDtypeStruct`. Strings, bools and
+            integers among them are constants of the program.
+        argnums: position(s) of the arguments to differentiate with respect to; None for all. For a
+            training loss, 0 selects its parameters.
         has_aux: whether `fn` returns `(value, auxiliary output)`.
 
     Returns:
-        Bytes; `to_markdown()` and `to_dict()` make tables and JSON of them.
+        The report, in bytes; see its `to_markdown()` and `to_dict()`.
 
     Raises:
-        TypeError: `fn` is no function, or `argnums` no integers.
-        ValueError: there is no floating-point array to differentiate by.
+        TypeError: `fn` is not a function, or `argnums` is not made of integers.
+        ValueError: the selected arguments hold no floating-point array.
 
     Example:
         >>> report = memory_report(lambda x: jnp.sum(jnp.sin(x)), jnp.zeros((4, 8)))
-        >>> report.activation_bytes, report.residuals[0].zero_fraction  # the cosine of zero
+        >>> report.activation_bytes, report.residuals[0].zero_fraction  # cos(0) is saved
         (128, 0.0)
 
     Reference: https://arxiv.org/abs/2110.15362, section 3.
@@ -164,7 +165,7 @@ def memory_report(
     allocator = None
     if not program.is_abstract:
         leaves = list(program.leaves)
-        # Before zeros are counted: that program would raise the process' peak.
+        # Read the allocator before counting zeros, which would raise the peak of the process.
         allocator = allocator_peak(lambda: compiled(leaves), device)
         residuals = measured_residuals(program)
     return MemoryReport(
@@ -177,7 +178,7 @@ def memory_report(
 
 
 def _device(program: Program) -> Any:
-    """Where the first array lies, else the default device."""
+    """The device of the first array among the leaves, or the default device."""
     for leaf in program.leaves:
         if isinstance(leaf, jax.Array):
             return min(leaf.devices(), key=lambda device: device.id)

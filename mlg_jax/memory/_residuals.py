@@ -1,4 +1,4 @@
-"""What a function keeps for its backward pass: by name, shape, bytes and zero fraction."""
+"""The residuals of a function: name, shape, bytes and zero fraction of each saved array."""
 
 import collections
 import dataclasses
@@ -16,31 +16,26 @@ from mlg_jax.memory._program import Program, array_bytes, make_differentiable
 
 @dataclasses.dataclass(frozen=True)
 class Residual:
-    """One array that waits for the backward pass."""
+    """One array that is saved for the backward pass."""
 
     name: str  # argument path, or module scope and operation; unique within one list
-    kind: str  # "argument", alive in any case; "constant", of no argument; "activation"
-    operation: str  # checkpoint name, else the primitive that made it; "" for an argument
-    source: str  # "file.py:12:4 (function)"; "" where JAX knows none
+    kind: str  # "argument" (live anyway), "constant" (depends on no argument) or "activation"
+    operation: str  # checkpoint name, or the primitive that made it; "" for an argument
+    source: str  # "file.py:12:4 (function)"; "" if unknown
     shape: tuple[int, ...]
     dtype: str
     num_bytes: int
-    zero_fraction: float | None = None  # share of entries == 0; None: nothing was run
-
-    @property
-    def is_argument(self) -> bool:
-        """Whether it is an argument of the function, such as a parameter."""
-        return self.kind == "argument"
+    zero_fraction: float | None = None  # share of zero entries; None if nothing was run
 
 
 @dataclasses.dataclass(frozen=True)
 class _Trace:
-    """The program that computes residuals, and which of its outputs to look at."""
+    """The program that computes the residuals, and its distinct outputs."""
 
     program: core.ClosedJaxpr
-    outputs: tuple[int, ...]  # one of each array, a named one where there is one
-    origins: tuple[Origin, ...]  # one an output
-    names: tuple[str, ...]
+    outputs: tuple[int, ...]  # one position per distinct array, preferably with a checkpoint name
+    origins: tuple[Origin, ...]  # one per output
+    names: tuple[str, ...]  # one per output, unique
 
     def compute(self, leaves: Sequence[Any]) -> list[Any]:
         """The residuals themselves."""
@@ -54,23 +49,23 @@ def list_residuals(
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
 ) -> tuple[Residual, ...]:
-    """Lists what `jax.vjp(fn, *args)` keeps, without running anything.
+    """Lists the arrays that `jax.vjp(fn, *args)` saves, without running anything.
 
-    An array that is kept twice is listed once, under its `checkpoint_name` if it has one: a name
-    makes no copy.
+    An array that is saved twice is listed once, under its `checkpoint_name` if it has one (naming
+    an array does not copy it).
 
     Args:
-        fn: the function to be differentiated, of pytrees, returning one.
-        args: its arguments; shapes (`jax.ShapeDtypeStruct`) will do.
-        argnums: the arguments it is differentiated by; None for all, as `jax.vjp` does.
+        fn: the function to differentiate; its arguments and value are pytrees.
+        args: its arguments, or their shapes (`jax.ShapeDtypeStruct`).
+        argnums: position(s) of the arguments to differentiate with respect to; None for all.
         has_aux: whether `fn` returns `(value, auxiliary output)`.
 
     Returns:
-        The residuals, in JAX's order, zero fractions None.
+        The residuals in JAX's order; their zero fractions are None.
 
     Raises:
-        TypeError: `fn` is no function, or `argnums` no integers.
-        ValueError: there is nothing to differentiate by.
+        TypeError: `fn` is not a function, or `argnums` is not made of integers.
+        ValueError: the selected arguments hold no floating-point array.
 
     Example:
         >>> from mlg_jax.memory import list_residuals
@@ -82,24 +77,22 @@ def list_residuals(
 
 
 def residuals_of(program: Program) -> tuple[Residual, ...]:
-    """As `list_residuals`, of a program."""
+    """`list_residuals` for a program."""
     return _rows(_trace(program))
 
 
 def measured_residuals(program: Program) -> tuple[Residual, ...]:
-    """As `residuals_of`, with zero fractions: runs the forward pass, compiled.
+    """`residuals_of` with zero fractions, for which the compiled forward pass is run.
 
-    Keys of random numbers and empty arrays have none.
+    Random keys and empty arrays have the zero fraction None.
     """
     trace = _trace(program)
     count = jax.jit(lambda leaves: [_zero_counts(value) for value in trace.compute(leaves)])
-    fractions = [
-        None if counts is None or row.num_bytes == 0 else _fraction(counts, row.shape)
-        for counts, row in zip(count(list(program.leaves)), _rows(trace), strict=True)
-    ]
     return tuple(
-        dataclasses.replace(row, zero_fraction=fraction)
-        for row, fraction in zip(_rows(trace), fractions, strict=True)
+        row
+        if counts is None or row.num_bytes == 0
+        else dataclasses.replace(row, zero_fraction=_fraction(counts, row.shape))
+        for counts, row in zip(count(list(program.leaves)), _rows(trace), strict=True)
     )
 
 
@@ -109,23 +102,22 @@ def residual_densities(
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
 ) -> dict[str, jax.Array]:
-    """The share of entries that are not zero, of every activation that is kept.
+    """The density (share of non-zero entries) of every saved activation.
 
-    Pure and compilable: `jax.jit(functools.partial(residual_densities, loss))(params, batch)` is
-    what a loop feeds to `update_densities`.
+    Pure and can be compiled: a training loop may pass the result of
+    `jax.jit(functools.partial(residual_densities, loss))(params, batch)` to `update_densities`.
 
     Args:
-        fn: as for `list_residuals`.
-        args: arrays, or tracers of them.
-        argnums: as for `list_residuals`.
-        has_aux: as for `list_residuals`.
+        fn: as in `list_residuals`.
+        args: arrays or tracers.
+        argnums: as in `list_residuals`.
+        has_aux: as in `list_residuals`.
 
     Returns:
-        float32 scalars by residual name; empty arrays and random keys are left out.
+        float32 scalars by residual name, without empty arrays and random keys.
 
     Raises:
-        TypeError: as for `list_residuals`.
-        ValueError: as for `list_residuals`.
+        TypeError, ValueError: as in `list_residuals`.
 
     Example:
         >>> from mlg_jax.memory import residual_densities
@@ -181,7 +173,7 @@ def _rows(trace: _Trace) -> tuple[Residual, ...]:
 
 
 def _numbered(names: Sequence[str]) -> tuple[str, ...]:
-    """Second and later uses of a name get a number: "cos", "cos#2"."""
+    """Makes names unique by numbering their second and later uses: "cos", "cos#2"."""
     seen: collections.Counter[str] = collections.Counter()
     unique = []
     for name in names:
@@ -191,7 +183,7 @@ def _numbered(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _zero_counts(value: Any) -> Any:
-    """Zeros in each row, int32: one sum over an array of 2**31 entries would overflow."""
+    """Zeros per index of the first axis, int32; a total could overflow. None for random keys."""
     if jnp.issubdtype(value.dtype, jax.dtypes.extended):
         return None
     return jnp.sum(value == 0, axis=tuple(range(1, value.ndim)), dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""Memory over batch sizes: parameters, gradients, activations, temporaries; nothing is run."""
+"""Memory of a training step as a function of the batch size, without running it."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -15,10 +15,10 @@ class BatchMemory:
     """Bytes of one training step at one batch size."""
 
     batch_size: int
-    parameter_bytes: int  # what is differentiated by
-    gradient_bytes: int  # one a parameter, of its type
-    activation_bytes: int  # residuals that are neither arguments nor constants
-    temporary_bytes: int | None  # of the compiled step, activations among them; None: not told
+    parameter_bytes: int  # of the arrays that are differentiated
+    gradient_bytes: int  # equal to `parameter_bytes`
+    activation_bytes: int  # of the residuals that are neither arguments nor constants
+    temporary_bytes: int | None  # of the compiled step, with the activations; None if unknown
 
 
 def memory_sweep(
@@ -29,21 +29,23 @@ def memory_sweep(
     argnums: int | Sequence[int] | None = 0,
     has_aux: bool = False,
 ) -> tuple[BatchMemory, ...]:
-    """Compiles value and gradients of `fn` at each batch size and reads off the memory.
+    """Compiles the value and gradients of `fn` at each batch size and returns their memory.
 
     Args:
-        fn: the function to be differentiated, such as a training loss.
-        make_args: `make_args(batch_size)` are its arguments; shapes will do, and cost no memory.
-        batch_sizes: each 1 or more.
-        argnums: the arguments that are parameters; None for all.
+        fn: the function to differentiate, such as a training loss.
+        make_args: `make_args(batch_size)` returns its arguments; shapes
+            (`jax.ShapeDtypeStruct`) take no memory.
+        batch_sizes: integers >= 1.
+        argnums: position(s) of the arguments to differentiate with respect to; None for all.
         has_aux: whether `fn` returns `(value, auxiliary output)`.
 
     Returns:
-        One row a batch size, in the given order.
+        One row per batch size, in the given order.
 
     Raises:
-        TypeError: `fn` or `make_args` is no function, or a batch size no integer.
-        ValueError: a batch size below 1, or nothing to differentiate by.
+        TypeError: `fn` or `make_args` is not a function, or a batch size is not an integer.
+        ValueError: a batch size is below 1, or the selected arguments hold no floating-point
+            array.
 
     Example:
         >>> from mlg_jax.memory import memory_sweep

@@ -1,6 +1,6 @@
-"""Activation quantisers: an affine grid over a running range, and DoReFa's clipped one."""
+"""Activation quantisers: an affine grid over a running range, and DoReFa's grid over [0, 1]."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,25 +11,28 @@ from mlg_jax.quant._spec import ActivationSpec
 from mlg_jax.quant._ste import affine_ste, clip_round_ste, num_steps, true_divide
 
 EMA_RATE = 0.01  # weight of a new batch in the running range
-_EPSILON = 1.1920928955078125e-07  # float32's, the smallest span of a range
+_EPSILON = 1.1920928955078125e-07  # smallest span of a range: machine epsilon of float32
 
 
 class ActivationRange(NamedTuple):
-    """The running range of an activation tensor; `is_set` is false before the first batch."""
+    """The running range of an activation tensor."""
 
     minimum: Float[Array, ""]
     maximum: Float[Array, ""]
-    is_set: Array  # boolean scalar
+    is_set: Array  # boolean scalar, false before the first batch
 
 
-def initial_range(dtype=jnp.float32) -> ActivationRange:
-    """A range that the first batch will set."""
+def initial_range(dtype: Any = jnp.float32) -> ActivationRange:
+    """An unset range, to be set by the first batch; `dtype` is that of the limits."""
     zero = jnp.zeros((), dtype)
     return ActivationRange(zero, zero, jnp.zeros((), bool))
 
 
 def update_range(state: ActivationRange, x: Float[Array, "*shape"]) -> ActivationRange:
-    """Moves the range towards the batch's: `m += 0.01 (batch - m)`; the first batch sets it."""
+    """Moves both limits m towards those of the batch `x`: `m += 0.01 (batch - m)`.
+
+    The first batch sets them. No gradient flows through the range.
+    """
     x = jax.lax.stop_gradient(x).astype(state.minimum.dtype)
 
     def move(old: Array, new: Array) -> Array:
@@ -45,18 +48,20 @@ def quantize_activation(
 ) -> Float[Array, "*shape"]:
     """Quantises an activation tensor.
 
+    The gradient of scheme `normal` is the identity everywhere; that of `dorefa` is the identity
+    inside [0, 1] and zero outside.
+
     Args:
-        x: floating, any shape.
+        x: floating-point array of any shape.
         spec: the quantiser.
-        state: the range, for scheme `normal`; update it before the call in training.
+        state: the running range, required by scheme `normal`; in training it is updated first.
 
     Returns:
-        An array of `x`'s shape and dtype. The gradient of `normal` is the identity everywhere, that
-        of `dorefa` the identity inside [0, 1] and zero outside.
+        An array of `x`'s shape and dtype.
 
     Raises:
-        TypeError: `x` is not floating.
-        ValueError: scheme `normal` without a range.
+        TypeError: `x` is not a floating-point array, or `spec` is not an ActivationSpec.
+        ValueError: `state` is None for scheme `normal`.
 
     Reference: https://arxiv.org/abs/1712.05877 (affine grid), https://arxiv.org/abs/1606.06160.
     """

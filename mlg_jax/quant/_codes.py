@@ -1,4 +1,4 @@
-"""Integer codes and their scale: the stored form of a quantised tensor, bit-exact with `_fake`."""
+"""Integer codes: the stored form of a quantised tensor, which decodes to `fake_quantize`'s bits."""
 
 from typing import Any
 
@@ -16,31 +16,34 @@ from mlg_jax.quant._ste import num_steps, to_grid
 
 @flax.struct.dataclass
 class QuantizedTensor:
-    """Integer codes in `[0, 2**bits)` and the per-tensor constants that give them values."""
+    """Integer codes in `[0, 2**bits)` and the per-tensor constants that scale them."""
 
-    codes: Array  # uint8 up to 8 bits, else uint16; the tensor's shape
-    constants: tuple[Array, ...]  # r | (min, max) | E: float32 scalars
+    codes: Array  # shape of the tensor; uint8 up to 8 bits, otherwise uint16
+    constants: tuple[Array, ...]  # r, (min, max) or E, by scheme; float32 or wider scalars
     spec: QuantSpec = flax.struct.field(pytree_node=False)
     dtype: Any = flax.struct.field(pytree_node=False)  # of the decoded values
 
     @property
     def num_bits(self) -> int:
-        """ResidualPolicy of the codes, in bits, scales not counted."""
+        """Storage of the codes in bits, without the constants."""
         assert self.spec.bits is not None
         return self.codes.size * self.spec.bits
 
 
 def encode(x: Array, spec: QuantSpec) -> QuantizedTensor:
-    """Integer codes of `fake_quantize(x, spec)`.
+    """Encodes `fake_quantize(x, spec)` as integers.
 
     Args:
-        x: floating, any shape, not empty.
-        spec: a quantiser with bits.
+        x: floating-point array of any shape, not empty.
+        spec: a quantiser whose `bits` is not None.
+
+    Returns:
+        The codes and constants, from which `decode` restores the values.
 
     Raises:
-        TypeError: `x` is not floating.
-        ValueError: the spec has no bits, `x` is empty, or (outside jit) a one-bit tensor holds an
-            exact zero, whose sign takes a third value that one bit cannot hold.
+        TypeError: `x` is not a floating-point array, or `spec` is not a QuantSpec.
+        ValueError: `spec` has no bits, `x` is empty, or (checked outside jit only) a 1-bit tensor
+            has an exact zero: its sign is a third value, which one bit cannot store.
     """
     check_floating("x", x)
     check_instance("spec", spec, QuantSpec)
@@ -62,10 +65,10 @@ def encode(x: Array, spec: QuantSpec) -> QuantizedTensor:
 
 
 def decode(tensor: QuantizedTensor) -> Array:
-    """The values of the codes: `fake_quantize` of what was encoded, bit for bit.
+    """Decodes to `fake_quantize(x, spec)` of the encoded `x`, bit for bit.
 
-    The one exception is a zero in one bit, which `encode` refuses, but cannot see inside jit; it
-    decodes to -E.
+    The only exception is an exact zero in a 1-bit tensor that was encoded inside jit, where
+    `encode` cannot reject it: it decodes to -E.
     """
     spec, scheme = tensor.spec, scheme_of(tensor.spec)
     assert spec.bits is not None

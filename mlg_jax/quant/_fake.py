@@ -1,10 +1,10 @@
-"""Fake quantisation: floating-point values on an integer grid, trainable straight-through."""
+"""Fake quantisation: floating-point values on a grid, with a straight-through gradient."""
 
+import jax
 import jax.numpy as jnp
 
 from mlg_jax._checks import check_floating, check_instance
 from mlg_jax._types import Array, Float, Key
-from mlg_jax.quant._partial import mix_at_random
 from mlg_jax.quant._schemes import constants_of, scheme_of, tanh_norm, wide
 from mlg_jax.quant._spec import QuantSpec
 
@@ -12,22 +12,24 @@ from mlg_jax.quant._spec import QuantSpec
 def fake_quantize(
     x: Float[Array, "*shape"], spec: QuantSpec, *, key: Key | None = None
 ) -> Float[Array, "*shape"]:
-    """Quantises a weight tensor as `spec` says, straight-through.
+    """Fake-quantises a weight tensor with a straight-through gradient.
 
-    Forward, `dorefa_sym`: `r (2 Q(tanh(x) / 2r + 1/2) - 1)`, `Q` rounding to `2**bits - 1` steps,
-    `r = max |tanh(x)|` over the tensor and a constant to autodiff; the others by analogy.
-    Backward: through the re-parametrisation, the cotangent that reaches `Q` clamped to [-1, 1].
+    Forward, for `dorefa_sym`: `r (2 Q(tanh(x) / 2r + 1/2) - 1)`, where `Q` rounds [0, 1] to
+    `2**bits - 1` steps and `r = max |tanh(x)|` over the tensor is a constant to autodiff. For the
+    other schemes see `QuantSpec`.
+    Backward: that of the re-parametrisation, with the cotangent that reaches `Q` clamped to
+    [-1, 1] (`ewgs`: scaled element-wise instead).
 
     Args:
-        x: floating, any shape. Computed in float32 at least, returned in its own dtype.
-        spec: the quantiser.
-        key: with `spec.ratio < 1`, decides which entries are rounded; without a key all are.
+        x: floating-point array of any shape. It is computed in float32 or wider.
+        spec: the quantiser; `bits` None returns `x`.
+        key: selects at random the share `spec.ratio` of entries that is rounded; None rounds all.
 
     Returns:
         An array of `x`'s shape and dtype.
 
     Raises:
-        TypeError: `x` is not floating or `spec` is no QuantSpec.
+        TypeError: `x` is not a floating-point array, or `spec` is not a QuantSpec.
 
     Example:
         >>> fake_quantize(jnp.array([-0.5, 0.1, 0.4]), QuantSpec(bits=2))
@@ -47,16 +49,41 @@ def fake_quantize(
     unit = scheme.to_unit(wide_x, *constants)
     value = scheme.to_value(scheme.round_unit(unit, spec.bits), *constants)
     if key is not None and spec.ratio < 1.0:
-        value = mix_at_random(key, spec.ratio, value, scheme.to_value(unit, *constants))
+        value = _mix_at_random(key, spec.ratio, value, scheme.to_value(unit, *constants))
     return value.astype(jnp.result_type(x))
 
 
 def unquantize(value: Float[Array, "*shape"], spec: QuantSpec) -> Float[Array, "*shape"]:
-    """A parameter whose unrounded, re-parametrised value is `value`: where to start training from.
+    """Inverts the re-parametrisation: a parameter that quantises to about `value`.
 
-    The inverse of the re-parametrisation (`arctanh` for the tanh schemes, clipped to +-0.999),
-    up to the tensor's own scale for the schemes with values in [0, 1].
+    It is the starting point for training from given weights. The tanh schemes use `arctanh` with
+    its argument clipped to +-0.999; the schemes with values in [0, 1] are inverted up to the
+    tensor's scale.
+
+    Args:
+        value: the wanted unrounded values, any shape.
+        spec: the quantiser.
+
+    Returns:
+        An array of the same shape and dtype.
     """
     if spec.bits is None or spec.scheme == "tanh_norm":
         return value
     return scheme_of(spec).from_value(value)
+
+
+def _mix_at_random(
+    key: Key,
+    ratio: float,
+    rounded: Float[Array, "*shape"],
+    exact: Float[Array, "*shape"],
+) -> Float[Array, "*shape"]:
+    """Partial quantisation: each entry is from `rounded` with probability `ratio`.
+
+    The others are from `exact`. The gradient follows the choice: straight-through where rounded,
+    that of the re-parametrisation elsewhere.
+
+    Reference: Fan et al., https://arxiv.org/abs/2004.07320.
+    """
+    is_rounded = jax.random.bernoulli(key, ratio, rounded.shape)
+    return jnp.where(is_rounded, rounded, exact)

@@ -1,4 +1,4 @@
-"""Every weight scheme as one row of a table: re-parametrise, round on a unit grid, map back."""
+"""The weight schemes as a table: re-parametrise, round on a unit grid, map back."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,15 +14,15 @@ from mlg_jax.quant._ste import pinned, round_ewgs, round_ste, sign_ste, true_div
 class Scheme(NamedTuple):
     """`fake_quantize(x) = to_value(round_unit(to_unit(x, *c)), *c)` with `c = constants(x)`."""
 
-    constants: Callable[[Array], tuple[Array, ...]]  # per tensor, constants to autodiff
-    to_unit: Callable[..., Array]  # x -> the quantiser's own scale, [0, 1] (one bit: any real)
-    round_unit: Callable[[Array, int], Array]  # the straight-through rounding
-    to_value: Callable[..., Array]  # unit -> value
-    from_value: Callable[..., Array]  # an x whose unrounded value is the one given
+    constants: Callable[[Array], tuple[Array, ...]]  # per tensor; constants to autodiff
+    to_unit: Callable[..., Array]  # x -> unit scale [0, 1] (sign grids: any real)
+    round_unit: Callable[[Array, int], Array]  # straight-through rounding on the unit scale
+    to_value: Callable[..., Array]  # unit scale -> value
+    from_value: Callable[..., Array]  # unrounded value -> x
 
 
 def _nonzero(r: Array) -> Array:
-    """`r`, or 1 where it is zero (a constant tensor), so that nothing divides by zero."""
+    """`r`, or 1 where it is zero (for a constant tensor), as a divisor."""
     return jnp.where(r == 0.0, 1.0, r)
 
 
@@ -47,12 +47,12 @@ def _sign_unit(x: Array, scale: Array) -> Array:
 
 
 def _sign_round(u: Array, bits: int) -> Array:
-    del bits  # always one
+    del bits  # always 1
     return sign_ste(u)
 
 
 def _atanh(t: Array) -> Array:
-    # tanh of a finite number stays below one; the edge keeps its inverse finite in float32.
+    # Clipped because arctanh is infinite at +-1.
     return jnp.arctanh(jnp.clip(t, -0.999, 0.999))
 
 
@@ -60,15 +60,16 @@ def _same(y: Array, *constants: Array) -> Array:
     return y
 
 
-# `r * (2 q - 1)` and not `q * 2r - r`: doubling is exact and so is the difference, hence the value
-# is the same whether or not a compiler contracts it, and decoding is bit-exact.
+# `r * (2 q - 1)` rather than `q * 2r - r`: the product and the difference in the brackets are
+# exact, so the value does not depend on whether a compiler contracts them, and decoding is
+# bit-exact.
 _SCHEMES = {
     "dorefa_sym": Scheme(
         constants=_max_tanh,
         to_unit=_half_tanh_unit,
         round_unit=round_ste,
         to_value=lambda q, r: r * (2.0 * q - 1.0),
-        from_value=lambda y: _atanh(y),
+        from_value=_atanh,
     ),
     "dorefa": Scheme(_max_tanh, _half_tanh_unit, round_ste, _same, lambda y: _atanh(2.0 * y - 1.0)),
     "dorefa_pos": Scheme(
@@ -96,7 +97,7 @@ _SIGN_SCHEMES = {
 
 
 def scheme_of(spec: QuantSpec) -> Scheme:
-    """The table's row for a spec with bits."""
+    """The row of the table for a spec whose `bits` is not None."""
     if spec.bits == 1 and spec.scheme in _SIGN_SCHEMES:
         return _SIGN_SCHEMES[spec.scheme]
     return _SCHEMES[spec.scheme]
@@ -108,16 +109,16 @@ def is_sign_grid(spec: QuantSpec) -> bool:
 
 
 def constants_of(scheme: Scheme, x: Array) -> tuple[Array, ...]:
-    """The scheme's per-tensor constants, which no gradient passes."""
+    """The scheme's per-tensor constants, with gradients stopped."""
     return jax.tree.map(jax.lax.stop_gradient, scheme.constants(x))
 
 
 def tanh_norm(x: Array) -> Array:
-    """`tanh(x) / max |tanh(x)|`; the gradient passes the maximum too."""
+    """`tanh(x) / max |tanh(x)|`; the maximum is differentiated, too."""
     t = jnp.tanh(x)
     return t / _nonzero(jnp.max(jnp.abs(t), initial=0.0))
 
 
 def wide(x: Any) -> Array:
-    """`x` in float32 at least: 16-bit grids do not fit into bfloat16."""
+    """`x` in float32 or wider: bfloat16 cannot represent a 16-bit grid."""
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))

@@ -1,4 +1,4 @@
-"""What a quantiser is: frozen, hashable specs of weight and activation quantisers."""
+"""Frozen, hashable specs of weight and activation quantisers."""
 
 import dataclasses
 
@@ -6,11 +6,12 @@ from mlg_jax._checks import check_choice, check_integer, check_real
 
 MAX_BITS = 16
 
-# Smallest width of each weight scheme. One bit is the sign, which only two schemes place sensibly.
+# Smallest number of bits of each weight scheme. With 1 bit, the `dorefa` and `dorefa_sym` grids
+# are the sign, and that of `ewgs` is {0, 1}; the other schemes have no useful 1-bit grid.
 MIN_BITS = {"dorefa_sym": 1, "dorefa": 1, "dorefa_pos": 2, "qnn": 2, "ewgs": 1, "tanh_norm": 1}
 ACTIVATION_SCHEMES = ("normal", "dorefa")
 
-# Recommended share of quantised entries in training, bits 1..16 (the published recipe).
+# Recommended share of rounded entries in training for 1 to 16 bits (from the published recipe).
 _RATIOS = (0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.7, 0.8, 0.83, 0.86, 0.89, 0.92, 0.95, 0.98, 0.99, 1.0)
 
 
@@ -19,15 +20,16 @@ class QuantSpec:
     """A weight quantiser.
 
     Args:
-        bits: width of one stored entry, 1 to 16; None is the exact identity (32 bits stored),
-            except under `tanh_norm`, which never rounds and takes no bits.
-        scheme: `dorefa_sym` (symmetric, tanh, the default), `dorefa` (values in [0, 1]),
-            `dorefa_pos` (values in [0, 2r]), `qnn` (min-max affine), `ewgs` (`dorefa`'s scale with
-            element-wise gradient scaling) or `tanh_norm` (tanh(x) / max |tanh(x)|, unrounded).
+        bits: bits per stored entry, 1 to 16. None stores 32-bit floats unchanged; it is required by
+            `tanh_norm`, which does not round.
+        scheme: `dorefa_sym` (tanh, symmetric; the default), `dorefa` (tanh, values in [0, 1]),
+            `dorefa_pos` (tanh, values in [0, 2r], r = max |tanh(x)|), `qnn` (affine between
+            minimum and maximum), `ewgs` (`dorefa` with element-wise gradient scaling) or
+            `tanh_norm` (tanh(x) / max |tanh(x)|, not rounded).
         ratio: probability in (0, 1] with which an entry is rounded in training ("quant-noise").
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
     Reference: Multi-level in-situ generation, https://arxiv.org/abs/2108.11430; DoReFa-Net,
     https://arxiv.org/abs/1606.06160; EWGS, https://arxiv.org/abs/2104.00903; quant-noise,
@@ -58,11 +60,11 @@ class ActivationSpec:
     """An activation quantiser.
 
     Args:
-        bits: 1 to 16; None is the exact identity.
-        scheme: `normal` (affine, running range) or `dorefa` (inputs clipped to [0, 1]).
+        bits: 1 to 16; None returns activations unchanged.
+        scheme: `normal` (affine over a running range) or `dorefa` (inputs clipped to [0, 1]).
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     bits: int | None = None
@@ -75,6 +77,10 @@ class ActivationSpec:
 
 
 def recommended_ratio(bits: int) -> float:
-    """The published share of entries to round in training, for 1 to 16 bits."""
+    """The published share of entries to round in training, for `bits` from 1 to 16.
+
+    Raises:
+        TypeError, ValueError: `bits` is not an integer or out of range.
+    """
     check_integer("bits", bits, 1, MAX_BITS)
     return _RATIOS[bits - 1]

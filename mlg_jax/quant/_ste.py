@@ -1,4 +1,4 @@
-"""The straight-through primitives: what rounds, and what its gradient is taken to be."""
+"""Rounding primitives and their straight-through estimators."""
 
 import functools
 
@@ -7,39 +7,42 @@ import jax.numpy as jnp
 
 from mlg_jax._types import Array, Float
 
-EWGS_DELTA = 1e-3  # gradient scaling factor of element-wise gradient scaling
+EWGS_DELTA = 1e-3  # scaling factor of element-wise gradient scaling (EWGS)
 
 
 def num_steps(bits: int) -> int:
-    """N = 2**bits - 1, the number of steps between the ends of a grid."""
+    """The number of steps of a grid, `n = 2**bits - 1`."""
     return 2**bits - 1
 
 
 def true_divide(x: Float[Array, "*shape"], divisor: Array | float | int) -> Float[Array, "*shape"]:
-    """`x / divisor` for a positive scalar, correctly rounded in every compiled program.
+    """`x / divisor` for a positive scalar `divisor`, correctly rounded in every compiled program.
 
-    XLA turns division by a scalar into multiplication by its reciprocal and merges that factor with
-    its neighbours, so that a value would depend on what surrounds it. A divisor that depends
-    on the data (for the compiler's eyes only), entry by entry, is divided by.
+    XLA replaces division by a scalar with multiplication by its reciprocal and merges that factor
+    into neighbouring operations, so that results would depend on the surrounding program. We hide
+    the scalar from it: the elementwise divisor `max(divisor, -|x|)` always equals `divisor`.
     """
-    # Without stop_gradient autodiff would form x / divisor^2, whose square underflows.
+    # Without stop_gradient, autodiff forms x / divisor^2, and the square can underflow.
     same = jnp.maximum(jnp.asarray(divisor, x.dtype), jax.lax.stop_gradient(-jnp.abs(x)))
     return x / same
 
 
 def pinned(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """`x`, rounded here and not later: no compiler reassociates or contracts across a maximum."""
+    """`x`, rounded to its dtype here: compilers do not reassociate or contract across a maximum."""
     return jnp.maximum(x, -jnp.finfo(x.dtype).max)
 
 
 def to_grid(levels: Float[Array, "*shape"], bits: int) -> Float[Array, "*shape"]:
-    """Integer levels 0..n to the grid `{0, 1/n, ..., 1}`; `n * (1/n)` is exactly 1 to 16 bits."""
+    """Maps integer levels 0..n to the grid `{0, 1/n, ..., 1}`.
+
+    Up to 16 bits, `n * (1/n)` is exactly 1 in float32.
+    """
     return pinned(levels * jnp.asarray(1.0 / num_steps(bits), levels.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def round_ste(x: Float[Array, "*shape"], bits: int) -> Float[Array, "*shape"]:
-    """Rounds `x` in [0, 1] to the grid `{0, 1/n, ..., 1}`, `n = 2**bits - 1`, half to even.
+    """Rounds `x` in [0, 1] to the grid `{0, 1/n, ..., 1}`, `n = 2**bits - 1`; halves to even.
 
     Forward: `round(n x) / n`. Backward: the cotangent clamped to [-1, 1]. Residuals: none.
     """
@@ -59,9 +62,9 @@ round_ste.defvjp(_round_ste_fwd, _round_ste_bwd)
 
 @jax.custom_vjp
 def sign_ste(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """The one-bit grid.
+    """The sign grid of one bit.
 
-    Forward: `sign(x)`, zero at zero. Backward: the cotangent clamped to [-1, 1]. Residuals: none.
+    Forward: `sign(x)`; 0 maps to 0. Backward: the cotangent clamped to [-1, 1]. Residuals: none.
     """
     return jnp.sign(x)
 
@@ -83,7 +86,7 @@ def round_ewgs(x: Float[Array, "*shape"], bits: int) -> Float[Array, "*shape"]:
 
     Forward: `y = round(n x) / n`, `n = 2**bits - 1`.
     Backward: `ct (1 + delta sign(ct) (x - y))`, delta = 1e-3.
-    Residuals: `x - y`, one float an element.
+    Residuals: `x - y`, one float per element.
 
     Reference: Lee, Kim and Ham, CVPR 2021, https://arxiv.org/abs/2104.00903.
     """
@@ -107,7 +110,7 @@ def clip_round_ste(x: Float[Array, "*shape"], bits: int) -> Float[Array, "*shape
     """DoReFa's activation grid.
 
     Forward: `round(n clip(x, 0, 1)) / n`. Backward: the cotangent inside [0, 1], zero outside.
-    Residuals: one boolean an element.
+    Residuals: one boolean per element.
     """
     return to_grid(jnp.round(jnp.clip(x, 0.0, 1.0) * num_steps(bits)), bits)
 
@@ -130,8 +133,8 @@ def affine_ste(
     """The affine activation grid.
 
     Forward: `(clip(round(x / scale + zero_point), 0, n) - zero_point) * scale`.
-    Backward: the identity in `x`, outside the range too; scale and zero point are constants.
-    Residuals: none.
+    Backward: the identity in `x`, also outside the range; scale and zero point are constants.
+    Residuals: the two scalars.
     """
     level = jnp.clip(jnp.round(true_divide(x, scale) + zero_point), 0, num_steps(bits))
     return (level - zero_point) * scale

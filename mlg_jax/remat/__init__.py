@@ -1,15 +1,13 @@
-"""What is kept for the backward pass, and how it is stored."""
+"""Rematerialisation: which values are saved for the backward pass, and how they are stored."""
 
 from mlg_jax.remat._calibrate import choose_capacities as choose_capacities
 from mlg_jax.remat._calibrate import measure_densities as measure_densities
 from mlg_jax.remat._checkpoint import ResidualPolicy as ResidualPolicy
 from mlg_jax.remat._codec import BitmapCodec as BitmapCodec
-from mlg_jax.remat._codec import BitmapGroupCodec as BitmapGroupCodec
 from mlg_jax.remat._codec import Codec as Codec
 from mlg_jax.remat._codec import GroupCodec as GroupCodec
 from mlg_jax.remat._codec import HostCodec as HostCodec
 from mlg_jax.remat._codec import Identity as Identity
-from mlg_jax.remat._codec import TopKCodec as TopKCodec
 from mlg_jax.remat._policy import NO_REMAT as NO_REMAT
 from mlg_jax.remat._policy import PRESETS as PRESETS
 from mlg_jax.remat._policy import RematSpec as RematSpec

@@ -1,4 +1,4 @@
-"""Capacities from densities: how full the activations of a model are on real batches."""
+"""Calibration of bitmap capacities: activation densities on real batches, plus a margin."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,16 +15,18 @@ from mlg_jax.remat._policy import DENSITIES, INPUT
 def measure_densities(
     model: nn.Module, variables: Any, x: Array, *, rngs: Mapping[str, Any] | None = None
 ) -> dict[str, Array]:
-    """Share of non-zero entries of what each checkpointed segment of `model` is given, in training.
+    """Measures the density of the input of each checkpointed segment of `model` in training mode.
+
+    The density is the share of non-zero entries. The function is pure and can be compiled.
 
     Args:
-        model: with a policy as its `remat`; runs without it here.
-        variables: as from `model.init`.
-        x: `[N, H, W, C]`, a batch.
+        model: a model whose `remat` attribute is a `RematSpec`; its policy is not applied here.
+        variables: as returned by `model.init`.
+        x: a batch, `[N, H, W, C]`.
         rngs: the model's random streams.
 
     Returns:
-        Density, a scalar in [0, 1], by name of the segment. Pure: may be compiled.
+        The densities, scalars in [0, 1], by segment name.
     """
     mutable = [*(k for k in variables if k != "params"), DENSITIES]
     _, updated = model.apply(variables, x, train=True, mutable=mutable, rngs=dict(rngs or {}))
@@ -35,20 +37,21 @@ def measure_densities(
 def choose_capacities(
     densities: Mapping[str, Any], *, margin: float = 0.1, largest: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """Capacities with room for `margin` times the densities more, rounded up to 1 / 64.
+    """Chooses capacities `(1 + margin) * density`, rounded up to a multiple of 1/64.
 
-    Rounded, so that a small drift does not compile the step again.
+    They are rounded so that a small drift of the densities does not recompile the training step.
 
     Args:
-        densities: by name of the segment, e.g. the largest of several batches.
-        margin: share of the density that is added, >= 0.
-        largest: capacities that must not shrink.
+        densities: by segment name, e.g. the maximum over several batches.
+        margin: relative safety margin, >= 0.
+        largest: lower bounds of the capacities, e.g. the current ones.
 
     Returns:
-        Capacities in (0, 1] by name.
+        The capacities, in (0, 1], by segment name.
 
     Raises:
-        TypeError, ValueError: a margin below 0.
+        TypeError: `margin` is not a number.
+        ValueError: `margin` is negative or not finite.
     """
     check_real("margin", margin, 0.0)
     values = jax.device_get(dict(densities))

@@ -1,4 +1,4 @@
-"""A function that keeps little for its backward pass: chosen values, each stored by a codec."""
+"""Checkpointing of a function: saves its inputs and named values by codecs, recomputes the rest."""
 
 import dataclasses
 import functools
@@ -26,20 +26,24 @@ from mlg_jax.remat._trace import run_named
 
 @dataclasses.dataclass(frozen=True)
 class ResidualPolicy:
-    """What one checkpointed function keeps; all else is computed again in the backward pass.
+    """What a checkpointed function saves; everything else is recomputed in the backward pass.
 
     Attributes:
-        activation: how its activations (see `checkpoint`) are stored; other arguments, its
-            parameters, stay as they are.
-        names: the values under these `jax.ad_checkpoint.checkpoint_name`s are kept too.
-        named: how those are stored.
-        num_slices: the batch, the first axis of every activation and output, is taken in as many
-            slices one after the other, forward and backward, so that what is computed again never
-            stands there for all of it. For functions that treat every example alone (no batch
-            statistics); not with `names`.
-        name: of the function in warnings; empty: its `__name__`.
-        on_overflow: `warn`, once, when a bitmap had too little room and the gradients are NaN; or
-            `silent`, for a training loop that looks for NaN itself.
+        activation: the codec of its activations (see `checkpoint`); its other arguments, such as
+            parameters, are saved as they are.
+        names: `jax.ad_checkpoint.checkpoint_name`s of values inside the function that are saved,
+            too.
+        named: the codec of those values.
+        num_slices: number of slices of the batch (the first axis of every activation and output)
+            that are processed one after another in both passes, so that recomputed values exist
+            for one slice at a time. Only for functions that treat examples independently (no batch
+            statistics), and not together with `names`.
+        name: the function's name in warnings; if empty, its `__name__`.
+        on_overflow: `warn` warns at the first overflow of a bitmap, which makes all gradients of
+            the call NaN; `silent` is for training loops that look for NaN themselves.
+
+    Raises:
+        TypeError, ValueError: `num_slices` or `on_overflow` is not one of the above.
     """
 
     activation: Codec = Identity()
@@ -57,14 +61,14 @@ class ResidualPolicy:
 
     @property
     def is_random(self) -> bool:
-        """A codec rounds at random."""
+        """Whether one of its codecs rounds stochastically."""
         return self.activation.is_random or (bool(self.names) and self.named.is_random)
 
 
 def store_residuals(
     fn: Callable[..., Any], policy: ResidualPolicy, activations: Sequence[int], key: Key | None
 ) -> Callable[..., Any]:
-    """`fn` with `policy` for its residuals; see `checkpoint`."""
+    """Returns `fn` with its residuals stored according to `policy`; see `checkpoint`."""
     name = policy.name or getattr(fn, "__name__", type(fn).__name__)
     policy = dataclasses.replace(policy, name=name)
 
@@ -103,7 +107,7 @@ def store_residuals(
 def _run_stored(
     closed: Any, policy: ResidualPolicy, is_active: list[bool], key: Key | None, inputs: list[Any]
 ) -> list[Any]:
-    """Evaluates `closed` on its constants and arguments with a backward pass of our own."""
+    """Evaluates `closed` on `inputs`, its constants and arguments, with our own backward pass."""
     _check_floating(inputs, is_active, policy)
     num_consts = len(closed.consts)
     used = _used_variables(closed.jaxpr)
@@ -133,20 +137,25 @@ def _role(x: Array, is_active: bool) -> str:
 
 
 def _used_variables(jaxpr: Any) -> set[Any]:
-    """What is not used must not enter: it would be differentiated, and all that follows with it.
+    """The variables that some equation or output of `jaxpr` reads.
 
-    A Linen stem is given the parameters of the whole model.
+    Unused inputs are not passed on: the custom VJP would differentiate them, and with them
+    everything that they were computed from. A Linen stem, for example, receives the parameters of
+    the whole model.
     """
     atoms = [*jaxpr.outvars, *(atom for eqn in jaxpr.eqns for atom in eqn.invars)]
     return {atom for atom in atoms if isinstance(atom, core.Var)}
 
 
 def _with_backward(run: Callable[..., Any], policy: ResidualPolicy) -> Callable[..., list[Any]]:
-    """`(key, other, plain, active) -> outputs`.
+    """A custom VJP `(key, other, plain, active) -> outputs`.
 
-    Backward: decodes what was kept, all of it waiting for the cotangents, evaluates the function
-    again and pulls the cotangents back, to what is differentiated only. If a codec lost entries,
-    every cotangent is NaN.
+    `other` are the non-floating inputs, `plain` the floating ones that are saved as they are, and
+    `active` the activations.
+
+    Forward: `run`, then the codecs encode `active` and the named values.
+    Backward: waits for the cotangents, decodes, evaluates `run` again and pulls the cotangents
+    back to the inputs that are differentiated. All cotangents are NaN if a codec lost entries.
     Residuals: `other` and `plain` as they are, `active` and the named values encoded.
     """
 
@@ -163,14 +172,15 @@ def _with_backward(run: Callable[..., Any], policy: ResidualPolicy) -> Callable[
     def call_fwd(*primals: Any) -> tuple[Any, Any]:
         is_wanted = _Flags(tuple(p.perturbed for p in primals[2]))
         key, other, plain, active = jax.tree.map(lambda p: p.value, primals)
-        if not policy.names:  # else the compiler may make `active` from the named values again
+        if not policy.names:  # named values are saved anyway: XLA may rebuild `active` from them
             active = [materialize(x) for x in active]
         outs, named = forward(other, plain, active)
         keys = iter(_split(key, len(active) + len(named)))
         kept_active = [_encode(policy.activation, x, next(keys)) for x in active]
         kept_named = [_encode(policy.named, x, next(keys)) for x in named]
         if policy.activation.is_packing:
-            # Packed before the outputs may be used: else the scheduler keeps the array meanwhile.
+            # Pack before the outputs are used: otherwise the scheduler postpones packing and keeps
+            # the dense array alive until then.
             outs = wait_for(outs, kept_active)
         return outs, (other, plain, is_wanted, kept_active, kept_named)
 
@@ -217,8 +227,9 @@ def _once_differentiable(x: Array) -> Array:
 @_once_differentiable.defjvp
 def _once_differentiable_jvp(primals: Any, tangents: Any) -> Any:
     raise NotImplementedError(
-        "A function checkpointed by a policy that packs can be differentiated once: bits have no "
-        "derivative. Use a policy that keeps arrays dense, such as `blocks`, for higher orders."
+        "A function that is checkpointed by a packing policy can be differentiated only once: "
+        "packed bits have no derivative. For higher-order gradients use a policy that does not "
+        "pack, such as `blocks`."
     )
 
 
@@ -237,7 +248,7 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _activation_leaves(args: Sequence[Any], activations: Sequence[int]) -> set[int]:
-    """Positions, among all leaves of the arguments, of those that may be packed."""
+    """Positions, among the leaves of all arguments, of the leaves that may be packed."""
     counts = [len(jax.tree.leaves(arg)) for arg in args]
     found: set[int] = set()
     for index in activations:
@@ -255,13 +266,13 @@ def _check_floating(inputs: list[Any], is_active: list[bool], policy: ResidualPo
     for x, active in zip(inputs, is_active, strict=True):
         if active and policy.activation.is_packing and not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(
-                f"`activations` must point to floating arrays, to be packed; got {x.dtype}"
-                f"{list(x.shape)}."
+                "`activations` must select floating-point arrays, since the policy packs them; "
+                f"got {x.dtype}{list(x.shape)}."
             )
 
 
 def _check_pure(fn: Callable[..., Any], closed: Any) -> None:
-    # The use of a mapped axis (`psum` in `jax.shard_map`) counts as an effect, and is none here.
+    # JAX counts the use of a mapped axis (`psum` in `jax.shard_map`) as an effect; it is harmless.
     effects = [e for e in closed.effects if type(e).__name__ != "NamedAxisEffect"]
     if effects:
         name = getattr(fn, "__name__", repr(fn))

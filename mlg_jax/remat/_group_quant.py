@@ -1,4 +1,4 @@
-"""Arrays as 2, 4 or 8 bit integers in groups, rounded at random without bias."""
+"""Group quantisation: arrays as 2, 4 or 8 bit integers, with unbiased stochastic rounding."""
 
 import math
 
@@ -13,7 +13,7 @@ GROUP_BITS = (2, 4, 8)
 
 
 class GroupCodes(struct.PyTreeNode):
-    """The entries of an array in groups, `x ~ minimum + step * code`."""
+    """The entries of an array in groups: `x` is approximately `minimum + step * code`."""
 
     words: Array  # uint32 [groups, group_size * bits / 32]
     minimum: Array  # float32 [groups]
@@ -24,10 +24,10 @@ class GroupCodes(struct.PyTreeNode):
 
 
 def quantize(x: Array, bits: int, group_size: int, key: Key) -> GroupCodes:
-    """Groups of `group_size` entries in memory order; the last one is filled with its last entry.
+    """Quantises groups of `group_size` entries in memory order; the last group is edge-padded.
 
-    Code: `floor((x - minimum) / step + u)`, u uniform in [0, 1), so that its expectation is
-    `(x - minimum) / step`.
+    A code is `floor((x - minimum) / step + u)` with u uniform in [0, 1), so that its expectation
+    is `(x - minimum) / step`.
     """
     rows = _rows(x.astype(jnp.float32), group_size)
     minimum = jnp.min(rows, axis=1, keepdims=True)
@@ -39,7 +39,7 @@ def quantize(x: Array, bits: int, group_size: int, key: Key) -> GroupCodes:
 
 
 def dequantize(codes: GroupCodes) -> Array:
-    """`minimum + step * code`, in the shape and dtype of the array that was stored."""
+    """Returns `minimum + step * code` in the shape and dtype of the original array."""
     rows = _split(codes.words, codes.bits).astype(jnp.float32)
     values = codes.minimum[:, None] + codes.step[:, None] * rows
     size = math.prod(codes.shape)
@@ -55,9 +55,10 @@ def _rows(x: Array, group_size: int) -> Array:
 
 
 def _join(codes: Array, bits: int) -> Array:
-    """Codes `[groups, n]` to words of 32 bits; that n / (32 / bits) apart share a word.
+    """Packs codes `[groups, n]` into 32-bit words `[groups, n * bits / 32]`.
 
-    The reduction is also what makes the compiler write the words down, see `materialize`.
+    Word w holds the codes w, w + W, w + 2 W, ..., where W is the number of words per group. The
+    reduction also forces XLA to materialise the words: it never duplicates a reduction.
     """
     per_word = 32 // bits
     parts = codes.astype(jnp.uint32).reshape(codes.shape[0], per_word, -1)
@@ -72,10 +73,11 @@ def _split(words: Array, bits: int) -> Array:
 
 
 def _uniform(key: Key, shape: tuple[int, ...]) -> Array:
-    """Uniform numbers in [0, 1), a hash of key and position.
+    """Uniform numbers in [0, 1), hashed from the key and the position.
 
-    jax.random would first write four bytes an entry; this is fused into the rounding.
-    The hash is the finaliser of MurmurHash3 (public domain), of row and column and of their sum.
+    `jax.random` would materialise four bytes per entry; XLA fuses this hash into the rounding.
+    The hash is the finaliser of MurmurHash3 (public domain), applied to the row, to the column and
+    to the sum of both results.
     """
     words = jax.random.bits(key, (2,), jnp.uint32)
     row = _mix(jnp.arange(shape[0], dtype=jnp.uint32) ^ words[0])

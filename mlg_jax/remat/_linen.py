@@ -1,4 +1,4 @@
-"""The transform for Linen modules, as `nn.remat` is `jax.checkpoint` for them."""
+"""Checkpointing for Linen modules, as `nn.remat` lifts `jax.checkpoint`."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -18,17 +18,18 @@ def lift_policy(
     activations: Sequence[int] = (-1,),
     stream: str = "quantize",
 ) -> Any:
-    """A module class, or a function `(module, *args)`, with `policy` for its residuals.
+    """Applies `policy` to the residuals of a module class or of a function `(module, *args)`.
 
     Args:
-        target: class or function; of a class, `__call__` is meant.
-        policy: what is kept; variables and random keys of the module stay as they are.
-        activations: positions among the arguments after the module.
-        stream: the random stream that stochastic codecs draw from.
+        target: the class, whose `__call__` is wrapped, or the function.
+        policy: how activations are saved; variables and random keys of the module are saved as
+            they are.
+        activations: positions of the arguments that may be packed, not counting the module.
+        stream: the random stream from which stochastic codecs draw their keys.
 
     Returns:
-        The same kind of thing. Collections and streams of the module are seen and changed as
-        without it; Python values among the arguments stay Python values.
+        A class or function that is used like `target`, reads and updates the same collections and
+        random streams, and passes on Python values among its arguments unchanged.
     """
     if not policy.name:
         policy = dataclasses.replace(policy, name=getattr(target, "__name__", ""))

@@ -1,4 +1,4 @@
-"""What follows when a bitmap had too little room: every cotangent is NaN, and one warning."""
+"""Overflow of a bitmap: every cotangent becomes NaN, and the compiled function warns once."""
 
 import functools
 import warnings
@@ -17,15 +17,15 @@ ON_OVERFLOW = ("warn", "silent")
 
 
 class Overflow(NamedTuple):
-    """How full the bitmaps of one array are, of several devices the fullest."""
+    """How full the bitmap of one array is; with several devices, how full the fullest one is."""
 
-    overflowed: Array  # bool scalar: there were more non-zeros than room
+    overflowed: Array  # boolean scalar: more non-zeros than the bitmap can hold
     density: Array  # float32 scalar: share of non-zero entries
-    capacity: float  # the share there is room for
+    capacity: float  # largest share of non-zero entries that the bitmap can hold
 
 
 def overflow_of(bitmap: Bitmap, counts: Array) -> Overflow:
-    """Of a bitmap per device, whose non-zeros are counted in `counts`, `[devices]`."""
+    """The fill level of a bitmap whose non-zeros per device are `counts`, `[devices]`."""
     size = max(bitmap.size, 1)
     return Overflow(
         overflowed=jnp.any(counts > bitmap.capacity),
@@ -40,9 +40,10 @@ def check_on_overflow(value: Any) -> None:
 
 
 def poison(cotangents: Any, overflows: Sequence[Overflow]) -> Any:
-    """`cotangents`, or NaN in place of every entry if anything was lost.
+    """Returns `cotangents`, with every entry replaced by NaN if any bitmap overflowed.
 
-    A cotangent that is the same on all devices of `jax.shard_map` is NaN if any of them lost.
+    Inside `jax.shard_map`, a cotangent that is replicated over the devices becomes NaN if any of
+    their bitmaps overflowed.
     """
     if not overflows:
         return cotangents
@@ -57,9 +58,9 @@ def poison(cotangents: Any, overflows: Sequence[Overflow]) -> Any:
 
 
 def warn_of(name: str, overflows: Sequence[Overflow]) -> None:
-    """Has the compiled function `name` warn, once, when it loses entries of a bitmap.
+    """Makes the compiled function `name` warn at its first overflow of each bitmap.
 
-    The callback is in a branch of its own: a call without an overflow does not visit the host.
+    The callback is in a branch of its own: without an overflow nothing is called on the host.
     """
     for overflow in overflows:
         warn = functools.partial(jax.debug.callback, _warning(name, overflow.capacity))
@@ -72,13 +73,13 @@ def _warning(name: str, capacity: float) -> Callable[[Any, Any], None]:
     seen: list[bool] = []
 
     def warn(overflowed: Any, density: Any) -> None:
-        if seen or not overflowed:  # under `vmap` both branches run
+        if seen or not overflowed:  # `vmap` turns the branch into a select: both sides run
             return
         seen.append(True)
         warnings.warn(
-            f"{name}: a bitmap holds {capacity:.3f} of the entries, but {float(density):.3f} are "
-            "not zero, so all gradients of this call are NaN. Raise `capacity`, or use the policy "
-            "'blocks', which keeps activations dense.",
+            f"{name}: the bitmap has room for a share of {capacity:.3f} of the entries, but "
+            f"{float(density):.3f} are non-zero, so all gradients of this call are NaN. Raise "
+            "`capacity`, or use the policy 'blocks', which saves activations as they are.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""Named presets: which parts of a model are checkpointed, and how their residuals are stored."""
+"""Named presets: which segments of a model are checkpointed, and how residuals are stored."""
 
 import dataclasses
 import math
@@ -15,9 +15,9 @@ from mlg_jax.remat._codec import GroupCodec, bitmap_or_dense
 from mlg_jax.remat._linen import lift_policy
 from mlg_jax.remat._overflow import check_on_overflow
 
-DENSITIES = "densities"  # the collection in which a model's activations report their density
-INPUT = "input"  # the name there of a segment that is a module of its own
-MAX_SLICES = 4  # of the batch, where a block's examples do not depend on each other
+DENSITIES = "densities"  # the variable collection into which segments sow their input's density
+INPUT = "input"  # the variable's name there if the segment is a whole module
+MAX_SLICES = 4  # of the batch, in blocks that treat examples independently
 STREAM = "quantize"  # the random stream of stochastic codecs
 
 MakePolicy = Callable[[float, Mesh | None], ResidualPolicy]
@@ -26,13 +26,13 @@ Segment = Callable[[nn.Module, Array], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """What a preset does with the two kinds of segments of a model; None: keeps everything.
+    """How the two kinds of segments of a model are checkpointed; None leaves them to JAX.
 
     Attributes:
-        block: (capacity, mesh) -> the policy of a block (a few units with their shortcut).
-        unit: (capacity, mesh) -> the policy of a unit (convolution, norm and activation).
-        is_exact: gradients equal those without the preset.
-        needs_capacity: densities matter.
+        block: `(capacity, mesh)` -> the policy of a block (a few units with their shortcut).
+        unit: `(capacity, mesh)` -> the policy of a unit (convolution, norm and activation).
+        is_exact: whether gradients equal those without the preset.
+        needs_capacity: whether it stores bitmaps, which can overflow.
     """
 
     block: MakePolicy | None = None
@@ -74,15 +74,18 @@ PRESETS: dict[str, Preset] = {
 
 @dataclasses.dataclass(frozen=True)
 class RematSpec:
-    """A preset with its capacities; a value that models take as an attribute.
+    """A preset with its capacities: the value of a model's `remat` attribute.
 
     Attributes:
-        preset: a name of `PRESETS`.
-        capacity: share of an activation's entries that a bitmap can hold, in (0, 1], wherever
-            `capacities` says nothing.
-        capacities: `(name of the segment, capacity)`, as `choose_capacities` finds them.
-        mesh: the devices over which batches are split; None: one device.
-        on_overflow: as of `ResidualPolicy`.
+        preset: a key of `PRESETS`.
+        capacity: share of an activation's entries that may be non-zero, in (0, 1], for segments
+            that are not in `capacities`.
+        capacities: pairs `(segment name, capacity)`, see `choose_capacities`.
+        mesh: the devices over which batches are split; None for one device.
+        on_overflow: as in `ResidualPolicy`.
+
+    Raises:
+        TypeError, ValueError: an attribute is not one of the above.
     """
 
     preset: str = "none"
@@ -99,21 +102,21 @@ class RematSpec:
             check_real(f"capacities[{name!r}]", capacity, 0.0, 1.0, exclusive_minimum=True)
 
     def with_capacities(self, capacities: Mapping[str, float]) -> "RematSpec":
-        """The same preset with these capacities by name of the segment."""
+        """The same preset with these capacities, given by segment name."""
         return dataclasses.replace(self, capacities=tuple(sorted(capacities.items())))
 
     @property
     def exact(self) -> "RematSpec":
-        """The same preset with room for everything; where activations are dense, so are these."""
+        """The same preset with capacity 1: it cannot overflow, as bitmaps become dense arrays."""
         return dataclasses.replace(self, capacity=1.0, capacities=())
 
     @property
     def needs_capacity(self) -> bool:
-        """Whether a batch can have more non-zeros than there is room for."""
+        """Whether the preset stores bitmaps, which can overflow."""
         return PRESETS[self.preset].needs_capacity
 
     def stem(self, fn: Segment, name: str = "stem", *, is_per_example: bool = False) -> Segment:
-        """`fn(module, image)`, the first block: images are there anyway and are not copied."""
+        """Wraps the first block, `fn(module, image)`; the images are inputs and saved uncopied."""
         block = PRESETS[self.preset].block
         policy = None if block is None else _dense
         return self._wrap(
@@ -128,16 +131,20 @@ class RematSpec:
         is_sparse: bool = True,
         is_per_example: bool = False,
     ) -> Segment:
-        """`fn(module, x)`, a block of a model: a few units with their shortcut.
+        """Wraps a block `fn(module, x)`: a few units with their shortcut.
 
-        What is not `is_sparse` (the result of no ReLU) gets room for all entries. What is
-        `is_per_example` (no norms) is computed again in slices of the batch.
+        Args:
+            fn: the block.
+            name: appended to the module's path to name the segment.
+            is_sparse: whether x has many zeros (a ReLU output); otherwise its capacity is 1.
+            is_per_example: whether the block treats examples independently (no batch statistics);
+                it is then recomputed in slices of the batch.
         """
         policy = PRESETS[self.preset].block
         return self._wrap(fn, name, policy, is_sparse, is_per_example)
 
     def unit(self, fn: Segment, name: str = "", *, is_sparse: bool = True) -> Segment:
-        """`fn(module, x)`, a unit of a model: convolution, norm and activation."""
+        """Wraps a unit `fn(module, x)`: convolution, norm and activation; see `block`."""
         return self._wrap(fn, name, PRESETS[self.preset].unit, is_sparse)
 
     def _wrap(

@@ -1,4 +1,4 @@
-"""A batch in slices, one after the other: the working memory of one slice at a time."""
+"""Runs a function on a batch slice by slice, with the working memory of one slice."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,11 @@ from mlg_jax._types import Array
 
 
 def slice_of(x: Array, num_slices: int) -> Array | jax.ShapeDtypeStruct:
-    """The shape of one slice of `x`, `[N, ...]`; with one slice, `x` itself."""
+    """The shape of one slice of `x`, `[N, ...]`; `x` itself if there is one slice.
+
+    Raises:
+        ValueError: `num_slices` does not divide N.
+    """
     if num_slices == 1:
         return x
     if x.shape[0] % num_slices:
@@ -20,12 +24,12 @@ def slice_of(x: Array, num_slices: int) -> Array | jax.ShapeDtypeStruct:
 
 
 def in_slices(fn: Callable[[Any], Any], batch: Any, num_slices: int) -> Any:
-    """`fn(batch)`, computed slice by slice.
+    """Computes `fn(batch)` slice by slice.
 
     Args:
-        fn: maps arrays `[N, ...]` to arrays `[N, ...]`, every example on its own.
-        batch: a pytree of arrays `[N, ...]`, `num_slices` a divisor of N.
-        num_slices: 1 calls `fn` as it is.
+        fn: maps arrays `[N, ...]` to arrays `[N, ...]`, each example independently.
+        batch: a pytree of arrays `[N, ...]`.
+        num_slices: a divisor of N; 1 calls `fn` directly.
     """
     if num_slices == 1:
         return fn(batch)
@@ -35,9 +39,10 @@ def in_slices(fn: Callable[[Any], Any], batch: Any, num_slices: int) -> Any:
 def pull_back(
     fn: Callable[[Any, Any], Any], shared: Any, batch: Any, cotangents: Any, num_slices: int
 ) -> tuple[Any, Any]:
-    """The cotangents of `shared` and `batch` of `fn(shared, batch)`, computed slice by slice.
+    """The cotangents of `shared` and `batch` in `fn(shared, batch)`, computed slice by slice.
 
-    What is shared by the examples gets the sum over the slices, in another order than at once.
+    The cotangent of `shared` is the sum over the slices; it differs in rounding from that of the
+    whole batch.
     """
     if num_slices == 1:
         return jax.vjp(fn, shared, batch)[1](cotangents)

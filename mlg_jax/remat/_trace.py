@@ -1,4 +1,4 @@
-"""A function as equations: named values can be read out, and put in place of their computation."""
+"""Evaluates a jaxpr while collecting its named values, or substituting saved ones for them."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -15,18 +15,18 @@ def run_named(
     args: Sequence[Any],
     saved: Sequence[Any] | None = None,
 ) -> tuple[list[Any], list[Any]]:
-    """Evaluates `closed`; values under a `checkpoint_name` of `names` are given back.
+    """Evaluates `closed` and collects the values that `checkpoint_name` marks with one of `names`.
 
     Args:
-        closed: of a function; constants are taken from it.
-        names: of the values wanted.
-        args: flat arguments.
-        saved: their values, from an earlier run: used instead of the computed ones, whose
-            computation then only tells where the cotangents go.
+        closed: the function, with its constants.
+        names: the `checkpoint_name`s to look for.
+        args: the flat arguments.
+        saved: the named values of an earlier evaluation, in its order. They replace the computed
+            ones, whose computation then only serves to propagate the cotangents.
 
     Returns:
-        Outputs and the named values. Names inside loops, conditionals and custom gradients are
-        not seen; those inside nested `jax.jit` are.
+        The flat outputs and the named values. Names inside a nested `jax.jit` are found; names
+        inside loops, conditionals and custom gradients are not.
     """
     found: list[Any] = []
     stack = list(reversed(saved)) if saved is not None else None
@@ -78,7 +78,7 @@ def _has_name(jaxpr: Any, names: frozenset[str]) -> bool:
 
 @jax.custom_vjp
 def _substitute(computed: Array, saved: Array) -> Array:
-    """`saved`, whose cotangent goes to `computed`. Residuals: none."""
+    """Forward: `saved`. Backward: the cotangent goes to `computed` alone. Residuals: none."""
     return saved
 
 

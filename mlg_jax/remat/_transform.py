@@ -1,4 +1,4 @@
-"""Checkpointing by the name of a preset, for functions and for Linen modules."""
+"""The public transforms: checkpointing of functions and Linen modules by a preset's name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from mlg_jax.remat._codec import PACKED
 from mlg_jax.remat._linen import lift_policy
 from mlg_jax.remat._policy import PRESETS
 
-# For `jax.checkpoint(f, policy=...)` and `nn.remat`: keeps what our codecs packed inside f, only.
+# A policy for `jax.checkpoint` and `nn.remat` that saves only what our codecs packed.
 save_bitmaps = jax.checkpoint_policies.save_only_these_names(PACKED)
 
 
@@ -25,34 +25,37 @@ def checkpoint(
     activations: int | tuple[int, ...] = -1,
     key: Key | None = None,
 ) -> Callable[..., Any]:
-    """`fn` that keeps little for its backward pass and computes the rest again.
+    """Returns `fn` with few residuals: everything else is recomputed in the backward pass.
 
-    Like `jax.checkpoint`, and effective on CPUs too, where the compiler undoes `jax.checkpoint`
-    outside of loops. Works under jit, grad, vmap, scan and on sharded arrays, for functions of
-    pytrees with default and keyword arguments, closed-over arrays and Python values among the
-    arguments (these stay Python values). Reverse mode only; higher orders where nothing is packed.
+    Like `jax.checkpoint`, but also effective on CPU, where XLA undoes `jax.checkpoint` outside
+    loops. Works under jit, grad, vmap, scan and `jax.shard_map`, on sharded arrays, and with
+    pytrees, keyword and default arguments, closed-over arrays, and Python values among the
+    arguments (which stay Python values). Reverse mode only; higher-order gradients only if nothing
+    is packed.
 
     Args:
         fn: a function without side effects.
-        policy: a name of `mlg_jax.remat.PRESETS` (none, convs, bitmap, blocks, bitmap_blocks,
-            bitmap_units, quantized_blocks), or a `mlg_jax.remat.ResidualPolicy`. Applied to one
-            function, `blocks` keeps its arguments; `bitmap_blocks` and `bitmap_units` keep its
-            activations as bitmaps; `quantized_blocks` as 8 bit integers, rounded at random;
-            `convs` and `bitmap` also keep the outputs of our convolutions, so that none runs
-            twice. The units of `bitmap_units` are the nested calls of `checkpoint`.
-        capacity: share of the activations' entries that a bitmap can hold, in (0, 1]. With more
-            non-zeros than that every cotangent is NaN.
-        activations: position(s) of the positional argument(s) that may be packed, as a rule ReLU
-            outputs; all floating arrays in them are. All other arguments are kept as they are.
-        key: for policies that round at random, which need one.
+        policy: a key of `mlg_jax.remat.PRESETS` or a `mlg_jax.remat.ResidualPolicy`. Applied to a
+            single function, `none` returns it unchanged; `blocks` saves its arguments;
+            `bitmap_blocks` and `bitmap_units` do so with its activations as bitmaps;
+            `quantized_blocks` with its activations as 8-bit integers, stochastically rounded;
+            `convs` is `blocks`, and `bitmap` is `bitmap_blocks`, with the outputs of this
+            library's convolutions saved as well, so that no convolution runs twice.
+        capacity: share of an activation's entries that may be non-zero, in (0, 1]. If there are
+            more, the bitmap overflows and every cotangent of the call is NaN.
+        activations: position(s) of the positional argument(s) whose floating-point arrays may be
+            packed, usually ReLU outputs. All other arguments are saved as they are.
+        key: random key, required by policies that round stochastically.
 
     Returns:
-        A function of the same arguments with the same values, and the same gradients unless the
-        policy rounds.
+        A function with the arguments and values of `fn`, and with its gradients unless the policy
+        rounds.
 
     Raises:
-        TypeError, ValueError: unknown policy, capacity out of range, missing key; when called: no
-            such argument, integer activations, a function with side effects.
+        TypeError: `policy` or `activations` is of another type; in the call, an activation that
+            would be packed is not a floating-point array.
+        ValueError: `policy` is unknown, `capacity` is out of range or `key` is missing; in the
+            call, `activations` is out of range or `fn` has side effects.
 
     Example:
         >>> layer = lambda w, x: jax.nn.relu(x @ w)
@@ -80,20 +83,20 @@ def checkpoint_module(
     activations: int | tuple[int, ...] = -1,
     stream: str = "quantize",
 ) -> Any:
-    """`checkpoint` for Linen, as `nn.remat` is `jax.checkpoint` for it.
+    """`checkpoint` for Linen modules, as `nn.remat` is `jax.checkpoint` for them.
 
     Args:
-        target: a module class, whose `__call__` is meant, or a function `(module, *args)`.
-        policy: as for `checkpoint`.
-        capacity: as for `checkpoint`.
-        activations: positions among the arguments after the module.
-        stream: the random stream that policies which round draw from.
+        target: a module class, whose `__call__` is wrapped, or a function `(module, *args)`.
+        policy: as in `checkpoint`.
+        capacity: as in `checkpoint`.
+        activations: as in `checkpoint`, not counting the module.
+        stream: the random stream from which policies that round draw their keys.
 
     Returns:
-        A class or function of the same arguments, variables and values.
+        A class or function with the arguments, variables and values of `target`.
 
     Raises:
-        TypeError, ValueError: as from `checkpoint`.
+        TypeError, ValueError: as in `checkpoint`.
     """
     kept = _residual_policy(policy, capacity)
     positions = _positions(activations)

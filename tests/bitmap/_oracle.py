@@ -1,4 +1,4 @@
-"""The format in NumPy, entry by entry, and arrays that are hard to keep."""
+"""The bitmap format in NumPy, entry by entry, and arrays with difficult bit patterns."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def bits_of(x):
 
 
 def random_array(shape, dtype, density, seed=0):
-    """Random bit patterns, some of them special, `density` of them set, in runs of all lengths."""
+    """Random bit patterns, 20 % of them special; zeros come in runs of various lengths."""
     rng = np.random.default_rng(seed)
     size, width = int(np.prod(shape)), np.dtype(dtype).itemsize
     bits = rng.integers(1, 2 ** (8 * width) - 1, size, dtype=f"u{width}", endpoint=True)
@@ -26,7 +26,7 @@ def random_array(shape, dtype, density, seed=0):
 
 
 def pack(x, capacity):
-    """`(words, values, offsets)` of an array whose non-zeros fit."""
+    """Returns `(words, values, offsets)` of an array whose non-zeros fit into the capacity."""
     bits = bits_of(x)
     num_blocks = (len(bits) + 1023) // 1024
     words = [0] * (32 * num_blocks)

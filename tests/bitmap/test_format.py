@@ -1,4 +1,4 @@
-"""A bitmap is a pytree whose bytes are what its formula says."""
+"""`Bitmap` as a pytree, and the formula of its bytes."""
 
 import dataclasses
 
@@ -43,7 +43,7 @@ def test_nbytes_in_closed_form(size, dtype, capacity, expected):
     assert bitmap.nbytes == expected
 
 
-def test_half_zeros_cost_little_more_than_half():
+def test_half_zeros_take_little_more_than_half_the_bytes():
     bitmap = jax.eval_shape(lambda x: pack(x, capacity=0.5), jax.ShapeDtypeStruct((2**22,), "f4"))
     assert bitmap.nbytes / (4 * 2**22) < 0.5 + 1 / 32 + 0.001
 
@@ -60,7 +60,7 @@ def test_a_bitmap_is_a_frozen_pytree():
         bitmap.capacity = 3
 
 
-def test_count_and_overflow_of_what_lies_in_the_buffers():
+def test_count_and_overflow_are_read_from_the_offsets():
     bitmap = Bitmap(
         words=jnp.zeros(64, jnp.uint32),
         values=jnp.zeros(42),

@@ -1,4 +1,4 @@
-"""Compiled programs need no temporaries of the array's size, and keep no dense array."""
+"""Compiled programs need no temporaries of the array's size, and save no dense array."""
 
 import dataclasses
 import functools
@@ -28,9 +28,9 @@ def abstract(shape, dtype=jnp.float32):
 @pytest.mark.parametrize(
     "shape, dtype, bound",
     [
-        ((SIZE,), jnp.float32, BITS_BYTES // 8),  # offsets only
+        ((SIZE,), jnp.float32, BITS_BYTES // 8),  # a whole number of blocks: offsets only
         ((4, 512, 512), jnp.float16, BITS_BYTES // 8),
-        ((SIZE - 320,), jnp.float32, 1.1 * BITS_BYTES),  # words, to add those of the last block
+        ((SIZE - 320,), jnp.float32, 1.1 * BITS_BYTES),  # words, to pad the last block
         ((SIZE - 37,), jnp.float32, 1.1 * BITS_BYTES),
     ],
 )
@@ -39,7 +39,7 @@ def test_temporaries_of_pack(shape, dtype, bound):
 
 
 def test_temporaries_of_pack_in_bfloat16():
-    """One bit an entry, except on jax 0.10, which needs integer views of entries and values."""
+    """One bit per entry; jax 0.10 also needs integer copies of entries and values."""
     bound = BITS_BYTES if jax.__version_info__ >= (0, 11) else 1.7 * 2 * SIZE
     assert temporary_bytes(lambda x: pack(x, capacity=0.6), abstract((SIZE,), "bfloat16")) <= bound
 
@@ -47,25 +47,25 @@ def test_temporaries_of_pack_in_bfloat16():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("size", [SIZE, SIZE - 320, SIZE - 37])
 def test_temporaries_of_unpack(size, dtype):
-    """The place where each word's values start, and its sum within a block: 32 bits each."""
+    """Two integers of 32 bits per word: where its values start, and the sum within its block."""
     bitmap = jax.eval_shape(lambda x: pack(x, capacity=0.6), abstract((size,), dtype))
     assert temporary_bytes(unpack, bitmap) <= 1.25 * BITS_BYTES
 
 
-def test_the_loop_is_one_kernel():
-    """Else every iteration costs microseconds; XLA:CPU marks small loops it compiles whole."""
+def test_the_loop_is_compiled_as_one_kernel():
+    """Otherwise each iteration takes microseconds; XLA:CPU marks loops that it compiles whole."""
     for dtype in (jnp.float32, jnp.bfloat16):
         text = compiled(pack, abstract((SIZE,), dtype)).as_text()
         assert 'xla_cpu_small_call="true"' in text
 
 
 def chain(x, w, is_packed):
-    """Six layers forward, then backward over what each of them kept."""
+    """Six layers forward, then backward over their residuals."""
     kept, zero = [], 0.0
     for _ in range(6):
         x = jnp.maximum(x @ (w + zero), 0.0)
         kept.append(pack(x, capacity=0.5) if is_packed else x)
-        if is_packed:  # the next layer waits for the packed array, so that the dense one can go
+        if is_packed:  # the next layer waits for the bitmap, so that the dense array can be freed
             zero = jnp.where(kept[-1].count < 0, 1.0, 0.0)
     for entry in reversed(kept):
         x = x @ w.T
@@ -79,12 +79,13 @@ def after(bitmap, x):
     return dataclasses.replace(bitmap, words=words, offsets=bitmap.offsets + never)
 
 
-def test_packed_residuals_are_all_that_is_kept():
-    """In arrays: six residuals of .53 each instead of 1, beside the working set."""
+def test_only_packed_residuals_are_saved():
+    """In units of one array: six residuals of 0.53 instead of 1, besides the working set."""
     x = abstract((1024, 1024))
     dense, packed = (
         temporary_bytes(functools.partial(chain, is_packed=p), x, x) / (4 * 1024**2)
         for p in (False, True)
     )
     assert 6 <= dense <= 8
-    assert packed <= dense - 6 * (1 - 0.54) + 1.5  # the tied weights; one packed while still dense
+    # 1.5: the tied weights, and one array that is both packed and still dense
+    assert packed <= dense - 6 * (1 - 0.54) + 1.5

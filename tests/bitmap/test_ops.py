@@ -1,4 +1,4 @@
-"""Packing is exact, follows the format, and says when values were lost."""
+"""Packing is exact, follows the format, and reports overflows."""
 
 import dataclasses
 import functools
@@ -59,14 +59,14 @@ def test_float64(x64):
     assert not bitmap.overflowed and equal(unpack(bitmap), x)
 
 
-def test_random_arrays_hold_what_is_hard_to_keep():
+def test_random_arrays_contain_difficult_bit_patterns():
     x = _oracle.random_array((3, 1024), np.float32, 0.5)
     assert np.isnan(x).any() and np.isinf(x).any() and (np.signbit(x) & (x == 0)).any()
     assert ((x != 0) & (np.abs(x) < np.finfo(np.float32).tiny)).any()
 
 
 @pytest.mark.parametrize("count", [1, 1499, 1500, 1501, 1540, 3000])
-def test_overflow_is_seen_exactly_and_loses_only_what_does_not_fit(count):
+def test_overflow_is_exact_and_loses_only_the_values_that_do_not_fit(count):
     x = np.zeros(3000, np.float32)
     places = np.sort(np.random.default_rng(count).choice(3000, count, replace=False))
     x[places] = np.arange(1, count + 1)
@@ -91,7 +91,7 @@ def test_capacity_is_a_fraction_rounded_up(size, capacity, num_values):
 
 
 @pytest.mark.parametrize("shape", [(2, 1024), (2, 1300)])
-def test_vmap_equals_one_after_the_other(shape):
+def test_vmap_equals_packing_one_by_one(shape):
     x = jnp.asarray(_oracle.random_array((3, *shape), np.float32, 0.4))
     packed = jax.jit(jax.vmap(functools.partial(pack, capacity=0.6)))(x)
     assert packed.shape == shape and packed.overflowed.shape == (3,)
@@ -109,13 +109,13 @@ def test_scan():
     assert equal(unpacked, x)
 
 
-def test_no_gradient_passes():
+def test_no_gradient_flows_through_packing():
     x = jnp.arange(40.0)
     gradient = jax.grad(lambda x: jnp.sum(unpack(pack(x)) * x))(x)
     assert np.array_equal(gradient, x)
 
 
-def test_the_scatter_of_other_platforms_equals_the_loop():
+def test_scatter_and_loop_give_equal_values():
     for size, num_slots in ((0, 32), (40, 72), (2048, 544), (2500, 2000)):
         x = jnp.asarray(_oracle.random_array((size,), np.float32, 0.2, seed=3))
         arguments = (x, *jax.jit(words_and_offsets)(x))
@@ -126,7 +126,7 @@ def test_the_scatter_of_other_platforms_equals_the_loop():
         assert equal(loop, scatter) and arguments[2][-1] < num_slots
 
 
-def test_no_loop_is_lowered_for_gpu():
+def test_the_loop_is_lowered_for_cpu_only():
     x = jnp.zeros(4096)
     counts = {
         platform: jax.jit(pack)
@@ -139,7 +139,7 @@ def test_no_loop_is_lowered_for_gpu():
     assert counts == {"cpu": 1, "cuda": 0}
 
 
-def test_words_and_offsets_can_be_tied():
+def test_adding_a_zero_to_words_and_offsets_orders_unpacking():
     x = jnp.asarray(_oracle.random_array((3, 1024), np.float32, 0.5))
 
     def unpack_after(bitmap, other):
@@ -156,7 +156,7 @@ def test_words_and_offsets_can_be_tied():
     [
         (jnp.arange(3), {}, TypeError, "`x` must have a floating-point dtype; got int32"),
         ([1.0], {}, TypeError, r"`x` must be an array; got \[1.0\]"),
-        (np.ones(3), {}, ValueError, "`x` must be of 32 bits or fewer unless jax_enable_x64"),
+        (np.ones(3), {}, ValueError, "`x` must have at most 32 bits unless jax_enable_x64"),
         (
             jnp.ones(3),
             {"capacity": 0.0},

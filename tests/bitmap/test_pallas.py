@@ -1,4 +1,4 @@
-"""The Triton kernels, interpreted, agree with the format, and lower for CUDA without a GPU."""
+"""The Triton kernels follow the format when interpreted, and lower for CUDA without a GPU."""
 
 import functools
 
@@ -18,10 +18,10 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.float16])
 @pytest.mark.parametrize("size", [0, 1024, 2500])
-def test_kernels_equal_the_format(size, dtype):
+def test_kernels_follow_the_format(size, dtype):
     x = _oracle.random_array((size,), dtype, 0.5, seed=size)
     if dtype == jnp.bfloat16:
-        # Finite only: the interpreter moves bfloat16 by way of float32, which quiets NaNs.
+        # Finite values only: the interpreter converts bfloat16 to float32, which quiets NaNs.
         _oracle.bits_of(x)[:] &= 0xFF7F
     _, offsets = words_and_offsets(jnp.asarray(x))
     values = _pallas.compact(jnp.asarray(x), offsets, size + 32, interpret=True)
@@ -30,7 +30,7 @@ def test_kernels_equal_the_format(size, dtype):
     assert np.array_equal(bits[:size], _oracle.bits_of(x)) and not bits[size:].any()
 
 
-def test_kernels_keep_within_their_buffers_after_an_overflow():
+def test_kernels_stay_within_their_buffers_after_an_overflow():
     x = np.arange(1, 2501, dtype=np.float32)
     _, offsets = words_and_offsets(jnp.asarray(x))
     values = _pallas.compact(jnp.asarray(x), offsets, 100 + 32, interpret=True)
@@ -40,7 +40,7 @@ def test_kernels_keep_within_their_buffers_after_an_overflow():
 
 
 def lowered_for_cuda(function, *arguments):
-    """The program's text; JAX 0.11 wants to be told which GPU it is for."""
+    """The lowered program as text; JAX 0.11 needs to know the GPU."""
     device = jax.sharding.AbstractDevice("NVIDIA A100", None, "cuda")
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):

@@ -1,4 +1,4 @@
-"""Each device packs its own part: under `jax.shard_map` nothing is communicated."""
+"""Under `jax.shard_map` each device packs its own part without communication."""
 
 import pathlib
 import subprocess
@@ -24,7 +24,7 @@ assert np.array_equal(_oracle.bits_of(unpacking(bitmap)), _oracle.bits_of(x))
 collective = re.compile("all-gather|all-reduce|all-to-all|collective-permute")
 for compiled in (packing.lower(x).compile(), unpacking.lower(bitmap).compile()):
     assert not collective.findall(compiled.as_text())
-assert collective.findall(jax.jit(pack).lower(x).compile().as_text())  # the search finds some
+assert collective.findall(jax.jit(pack).lower(x).compile().as_text())  # the pattern does match
 """
 
 

@@ -60,7 +60,7 @@ def test_neither_level_returns_the_kernel():
     "kernel, spec, error, message",
     [
         (jnp.ones((3, 3)), GenerationSpec(2, 4), ValueError, r"`kernel` must .* got \(3, 3\)"),
-        (jnp.ones((0, 3, 9)), GenerationSpec(2, 4), ValueError, r"no zero; got \(0, 3, 9\)"),
+        (jnp.ones((0, 3, 9)), GenerationSpec(2, 4), ValueError, r"without zeros; got \(0, 3, 9\)"),
         (jnp.ones((4, 3, 9), int), GenerationSpec(2, 4), TypeError, "`kernel` must have a float"),
         (jnp.ones((4, 3, 9)), (2, 4), TypeError, r"`spec` must be GenerationSpec; got \(2, 4\)"),
     ],

@@ -11,7 +11,7 @@ from mlg_jax.memory import compiled_memory, gradient_memory
 F32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 PARAMS = {"kernel": F32((8, 3)), "bias": F32((3,))}
 X = F32((4, 8))
-# XLA returns several outputs as a table of addresses, 8 bytes each, which it counts.
+# XLA returns several outputs as a table of 8-byte pointers, which it counts as output.
 ADDRESS = 8
 
 
@@ -25,7 +25,7 @@ def test_arguments_and_outputs(wrap):
     assert memory.argument_bytes == 4 * (8 * 3 + 3 + 4 * 8)
     assert memory.output_bytes == 4 * (4 * 3)
     assert memory.alias_bytes == 0
-    # two per multiply-add, one per addition of the bias
+    # at least two per multiply-add
     assert memory.flops >= 2 * 4 * 8 * 3
 
 
@@ -48,7 +48,7 @@ def test_donated_arguments_are_aliased_and_counted_once():
     assert memory.total_bytes == 128 + memory.temporary_bytes
 
 
-def test_temporaries_hold_a_value_that_must_be_kept():
+def test_temporaries_hold_a_materialised_array():
     memory = compiled_memory(lambda x: jnp.sum(jnp.sort(x)), F32((256, 256)))
     assert 4 * 256 * 256 <= memory.temporary_bytes < 2 * 4 * 256 * 256
     assert compiled_memory(jnp.negative, X).temporary_bytes == 0
@@ -63,7 +63,7 @@ def test_gradient_of_an_array_is_that_of_its_sum():
     assert gradient_memory(jnp.sin, X).output_bytes == 2 * 128 + 2 * ADDRESS
 
 
-def test_integers_beside_floats_are_no_obstacle():
+def test_integer_arguments_are_accepted_beside_floats():
     def fn(x, index):
         return {"value": x[index], "index": index}
 
@@ -72,7 +72,7 @@ def test_integers_beside_floats_are_no_obstacle():
     assert memory.output_bytes == 5 * 8 * 4 + 20 + 128 + 3 * ADDRESS
 
 
-def test_a_backend_that_does_not_tell():
+def test_a_backend_that_reports_nothing():
     from mlg_jax.memory._compiled import memory_of
 
     class Silent:

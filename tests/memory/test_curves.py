@@ -1,4 +1,4 @@
-"""Bytes of sparse storages against arrays that NumPy really makes of a tensor."""
+"""Bytes of the storage formats against the sizes of actual NumPy arrays."""
 
 import math
 
@@ -11,7 +11,7 @@ DENSITIES = np.linspace(0.0, 1.0, 33)
 
 
 def stored(storage, x):
-    """The arrays that a storage consists of; their own `nbytes` are the oracle."""
+    """The arrays that store x in this format; their `nbytes` are the oracle."""
     flat = x.reshape(-1)
     [index] = np.nonzero(flat)
     values = flat[index]
@@ -41,7 +41,7 @@ def test_bytes_are_those_of_the_arrays(storage, shape, dtype):
 
 @pytest.mark.parametrize("value_bits", [4, 8, 32])
 @pytest.mark.parametrize("storage", STORAGES)
-def test_curve_is_the_bytes_where_counts_are_whole(storage, value_bits):
+def test_curve_equals_the_bytes_at_whole_counts(storage, value_bits):
     counts = [int(density * 2**10) for density in DENSITIES]
     expected = [storage_bytes(storage, 2**10, n, value_bits=value_bits) for n in counts]
     curve = storage_curve(storage, 2**10, DENSITIES, value_bits=value_bits)
@@ -49,7 +49,7 @@ def test_curve_is_the_bytes_where_counts_are_whole(storage, value_bits):
 
 
 def test_published_savings():
-    """BitTrain's ideal for one fp32 tensor: -46.9 % at half, -66.9 % at 70 % zeros."""
+    """BitTrain's ideal savings for an fp32 tensor: 46.9 % at 50 % zeros, 66.9 % at 70 % zeros."""
     curve = storage_curve("bitmap", 1000, [0.5, 0.3]) / storage_bytes("dense", 1000, 0)
     np.testing.assert_allclose(1 - curve, [0.469, 0.669], atol=5e-4)
 
@@ -78,7 +78,7 @@ def test_crossover(storage, other, density):
 
 def test_no_crossover():
     assert crossover_density("dense", "dense", 8) is None
-    # with one-bit values the bitmap alone weighs as much as the tensor
+    # with 1-bit values, the bitmap without any values is as large as the tensor
     assert crossover_density("bitmap", "dense", 8, value_bits=1) == 0.0
     assert crossover_density("coo_packed", "coo_int32", 2**32) is None
 

@@ -1,4 +1,4 @@
-"""Accumulated statistics against NumPy over the whole record."""
+"""Running density statistics against NumPy on all densities at once."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from mlg_jax.memory import (
 )
 from tests._tolerances import ELEMENTWISE
 
-NAMES = ("stem/conv", "stem/norm", "stage1/conv")  # in no alphabetical order
+NAMES = ("stem/conv", "stem/norm", "stage1/conv")  # not in alphabetical order
 KINDS = {"stem/conv": "conv", "stem/norm": "norm", "stage1/conv": "conv"}
 
 
@@ -55,8 +55,11 @@ def test_statistics_per_kind_pool_their_names():
     assert_rows(rows, ("conv", "norm"), [values[:, [0, 2]], values[:, 1]], 50)
 
 
-def test_a_small_spread_survives_float32():
-    """Means of float32 are known to 3e-8, a spread of 3e-5 then to 1e-3; by squares, to nothing."""
+def test_a_small_deviation_survives_float32():
+    """float32 resolves means to 3e-8, hence a deviation of 3e-5 to 1e-3.
+
+    The difference of sums of squares would not resolve it at all.
+    """
     values = record(400, spread=1e-4)
     assert_rows(summarize_densities(accumulate(values)), NAMES, values.T, 400, rtol=1e-3)
 
@@ -71,14 +74,14 @@ def test_carried_through_scan():
     assert_rows(summarize_densities(stats), NAMES, np.asarray(values).T, 20)
 
 
-def test_nan_is_seen():
+def test_nan_shows_in_the_statistics():
     stats = update_densities(init_densities(["a", "b"]), {"a": jnp.nan, "b": 0.5})
     first, second = summarize_densities(stats)
     assert np.isnan(first.mean) and np.isnan(first.minimum) and second.mean == 0.5
     assert sum(first.histogram) == 0 and sum(second.histogram) == 1
 
 
-def test_full_and_empty_are_in_the_outer_bins():
+def test_densities_0_and_1_fall_into_the_outer_bins():
     stats = update_densities(init_densities(["a", "b"]), {"a": 1.0, "b": 0.0})
     first, second = summarize_densities(stats)
     assert first.histogram[-1] == second.histogram[0] == 1
@@ -98,8 +101,8 @@ def test_bad_input():
     stats = init_densities(["a", "b"])
     with pytest.raises(ValueError, match=r"the names \['a', 'b'\]; got \['a', 'c'\]"):
         update_densities(stats, {"a": 0.5, "c": 0.5})
-    with pytest.raises(ValueError, match="`stats` must hold one batch or more; got none"):
+    with pytest.raises(ValueError, match="`stats` must hold at least one batch; got none"):
         summarize_densities(stats)
     stats = update_densities(stats, {"a": 0.5, "b": 0.5})
-    with pytest.raises(ValueError, match=r"a kind for every name; \['b'\] have none"):
+    with pytest.raises(ValueError, match=r"a kind for every name; got none for \['b'\]"):
         summarize_densities(stats, {"a": "conv"})

@@ -1,4 +1,4 @@
-"""Allocator counts, of a device that keeps them and of one that does not."""
+"""Allocator counters of a device that has them and of one that does not."""
 
 import jax
 import jax.numpy as jnp
@@ -23,26 +23,26 @@ class Device:
         return jnp.zeros(())
 
 
-def test_a_new_peak_is_the_calls():
+def test_a_new_peak_is_attributed_to_the_call():
     device = Device()
     peak = allocator_peak(lambda: device.run(450), device)
     assert peak == AllocatorPeak(in_use_bytes=100, earlier_peak_bytes=300, peak_bytes=550)
     assert peak.is_of_call and peak.call_bytes == 450
 
 
-def test_below_an_earlier_peak_nothing_is_claimed():
+def test_below_an_earlier_peak_the_bytes_of_the_call_are_unknown():
     device = Device()
     peak = allocator_peak(lambda: device.run(150), device)
     assert peak.peak_bytes == 300 and not peak.is_of_call and peak.call_bytes is None
 
 
 @pytest.mark.parametrize("stats", [None, (), ("bytes_in_use",)], ids=str)
-def test_without_counts_nothing_is_run(stats):
+def test_without_counters_nothing_is_run(stats):
     assert allocator_peak(lambda: 1 / 0, Device(stats)) is None
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="CPU keeps no count")
-def test_cpu_keeps_no_count():
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only CPU has no counters")
+def test_cpu_has_no_counters():
     assert allocator_peak(lambda: 1 / 0) is None
 
 

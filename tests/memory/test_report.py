@@ -1,4 +1,4 @@
-"""The report: sums by hand, markdown and JSON, and None where nothing is known."""
+"""The memory report: hand-counted sums, Markdown, JSON, and None for what is unknown."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def report():
 
 
 def test_bytes(report):
-    # kept: the kernel; relu's mask, its zeros and its output; the cosine of the product
+    # saved: the kernel; the mask, zeros and output of ReLU; the cosine of the product
     by_kind = {"argument": 4 * 24, "constant": 4 * 32, "activation": 32 + 4 * 32 + 4 * 12}
     assert report.bytes_by_kind == by_kind
     assert report.total_residual_bytes == sum(by_kind.values())
@@ -65,8 +65,8 @@ def test_markdown_shows_every_residual(report):
     assert "| residuals: activations | 208 | 0.000 |" in lines
 
 
-@pytest.mark.skipif(not IS_CPU, reason="of a device without allocator counts")
-def test_unknown_is_said(report):
+@pytest.mark.skipif(not IS_CPU, reason="needs a device without allocator counters")
+def test_unknown_bytes_are_reported_as_such(report):
     assert report.allocator is None and report.to_dict()["allocator"] is None
     assert "| allocator: peak of the process | not known | not known |" in report.to_markdown()
 
@@ -101,13 +101,13 @@ def test_one_shape_among_arrays_is_enough_to_run_nothing():
     assert {row.zero_fraction for row in report.residuals} == {None}
 
 
-def test_policies_show():
+def test_checkpoint_policies_change_the_report():
     policy = jax.checkpoint_policies.save_only_these_names("packed")
     report = memory_report(jax.checkpoint(loss, policy=policy), KERNEL, X, argnums=0)
     assert report.bytes_by_operation == {"packed": 128}
 
 
-def test_bars_in_names_do_not_break_the_table():
+def test_pipes_in_names_are_escaped_in_the_table():
     report = memory_report(lambda d: jnp.sum(d["a|b"] * d["c"]), {"a|b": X, "c": X})
     assert r"args[0]['a\|b']" in report.to_markdown()
 
@@ -117,7 +117,7 @@ def test_a_report_is_frozen(report):
         report.device = "other"
 
 
-def test_functions_that_keep_nothing():
+def test_a_function_without_residuals():
     report = memory_report(lambda x: jnp.sum(x), X)
     assert report.residuals == () and report.total_residual_bytes == 0
     assert report.activation_zero_fraction is None
@@ -134,7 +134,7 @@ def test_bad_input():
         memory_report(lambda: 0.0)
 
 
-def test_a_loss_with_python_numbers_beside_it():
+def test_a_loss_with_python_numbers_as_auxiliary_output():
     def loss(x):
         return jnp.sum(jnp.sin(x)), {"n": 3}
 

@@ -1,4 +1,4 @@
-"""The residual list against lists written by hand, and against JAX's own bytes."""
+"""The list of residuals against lists written by hand, and against the bytes that JAX saves."""
 
 import functools
 
@@ -34,7 +34,7 @@ def rows(fn, *args, **options):
 
 
 def bytes_by_jax(fn, *args):
-    """By public means: the leaves of the pullback, each counted once."""
+    """Bytes of the leaves of the pullback, which JAX's public API gives."""
     leaves = jax.tree.leaves(jax.eval_shape(lambda *a: jax.vjp(fn, *a)[1], *args))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
@@ -59,19 +59,19 @@ def test_product_keeps_its_factors_and_no_bias():
     assert rows(dense, PARAMS, X) == [KERNEL, INPUT]
 
 
-def test_only_what_the_differentiated_arguments_need():
+def test_only_residuals_of_the_differentiated_arguments_are_listed():
     assert rows(dense, PARAMS, X, argnums=0) == [INPUT]
     assert rows(dense, PARAMS, X, argnums=(1,)) == [KERNEL]
     assert rows(dense, PARAMS, X, argnums=-1) == [KERNEL]
 
 
-def test_an_array_kept_twice_is_listed_once():
+def test_an_array_saved_twice_is_listed_once():
     assert rows(lambda x, y: x * x + y, X, X) == [of("args[0]", (4, 8), "argument")]
 
 
-def test_a_named_array_is_one_with_the_array():
+def test_a_named_array_and_the_array_itself_are_one():
     def fn(x):
-        y = jnp.exp(x + 1)  # its derivative keeps its value, and the product keeps what is named
+        y = jnp.exp(x + 1)  # its derivative saves y, and the product saves the named y
         named = checkpoint_name(y, "hidden")
         return named * named
 
@@ -84,12 +84,12 @@ def test_a_named_array_is_one_with_the_array():
     ]
 
 
-def test_calls_of_one_compiled_function_keep_their_own_arrays():
+def test_calls_of_one_jitted_function_have_their_own_residuals():
     sine = jax.jit(jnp.sin)
     assert rows(lambda x: sine(sine(x)), X) == [of("cos", (4, 8)), of("cos#2", (4, 8))]
 
 
-def test_arguments_that_are_handed_on_stay_arguments():
+def test_arguments_that_are_passed_on_stay_arguments():
     @jax.custom_jvp
     def same(x):
         return x
@@ -101,7 +101,7 @@ def test_arguments_that_are_handed_on_stay_arguments():
     assert rows(lambda x: jax.lax.stop_gradient(x) * x, X) == expected
 
 
-def test_without_a_line_of_the_users_there_is_no_source():
+def test_a_function_of_jax_has_no_source():
     [row] = list_residuals(jnp.sin, X)
     assert row.source == ""
 
@@ -200,7 +200,7 @@ def test_modules_give_the_scope():
     ],
     ids=["sin", "dense", "two_sines", "softmax", "max_pool", "vmap"],
 )
-def test_bytes_are_jaxs_own(fn, args):
+def test_bytes_equal_those_that_jax_saves(fn, args):
     assert sum(row.num_bytes for row in list_residuals(fn, *args)) == bytes_by_jax(fn, *args)
 
 
@@ -208,7 +208,7 @@ def test_bytes_are_jaxs_own(fn, args):
     "dtype, num_bytes", [("int4", 4), ("int2", 2), ("bool", 7), ("bfloat16", 14), ("uint32", 28)]
 )
 def test_bytes_of_every_width(dtype, num_bytes):
-    """Narrow integers are packed inside a program, and so counted; bools take a byte."""
+    """Sub-byte integers are packed inside a program and counted as such; a bool takes a byte."""
 
     @jax.custom_vjp
     def keeps(x, y):
@@ -221,13 +221,13 @@ def test_bytes_of_every_width(dtype, num_bytes):
     assert compiled.argument_bytes == num_bytes
 
 
-def test_arguments_that_are_no_arrays_are_constants():
+def test_arguments_that_are_not_arrays_are_constants():
     def fn(x, name, flip, power, scale):
         assert name == "sin" and flip is True and power == 2
         return scale * jnp.sin(x) ** power
 
     listed = list_residuals(fn, X, "sin", True, 2, 0.5, argnums=0)
-    assert {row.name for row in listed if row.is_argument} <= {"args[4]"}
+    assert {row.name for row in listed if row.kind == "argument"} <= {"args[4]"}
     assert any(row.operation == "cos" for row in listed)
 
 
@@ -268,7 +268,7 @@ def test_scalars_empty_arrays_and_keys():
     assert all(row.num_bytes == 0 for row in measured if row.shape == (0, 3))
 
 
-def test_a_kept_key_has_bytes_and_no_zero_fraction():
+def test_a_saved_random_key_has_bytes_and_no_zero_fraction():
     @jax.custom_vjp
     def noisy(x, key):
         return jnp.sum(x)
@@ -284,7 +284,7 @@ def test_a_kept_key_has_bytes_and_no_zero_fraction():
     assert residual_densities(noisy, *args) == {}
 
 
-def test_densities_inside_jit_are_those_outside():
+def test_densities_are_the_same_inside_jit():
     x = np.arange(-14, 14, dtype=np.float32).reshape(4, 7)
 
     def fn(x):
@@ -304,8 +304,8 @@ def test_bad_input():
         list_residuals(jnp.sum, jnp.arange(3))
     with pytest.raises(ValueError, match="arguments at `argnums` 1 must hold a floating-point"):
         list_residuals(lambda x, y: x, X, jnp.arange(3), argnums=1)
-    with pytest.raises(ValueError, match="`argnums` must point at one of 1 arguments; got 1"):
+    with pytest.raises(ValueError, match="`argnums` must be positions of the 1 arguments; got 1"):
         list_residuals(jnp.sin, X, argnums=1)
     for argnums in ("0", True, 1.0, [0, None]):
-        with pytest.raises(TypeError, match="`argnums` must be None, an integer or several; got"):
+        with pytest.raises(TypeError, match="`argnums` must be None, an integer or a sequence of"):
             list_residuals(jnp.sin, X, argnums=argnums)

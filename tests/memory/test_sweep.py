@@ -1,4 +1,4 @@
-"""Memory over batch sizes: what grows with the batch and what does not."""
+"""Memory sweeps: which bytes grow with the batch size and which do not."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def test_rows():
     assert one >= 4 * 2 * 8 and (two, four) == (2 * one, 4 * one)
 
 
-def test_temporaries_are_the_compilers():
+def test_temporaries_equal_those_of_the_compiled_gradient():
     [row] = memory_sweep(loss, make_args, [64])
     assert row.temporary_bytes == gradient_memory(loss, *make_args(64), argnums=0).temporary_bytes
 

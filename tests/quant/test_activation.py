@@ -1,4 +1,4 @@
-"""Activation quantisers against the original's numbers, bit for bit, and their rules."""
+"""Activation quantisers against the original's numbers, bit for bit, and their gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -36,14 +36,14 @@ def test_dorefa_matches_the_original(reference, bits):
     assert np.array_equal(vjp(jnp.asarray(numbers[case + "ct"]))[0], numbers[case + "dx"])
 
 
-def test_first_batch_sets_the_range_and_later_ones_move_it_by_a_hundredth():
+def test_first_batch_sets_the_range_and_later_ones_move_it_by_one_percent():
     state = update_range(initial_range(), jnp.array([-1.0, 3.0]))
     assert (state.minimum, state.maximum) == (-1.0, 3.0)
     state = update_range(state, jnp.array([-2.0, 13.0]))
     np.testing.assert_allclose([state.minimum, state.maximum], [-1.01, 3.1], rtol=1e-6)
 
 
-def test_no_gradient_passes_the_running_range():
+def test_no_gradient_flows_through_the_running_range():
     def through_range(x):
         state = update_range(initial_range(), x)
         return state.minimum + state.maximum
@@ -66,7 +66,7 @@ def test_zero_is_a_level(bits):
     assert y[3] == 0.0 and len(np.unique(y)) <= 2**bits
 
 
-def test_sixteen_bits_are_taken_at_their_word():
+def test_sixteen_bits_are_quantised_and_none_is_the_identity():
     x = jnp.asarray(np.random.default_rng(0).normal(size=1000), jnp.float32)
     y = quantize_activation(x, ActivationSpec(16), update_range(initial_range(), x))
     assert not np.array_equal(y, x) and np.max(np.abs(y - x)) < 1e-4

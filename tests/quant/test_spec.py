@@ -1,16 +1,18 @@
+"""Quantiser specs: equality, recommended ratios and refused arguments."""
+
 import pytest
 
 from mlg_jax import QuantSpec
 from mlg_jax.quant import MIN_BITS, ActivationSpec, recommended_ratio
 
 
-def test_specs_are_values():
+def test_specs_compare_and_hash_by_value():
     assert QuantSpec(3) == QuantSpec(bits=3, scheme="dorefa_sym", ratio=1.0)
     assert len({QuantSpec(3), QuantSpec(3), QuantSpec(4)}) == 2
 
 
 def test_recommended_ratios_are_the_published_ones():
-    published = ".2 .3 .4 .5 .55 .6 .7 .8 .83 .86 .89 .92 .95 .98 .99 1"
+    published = "0.2 0.3 0.4 0.5 0.55 0.6 0.7 0.8 0.83 0.86 0.89 0.92 0.95 0.98 0.99 1"
     assert [recommended_ratio(b) for b in range(1, 17)] == [float(p) for p in published.split()]
 
 
@@ -47,7 +49,7 @@ def test_bad_specs(make, error, message):
         make()
 
 
-def test_every_scheme_can_be_named():
+def test_every_scheme_is_accepted_at_its_smallest_width():
     for scheme, bits in MIN_BITS.items():
         spec = QuantSpec(None if scheme == "tanh_norm" else bits, scheme)
         assert spec.scheme == scheme

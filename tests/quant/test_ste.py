@@ -1,4 +1,4 @@
-"""The primitives' gradient rules, one by one, and their values in any compiled program."""
+"""The gradient rule of each rounding primitive, and its values in different programs."""
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,13 @@ def test_sign_is_zero_at_zero_with_a_clamped_cotangent():
     assert dx.tolist() == [-1.0, -0.5, 0.0, np.float32(0.7), 1.0]
 
 
-def test_activation_round_has_no_clamp_and_no_gradient_outside():
+def test_activation_rounding_does_not_clamp_and_has_no_gradient_outside():
     y, dx = pullback(lambda x: _ste.clip_round_ste(x, 2), [-0.5, 0.0, 0.4, 1.0, 1.5])
     np.testing.assert_array_equal(y, np.float32([0, 0, np.float32(1) * np.float32(1 / 3), 1, 1]))
     assert dx.tolist() == [0.0, -0.5, 0.0, np.float32(0.7), 0.0]
 
 
-def test_affine_gradient_is_the_identity_outside_too():
+def test_affine_gradient_is_the_identity_also_outside_the_range():
     fn = lambda x: _ste.affine_ste(x, jnp.float32(0.1), jnp.float32(3.0), 3)  # noqa: E731
     y, dx = pullback(fn, [-9.0, -0.3, 0.0, 0.14, 9.0])
     np.testing.assert_allclose(y, [-0.3, -0.3, 0.0, 0.1, 0.4], rtol=1e-6, atol=1e-7)
@@ -48,14 +48,14 @@ def test_ewgs_matches_the_original_bit_for_bit(reference, bits):
         assert np.array_equal(y, case["y"]) and np.array_equal(dx, case["dx"])
 
 
-def test_ewgs_pulls_towards_the_level():
+def test_ewgs_scales_the_gradient_by_the_distance_to_the_level():
     x = jnp.array([0.1, 0.4])
     _, dx = pullback(lambda x: _ste.round_ewgs(x, 1), x, jnp.array([1.0, -2.0]))
     np.testing.assert_allclose(dx, [1 + 1e-3 * 0.1, -2 * (1 - 1e-3 * 0.4)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("bits", range(1, 17))
-def test_grid_values_do_not_depend_on_the_program_around_them(bits):
+def test_grid_values_do_not_depend_on_the_surrounding_program(bits):
     levels = jnp.arange(2**bits, dtype=jnp.float32)
     grid = _ste.to_grid(levels, bits)
     assert grid[0] == 0.0 and grid[-1] == 1.0
@@ -70,4 +70,4 @@ def test_true_division_is_correctly_rounded_under_jit():
     for divisor in (np.float32(0.3), np.float32(65535.0)):
         expected = x / divisor
         assert np.array_equal(jax.jit(_ste.true_divide)(x, divisor), expected)
-        assert not np.array_equal(x * (1 / divisor), expected), "the test would prove nothing"
+        assert not np.array_equal(x * (1 / divisor), expected), "the reciprocal would pass, too"

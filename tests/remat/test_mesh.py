@@ -1,4 +1,4 @@
-"""Sharded batches: every device packs its own rows."""
+"""Sharded batches: each device packs its own rows."""
 
 import subprocess
 import sys

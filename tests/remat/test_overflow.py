@@ -1,4 +1,4 @@
-"""How full bitmaps are, and what is lost: one device that overflows is enough."""
+"""Fill levels of bitmaps, and NaN cotangents after an overflow on any device."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +10,7 @@ from mlg_jax.remat._overflow import overflow_of, poison
 
 
 def overflow(counts):
-    """Of devices whose bitmaps have room for half of 100 entries."""
+    """The fill level of bitmaps of 100 entries with capacity 1/2, given the counts per device."""
     return overflow_of(pack(jnp.zeros(100), capacity=0.5), jnp.array(counts))
 
 
@@ -24,7 +24,7 @@ def test_the_fullest_device_decides(counts, overflowed, density):
     np.testing.assert_allclose(found.density, density, rtol=1e-6)
 
 
-def test_one_lost_array_poisons_all_cotangents():
+def test_one_overflow_makes_all_cotangents_nan():
     cotangents = {"a": jnp.ones(3), "b": jnp.ones((2, 2), jnp.bfloat16)}
     kept = poison(cotangents, [overflow([50]), overflow([1])])
     lost = poison(cotangents, [overflow([50]), overflow([51])])
@@ -34,7 +34,7 @@ def test_one_lost_array_poisons_all_cotangents():
 
 
 @pytest.mark.bad_input
-def test_what_to_do_on_overflow_is_one_of_two():
+def test_unknown_on_overflow_is_refused():
     message = r"`on_overflow` must be one of \['silent', 'warn'\]; got 'raise'"
     with pytest.raises(ValueError, match=message):
         ResidualPolicy(on_overflow="raise")

@@ -1,4 +1,4 @@
-"""Presets on whole models: the same gradients, fewer bytes, densities and overflow."""
+"""Presets on whole models: gradients, compiled bytes, densities and overflow."""
 
 import dataclasses
 import functools
@@ -18,13 +18,13 @@ EXACT = [name for name, preset in PRESETS.items() if preset.is_exact]
 
 
 def make(remat=NO_REMAT, **options):
-    """A network of three blocks, the second and third with a shortcut of their own."""
+    """A network of three blocks, of which the last two have a convolution as shortcut."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 16, 16, 3)), jnp.float32)
     return tiny_resnet(stage_sizes=(1, 1, 1), channels=8, remat=remat, **options), x
 
 
 def value_and_grad(model, x, train_key=0):
-    """Loss, new statistics and gradients in training, compiled."""
+    """Runs a compiled training step; returns `((loss, new statistics), gradients)`."""
     variables = jax.jit(model.init)(jax.random.key(0), x)
     state = {k: v for k, v in variables.items() if k != "params"}
     rngs = {name: jax.random.key(train_key) for name in ("quantize", "dropout")}
@@ -44,7 +44,7 @@ def wanted():
 
 
 @pytest.mark.parametrize("preset", [name for name in EXACT if name != "none"])
-def test_exact_presets_change_nothing(preset):
+def test_exact_presets_do_not_change_loss_or_gradients(preset):
     got = value_and_grad(*make(RematSpec(preset, capacity=0.96)))
     assert_same(got[0], wanted()[0])
     assert_same(got[1], wanted()[1], 2e-6)
@@ -58,9 +58,9 @@ def test_every_architecture_takes_a_policy(name):
     model = create_model(name, num_classes=5, width=0.125, remat="bitmap_units")
     variables = jax.jit(model.init)(jax.random.key(0), x)
     rngs = {"dropout": jax.random.key(0)}
-    # Measured, as training does: after AlexNet's overlapping pooling hardly any zero is left.
+    # Measured, as in training: AlexNet's overlapping pooling leaves hardly any zeros.
     densities = jax.jit(functools.partial(measure_densities, model))(variables, x, rngs=rngs)
-    capacities = choose_capacities(densities, margin=0.3)  # room for slices of single examples
+    capacities = choose_capacities(densities, margin=0.3)  # slices of one example vary in density
     policy = model.remat.with_capacities(capacities)
     got, plain = (
         value_and_grad(model.clone(layers=dataclasses.replace(model.layers, remat=r)), x)
@@ -91,7 +91,7 @@ def test_bfloat16():
     assert_same(grads[1], grads[0], 0.05)
 
 
-def test_rounding_changes_gradients_only_and_by_the_key():
+def test_rounding_changes_only_gradients_and_depends_on_the_key():
     model, x = make(RematSpec("quantized_blocks"))
     first, second = (value_and_grad(model, x, key) for key in (0, 1))
     assert_same(first[0], wanted()[0])
@@ -103,7 +103,7 @@ def test_rounding_changes_gradients_only_and_by_the_key():
     assert flat @ exact / np.linalg.norm(flat) / np.linalg.norm(exact) > 0.95
 
 
-def test_densities_are_those_of_the_pieces():
+def test_densities_are_measured_for_every_segment():
     model, x = make(RematSpec("bitmap_units"))
     variables = jax.jit(model.init)(jax.random.key(0), x)
     assert set(variables) == {"params", "batch_stats"}
@@ -111,9 +111,9 @@ def test_densities_are_those_of_the_pieces():
     blocks = {f"stage{i}_block1" for i in range(1, 4)}
     units = {f"{b}/{u}" for b in blocks for u in ("unit1", "unit2")}
     shortcuts = {f"stage{i}_block1/shortcut" for i in range(2, 4)}
-    assert set(densities) == blocks | units | shortcuts  # images are none of them
+    assert set(densities) == blocks | units | shortcuts  # not of the images
     assert all(0.2 < densities[name] < 0.8 for name in blocks)
-    # a block's first unit is given what the block is given
+    # a block and its first unit have the same input
     assert densities["stage2_block1/unit1"] == densities["stage2_block1"]
 
 
@@ -123,7 +123,7 @@ def test_capacities_leave_room_and_never_shrink():
     assert choose_capacities({"a": 0.1}, largest={"a": 0.5}) == {"a": 0.5}
 
 
-def test_capacities_decide_about_overflow():
+def test_too_small_capacities_overflow():
     model, x = make(RematSpec("bitmap_blocks"))
     densities = measure_densities(model, model.init(jax.random.key(0), x), x)
     fitting = RematSpec("bitmap_blocks").with_capacities(choose_capacities(densities))
@@ -135,12 +135,12 @@ def test_capacities_decide_about_overflow():
         jax.effects_barrier()
     assert np.isfinite(value)
     assert np.all(np.isnan(grads[name]["conv1"]["kernel"]))
-    assert np.all(np.isnan(grads["stem_conv"]["kernel"]))  # everything upstream
+    assert np.all(np.isnan(grads["stem_conv"]["kernel"]))  # as everything before that block
     assert_same(value_and_grad(*make(short.exact))[1], wanted()[1], 2e-6)
 
 
 def test_compiled_bytes_of_a_deep_network():
-    """Bounds on temporaries relative to `none`: at this depth kept activations dominate."""
+    """Bounds temporaries relative to `none`: at this depth residuals dominate."""
 
     def temporaries(remat):
         model = tiny_resnet(stage_sizes=(10,), channels=8, remat=remat)

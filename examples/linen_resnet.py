@@ -17,10 +17,16 @@ from _digits import SHAPE, accuracy, digits, train
 from plain_resnet import ResNet
 
 import mlg_jax
-from mlg_jax.compress import AllocationSpec, ProjectionSpec, compress, project_model
+from mlg_jax.compress import (
+    AllocationSpec,
+    ProjectionSpec,
+    compress,
+    estimate_statistics,
+    project_model,
+)
 
 
-def main(folder, *, num_epochs=6, target_kb=24.0):
+def main(folder, *, num_epochs=4, target_kb=16.0):
     """Runs every step; returns accuracies and sizes by the name of the network."""
     (images, labels), test = digits()
     teacher = ResNet()
@@ -29,18 +35,19 @@ def main(folder, *, num_epochs=6, target_kb=24.0):
     results = {"trained": row(teacher, variables, test)}
 
     # The same model with generated kernels: one line.
-    small = mlg_jax.generated(teacher, mlg_jax.GenerationSpec.from_bits(2, 24, 4, 6, 4))
+    small = mlg_jax.generated(teacher, mlg_jax.GenerationSpec.from_bits(2, 16, 4, 6, 4))
     projection = ProjectionSpec(num_steps=200)
     projected = project_model(
         small, variables, key=jax.random.key(1), spec=projection, input_shape=SHAPE
     ).variables
+    projected = estimate_statistics(small, projected, images)
     results["projected"] = row(small, projected, test)
     tuned = train(small, projected, images, labels, num_epochs=2, learning_rate=1e-3)
     results["generated, two epochs"] = row(small, tuned, test)
     save(folder / "generated.mlg", small, tuned, test)
 
     # Every layer its own spec, such that the whole fits into `target_kb`.
-    choices = AllocationSpec(base_in=(0, 2), base_out=(1 / 8, 1 / 4, 1 / 2), bits=(3, 4, 8))
+    choices = AllocationSpec(base_in=(0, 2), base_out=(1 / 4, 1 / 2), bits=(4, 8), num_measured=2)
     fitted = compress(
         teacher,
         variables,

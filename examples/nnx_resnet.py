@@ -39,13 +39,13 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Three blocks, `[N, H, W, 1]` to logits `[N, 10]`."""
+    """Two blocks, `[N, H, W, 1]` to logits `[N, 10]`."""
 
     def __init__(self, *, rngs):
-        self.stem = nnx.Conv(1, 32, (3, 3), rngs=rngs)
-        sizes = ((32, 32, 1), (32, 64, 2), (64, 128, 2))
+        self.stem = nnx.Conv(1, 16, (3, 3), rngs=rngs)
+        sizes = ((16, 32, 2), (32, 48, 2))
         self.blocks = nnx.List([Block(*size, rngs=rngs) for size in sizes])
-        self.head = nnx.Linear(128, 10, rngs=rngs)
+        self.head = nnx.Linear(48, 10, rngs=rngs)
 
     def __call__(self, x):
         x = nnx.relu(self.stem(x))
@@ -82,7 +82,7 @@ def accuracy(model, images, labels):
     return float(np.mean(np.argmax(logits, -1) == labels))
 
 
-def main(folder, *, num_epochs=6, target_kb=32.0):
+def main(folder, *, num_epochs=4, target_kb=16.0):
     """Runs every step; returns the accuracies by the name of the network."""
     (images, labels), test = digits()
     teacher = ResNet(rngs=nnx.Rngs(0))
@@ -90,13 +90,13 @@ def main(folder, *, num_epochs=6, target_kb=32.0):
     results = {"trained": accuracy(teacher, *test)}
 
     # A copy with generated kernels, projected from the trained ones: one line.
-    small = mlg_jax.nnx.generate(teacher, mlg_jax.GenerationSpec.from_bits(2, 24, 4, 6, 4))
+    small = mlg_jax.nnx.generate(teacher, mlg_jax.GenerationSpec.from_bits(2, 16, 4, 6, 4))
     results["projected"] = accuracy(small, *test)
     train(small, images, labels, num_epochs=2, learning_rate=1e-3)
     results["generated, two epochs"] = accuracy(small, *test)
     save(folder / "generated.mlg", *mlg_jax.nnx.to_linen(small), test)
 
-    choices = AllocationSpec(base_in=(0, 2), base_out=(1 / 8, 1 / 4, 1 / 2), bits=(3, 4, 8))
+    choices = AllocationSpec(base_in=(0, 2), base_out=(1 / 4, 1 / 2), bits=(4, 8), num_measured=2)
     fitted = compress(
         *mlg_jax.nnx.to_linen(teacher),
         images[:256],
@@ -123,7 +123,7 @@ def check(path):
     """In a new process: the file and a fresh model give the same logits, bit for bit."""
     model = ResNet(rngs=nnx.Rngs(1))
     if path.stem == "generated":  # the file holds factors of layers that the model must have
-        model = mlg_jax.nnx.generate(model, mlg_jax.GenerationSpec.from_bits(2, 24, 4, 6, 4))
+        model = mlg_jax.nnx.generate(model, mlg_jax.GenerationSpec.from_bits(2, 16, 4, 6, 4))
     network, _ = mlg_jax.nnx.to_linen(model)
     predictor = mlg_jax.load_packed(path, model=network, batch_sizes=(16,))
     logits = predictor(digits()[1][0][:16])

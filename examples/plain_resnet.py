@@ -26,7 +26,7 @@ class ResNet(nn.Module):
     """Three blocks, `[N, H, W, C]` to logits `[N, num_classes]`."""
 
     num_classes: int = 10
-    width: int = 32
+    width: int = 16
 
     @nn.compact
     def __call__(self, x, train=False):

@@ -6,6 +6,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from mlg_jax._checks import check_instance
 from mlg_jax.engine._batching import BATCH_SIZES
 from mlg_jax.engine._fit import bounded_records
 from mlg_jax.engine._images import ImagePreprocessing
@@ -57,6 +58,7 @@ def save_packed(
 
     Reference: https://arxiv.org/abs/2108.11430.
     """
+    check_instance("preprocessing", preprocessing, (ImagePreprocessing, type(None)))
     shape = None if input_shape is None else tuple(input_shape)
     if preprocessing is not None:
         shape = (1, *preprocessing.image_shape)

@@ -190,13 +190,17 @@ def _without_remat(model: Any) -> nn.Module:
 
 
 def check_tensors(network: nn.Module, image_shape: Sequence[int], packed: PackedModel) -> None:
-    """Raises ValueError unless the file's arrays have the names and shapes of the network's."""
+    """Raises ValueError unless the file's arrays have the model's names, shapes and types."""
     wanted = traverse_util.flatten_dict(variable_shapes(network, (1, *image_shape)))
-    ours = {path: leaf.shape for path, leaf in wanted.items()}
-    theirs = {tensor.path: tensor.shape for tensor in packed.tensors}
+    ours = {path: _type_of(leaf.dtype == bool, leaf.shape) for path, leaf in wanted.items()}
+    theirs = {t.path: _type_of(t.scheme == "bool", t.shape) for t in packed.tensors}
     if wrong := sorted(p for p in ours.keys() | theirs.keys() if ours.get(p) != theirs.get(p)):
         path = wrong[0]
         raise ValueError(
             f"{'/'.join(path)} must be {ours.get(path, 'absent')}; got "
             f"{theirs.get(path, 'nothing')}"
         )
+
+
+def _type_of(is_bool: bool, shape: Sequence[int]) -> str:
+    return f"{'bool' if is_bool else 'float'} {tuple(shape)}"

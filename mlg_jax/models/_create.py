@@ -1,11 +1,11 @@
 """Creating models by name."""
 
-import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
 from flax import linen as nn
 
+from mlg_jax.kernels import matches_path
 from mlg_jax.layers import layer_records
 from mlg_jax.models._spec import Generation, ImplementationChoice, ModelSpec
 from mlg_jax.remat import RematSpec
@@ -82,10 +82,16 @@ def create_model(
 
 
 def _check_patterns(model: nn.Module, generation: Mapping[str, Any]) -> None:
-    paths = [record.name for record in layer_records(model) if record.kind == "conv"]
-    for pattern in generation:
-        if not fnmatch.filter(paths, pattern):
+    kernels = {r.name: r.kernel for r in layer_records(model) if r.kind == "conv" and r.kernel}
+    for pattern, spec in generation.items():
+        matched = [path for path in kernels if matches_path(pattern, path)]
+        if not matched:
             raise ValueError(
-                f"`generation` must have patterns that match a convolution of {paths}; "
-                f"got {pattern!r}."
+                "`generation` must have patterns that match a convolution of "
+                f"{list(kernels)}; got {pattern!r}."
+            )
+        if spec is not None and all(spec.bind(kernels[path].layer) is None for path in matched):
+            raise ValueError(
+                f"`generation[{pattern!r}]` must apply to a layer that its pattern matches, "
+                f"{matched}; got {spec!r}, which applies to none of these shapes."
             )

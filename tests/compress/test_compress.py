@@ -192,7 +192,9 @@ def test_bad_input(network):
         run(images=_trained.pixels(2))
     with pytest.raises(ValueError, match="`target_kb` must be at least .*, the smallest reachable"):
         run(target_kb=0.1, allocation=GRID)
-    with pytest.raises(ValueError, match="`model` must have ordinary kernels .* has Generation"):
+    with pytest.raises(
+        ValueError, match="`model` must have ordinary kernels .* classifier has Ordinary.*bits=8"
+    ):
         run(model=_trained.trained("tiny")[0])
     with pytest.raises(ValueError, match="`variables` must hold the parameters of layer .*missing"):
         run(variables={"params": {}})

@@ -170,7 +170,13 @@ def test_checkpoints_of_the_original(reference):
 
 @pytest.mark.parametrize(
     "low, high, is_set",
-    [(-1.5, 4.0, True), (np.inf, -np.inf, False), (-1.5, np.inf, False), (np.nan, 4.0, False)],
+    [
+        (-1.5, 4.0, True),
+        (np.inf, -np.inf, False),
+        (-1.5, np.inf, False),
+        (np.nan, 4.0, False),
+        ([], 4.0, False),  # an end without a value
+    ],
 )
 def test_ranges_of_activations(small, low, high, is_set):
     _, state = small

@@ -21,6 +21,7 @@ CONTENT = to_bytes(example())
 BLOB = blob_of(CONTENT)
 INDEX_BYTES = int.from_bytes(BLOB[:4], "little")
 INDEX, DATA = json.loads(BLOB[4 : 4 + INDEX_BYTES]), BLOB[4 + INDEX_BYTES :]
+NUM_ENCODINGS = len(INDEX["encodings"])
 
 
 def test_a_file_is_read_back(tmp_path):
@@ -157,6 +158,7 @@ BAD_FILES = {
     "size is a bool": (with_leaf([2, True]), "other than 1 to 9 integers"),
     "negative encoding": (with_leaf([-1, 5]), "encoding -1 of"),
     "encoding there is not": (with_leaf([99, 5]), "encoding 99 of"),
+    "encoding after the last": (with_leaf([NUM_ENCODINGS, 5]), f"encoding {NUM_ENCODINGS} of"),
     "negative size": (with_leaf([5, -5]), r"shape \[-5\]"),
     "two negative sizes": (with_leaf([5, -5, -1]), r"shape \[-5, -1\]"),
     "size zero": (with_leaf([5, 0]), r"shape \[0\]"),
@@ -166,6 +168,10 @@ BAD_FILES = {
     "name that is a path": (with_index(lambda i: i["tensors"].update({"../a": [0]})), "'../a'"),
     "empty name": (with_index(lambda i: i["tensors"].update({"": [0]})), "name ''"),
     "spare bits": (with_tensor_data(0xFF), "invalid bytes in params/head/kernel"),
+    "lowest spare bit": (  # of four, behind twelve codes of one bit
+        with_tensor_data(BLOB[-1] | 0x10),
+        "invalid bytes in params/head/kernel",
+    ),
     "flag of 2": (with_data(20, 2), "invalid bytes in batch_stats/norm/range/is_set"),
     "infinite constant": (
         container_of(BLOB.replace(example().tensors[3].constants.tobytes(), b"\0\0\x80\x7f")),
@@ -200,6 +206,27 @@ def test_bad_files_are_named_and_cost_nothing(tmp_path, name):
     assert len(str(error.value)) < 500
 
 
+def with_header_of(num_bytes):
+    header_bytes = int.from_bytes(CONTENT[:8], "little")
+    header = CONTENT[8 : 8 + header_bytes].ljust(num_bytes)
+    return num_bytes.to_bytes(8, "little") + header + BLOB
+
+
+def with_index_of(num_bytes):
+    return with_index_bytes(json.dumps(INDEX).encode().ljust(num_bytes))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("make, limit", [(with_header_of, 2**12), (with_index_of, 2**22)])
+def test_limits_are_allowed_and_one_byte_more_is_not(tmp_path, make, limit):
+    (tmp_path / "model").write_bytes(make(limit))
+    assert same(read_packed(tmp_path / "model"), example())
+    (tmp_path / "model").write_bytes(make(limit + 1))
+    message = rf"has {limit + 1} bytes; {limit} are allowed"
+    with pytest.raises(PackedFileError, match=message):
+        read_packed(tmp_path / "model")
+
+
 @pytest.mark.bad_input
 def test_every_truncation_is_found(tmp_path):
     for length in range(len(CONTENT)):
@@ -227,6 +254,20 @@ def test_what_is_no_file(tmp_path):
             read_packed(path)
     with pytest.raises(FileNotFoundError):
         read_packed(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_an_interruption_leaves_the_old_file(tmp_path, monkeypatch, function):
+    path = tmp_path / "model"
+    write_packed(path, example())
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, function, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_packed(path, PackedModel(example().tensors[:1], {}))
+    assert path.read_bytes() == CONTENT and list(tmp_path.iterdir()) == [path]
 
 
 # Writers are forked after the imports, and killed while an incomplete file exists.

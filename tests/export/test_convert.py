@@ -176,7 +176,16 @@ def test_checkpoints_of_the_original(reference):
         assert value.dtype == np.float32
 
 
-@pytest.mark.parametrize("low, high, is_set", [(-1.5, 4.0, True), (np.inf, -np.inf, False)])
+@pytest.mark.parametrize(
+    "low, high, is_set",
+    [
+        (-1.5, 4.0, True),
+        (np.inf, -np.inf, False),
+        (-1.5, np.inf, False),
+        (np.nan, 4.0, False),
+        ([], 4.0, False),  # an end without a value
+    ],
+)
 def test_ranges_of_activations(small, low, high, is_set):
     _, state = small
     model = create_model("resnet10", num_classes=3, width=1 / 16, activation_bits=4)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mlg_jax.remat import BitmapCodec, Codec, GroupCodec, HostCodec, Identity
+from mlg_jax.remat import BitmapCodec, Codec, GroupCodec, HostCodec, Identity, _group_quant
 
 NEVER = jnp.array(False)
 
@@ -51,6 +51,16 @@ def test_padding_does_not_widen_the_last_group():
     x = jnp.linspace(100.0, 101.0, 40)  # the second group of 32 has 8 entries and padding
     error = np.abs(np.asarray(round_trip(GroupCodec(4, group_size=32), x) - x))[32:]
     assert error.max() <= (x[39] - x[32]) / 15 * 1.01
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_largest_code_does_not_run_into_its_neighbour(monkeypatch, bits):
+    """With the largest noise below 1 the sum rounds to `2**bits`, one more than a code holds."""
+    largest = np.nextafter(np.float32(1), np.float32(0))
+    monkeypatch.setattr(_group_quant, "_uniform", lambda key, shape: jnp.full(shape, largest))
+    x = jnp.tile(jnp.array([0.0, 1.0]), 16)
+    codes = _group_quant.quantize(x, bits, 32, jax.random.key(0))
+    np.testing.assert_allclose(_group_quant.dequantize(codes), x, rtol=1e-6)
 
 
 def test_rounding_noise_differs_from_entry_to_entry():

@@ -7,10 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from mlg_jax import GenerationSpec, create_model
 from mlg_jax.memory import compiled_memory
-from mlg_jax.remat import NO_REMAT, PRESETS, RematSpec, choose_capacities, measure_densities
+from mlg_jax.remat import (
+    NO_REMAT,
+    PRESETS,
+    RematSpec,
+    _policy,
+    choose_capacities,
+    measure_densities,
+)
 from tests._models import tiny_resnet
 from tests.remat.test_checkpoint import assert_same
 
@@ -101,6 +109,43 @@ def test_rounding_changes_only_gradients_and_depends_on_the_key():
     )
     assert not np.array_equal(flat, other)
     assert flat @ exact / np.linalg.norm(flat) / np.linalg.norm(exact) > 0.95
+
+
+@pytest.mark.parametrize(
+    "preset, num_examples, options, num_slices",
+    [
+        ("blocks", 8, {}, 4),
+        ("blocks", 6, {}, 2),
+        ("blocks", 5, {}, 1),
+        ("blocks", 8, {"is_per_example": False}, 1),
+        ("blocks", 8, {"has_statistics": True}, 1),
+        ("blocks", 8, {"has_mesh": True}, 1),
+        ("convs", 8, {}, 1),  # keeps named values
+    ],
+)
+def test_the_batch_is_sliced_where_examples_are_alone(
+    monkeypatch, preset, num_examples, options, num_slices
+):
+    """The largest common divisor with 4; never where the batch is split over devices."""
+    seen = []
+
+    def record(fn, policy, **rest):
+        seen.append(policy.num_slices)
+        return fn
+
+    monkeypatch.setattr(_policy, "lift_policy", record)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    spec = RematSpec(preset, mesh=mesh if options.get("has_mesh") else None)
+
+    class Doubling(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            is_per_example = options.get("is_per_example", True)
+            return spec.block(lambda _, x: 2 * x, is_per_example=is_per_example)(self, x)
+
+    variables = {"batch_stats": {"mean": np.zeros(1)}} if options.get("has_statistics") else {}
+    Doubling().apply(variables, np.ones((num_examples, 3), np.float32))
+    assert seen == [num_slices]
 
 
 def test_densities_are_measured_for_every_segment():

@@ -140,7 +140,11 @@ def test_a_checkpoint_killed_while_written_is_ignored(tmp_path):
     # Orbax leaves these if the process dies before it commits.
     shutil.copytree(tmp_path / "1", tmp_path / "2.orbax-checkpoint-tmp")
     damage_arrays(tmp_path / "2.orbax-checkpoint-tmp")
+    for name in ("2.0123abcd.tmp", "2.damaged", "of the user.tmp"):
+        (tmp_path / name).mkdir()
     with Checkpointer(tmp_path) as checkpoints:
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {"1", "2.damaged", "of the user.tmp"}  # only the unfinished ones are gone
         assert checkpoints.restore(make_state())[1]["step"] == 1
         checkpoints.save(make_state(2, seed=2), meta=META)
         assert checkpoints.steps == [1, 2]

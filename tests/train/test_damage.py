@@ -111,6 +111,16 @@ def test_arrays_that_are_not_those_saved_are_not_used(sound, tmp_path, caplog):
     assert "set aside as 2.damaged: its arrays" in caplog.text
 
 
+@pytest.mark.bad_input
+def test_variables_that_are_not_those_saved_are_not_loaded(sound, tmp_path):
+    directory = shutil.copytree(sound, tmp_path / "copy")
+    shutil.rmtree(directory / "2/variables")
+    shutil.copytree(directory / "1/variables", directory / "2/variables")
+    seal(directory / "2")
+    with pytest.raises(CheckpointError, match=r"copy/2 is damaged: its arrays"):
+        load_variables(directory, which="latest")
+
+
 def test_a_damaged_best_is_set_aside_with_a_warning(tmp_path, caplog):
     """Even if it is not the latest; from then on the best is chosen from the others."""
     save_all(tmp_path, [(1, 0.9), (2, 0.2), (3, 0.1)])

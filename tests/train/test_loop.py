@@ -1,9 +1,11 @@
 """The loop: resuming, selecting the best, logging, stopping, and repeating overflowed steps."""
 
+import itertools
 import json
 import logging
 import os
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -89,9 +91,39 @@ def test_lines_tile_the_run(uninterrupted):
     assert evals[-1]["loss"] == result.metrics["loss"]
     best = max((line["accuracy"], line["step"]) for line in evals)
     assert (result.best_value, result.best_step) == best
-    rates = [line["learning_rate"] for line in lines if line["kind"] == "train"]
-    assert rates == sorted(rates, reverse=True) and rates[-1] < 1e-3
     assert all(line.get("images_per_second", 1) > 0 for line in lines)
+
+
+def test_a_line_has_the_rate_of_its_last_update(uninterrupted):
+    """Update `t`, from 0, of a cosine from 0.01 to 0; the line of step `t + 1`."""
+    found = {line["step"]: line for line in uninterrupted[1] if line["kind"] == "train"}
+    assert {3, 4, 12} <= found.keys()
+    for step, line in found.items():
+        expected = 0.005 * (1 + np.cos(np.pi * (step - 1) / NUM_STEPS))
+        assert line["learning_rate"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_images_per_second_leave_out_the_time_of_a_save(tmp_path, monkeypatch):
+    """A clock that goes on by 1 second whenever it is read, and by 1,000 in each save."""
+    seconds = itertools.count()
+    clock = types.SimpleNamespace(perf_counter=lambda: float(next(seconds)))
+    monkeypatch.setattr("mlg_jax.train._window.time", clock)
+
+    def save(*args, **options):
+        for _ in range(1000):
+            next(seconds)
+
+    monkeypatch.setattr(Checkpointer, "save", save)
+    toy.run(work_dir=tmp_path)
+    lines = [line for line in train.read_metrics(tmp_path) if line["kind"] == "train"]
+    rates = [line["images_per_second"] / line["num_steps"] for line in lines[1:]]
+    assert rates == [toy.ROWS] * len(rates)  # of the first line one step compiles
+
+
+def test_epochs_are_evaluated_in_the_given_rhythm_and_the_last_one_always(tmp_path):
+    toy.run(spec=toy.make_spec(eval_every_epochs=2), work_dir=tmp_path)
+    evals = [line["step"] for line in train.read_metrics(tmp_path) if line["kind"] == "eval"]
+    assert evals == [8, 12]
 
 
 @pytest.mark.parametrize("at", [2, 4, 7])
@@ -448,3 +480,6 @@ def test_error_messages(tmp_path):
         toy.run(work_dir=tmp_path, config={"seed": 2})
     with pytest.raises(train.CheckpointError, match="'params/first/bias'"):
         toy.run(work_dir=tmp_path, config={"seed": 1}, params=toy.make_params(hidden=4))
+    (tmp_path / train.FINGERPRINT_FILE).unlink()  # the checkpoint knows it too
+    with pytest.raises(train.CheckpointError, match="was written under another configuration"):
+        toy.run(work_dir=tmp_path, config={"seed": 2})

@@ -25,9 +25,13 @@ ORACLES = {
         np.where(CLIPPED < 10, (CLIPPED + 1) / 10, cosine(1, 0.2, (CLIPPED - 10) / (STEPS - 10))),
     ),
     "exponential": ({"factor_per_epoch": 0.9}, 0.9 ** (CLIPPED // LENGTH)),
-    "one_cycle": (
-        {"initial_fraction": 0.1, "peak_fraction": 0.4, "final_fraction": 0.01},
-        np.where(CLIPPED < 28, cosine(0.1, 1, CLIPPED / 28), cosine(1, 0.01, (CLIPPED - 28) / 42)),
+    "one_cycle": (  # the peak is between two updates
+        {"initial_fraction": 0.1, "peak_fraction": 0.41, "final_fraction": 0.01},
+        np.where(
+            CLIPPED < 28.7,
+            cosine(0.1, 1, CLIPPED / 28.7),
+            cosine(1, 0.01, (CLIPPED - 28.7) / 41.3),
+        ),
     ),
 }
 

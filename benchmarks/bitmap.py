@@ -14,8 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from _measure import compiled_bytes, median_seconds, save
 
+from mlg_jax._tables import table_head, table_row
 from mlg_jax.bitmap import pack, unpack
 
+COLUMNS = (
+    "dtype",
+    "entries",
+    "density",
+    "copy ms",
+    "fresh",
+    "pack",
+    "unpack",
+    "temporary MiB",
+    "bytes",
+)
 DENSITIES = (0.1, 0.3, 0.5, 0.7)
 MARGIN = 0.05  # capacity above the density
 
@@ -63,8 +75,7 @@ def main():
     parser.add_argument("--out", default=None, help="directory of the JSON file")
     args = parser.parse_args()
     results = []
-    print("| dtype | entries | density | copy ms | fresh | pack | unpack | temporary MiB | bytes |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    print(table_head(COLUMNS))
     for dtype in args.dtype:
         for size in args.size:
             for density in DENSITIES:
@@ -74,13 +85,18 @@ def main():
                 copy = row["copy"]["median"]
                 pack_s, unpack_s = (row[k]["seconds"]["median"] for k in ("pack", "unpack"))
                 temporary = [row[k]["bytes"]["temporary"] / 2**20 for k in ("pack", "unpack")]
-                print(
-                    f"| {dtype} | {size} | {density} | {1e3 * copy:.2f} "
-                    f"| {row['copy_fresh']['median'] / copy:.1f}x | {pack_s / copy:.1f}x "
-                    f"| {unpack_s / copy:.1f}x | {temporary[0]:.2f} / {temporary[1]:.2f} "
-                    f"| {row['packed_bytes'] / row['dense_bytes']:.2f} |",
-                    flush=True,
+                cells = (
+                    dtype,
+                    str(size),
+                    str(density),
+                    f"{1e3 * copy:.2f}",
+                    f"{row['copy_fresh']['median'] / copy:.1f}x",
+                    f"{pack_s / copy:.1f}x",
+                    f"{unpack_s / copy:.1f}x",
+                    f"{temporary[0]:.2f} / {temporary[1]:.2f}",
+                    f"{row['packed_bytes'] / row['dense_bytes']:.2f}",
                 )
+                print(table_row(cells), flush=True)
     path = save("bitmap", results, *([args.out] if args.out else []))
     print(f"written to {path}")
 

@@ -29,6 +29,7 @@ from _plain import PlainConv, PlainDense, PlainNorm, without_our_gradients
 from train_step import training_step
 
 from mlg_jax import GenerationSpec, create_model
+from mlg_jax._tables import table_head, table_row
 from mlg_jax.generation import cost_features
 from mlg_jax.layers import layer_records
 from mlg_jax.models import BasicBlock, BottleneckBlock, ResNet
@@ -38,6 +39,16 @@ NETWORKS = {
     "resnet50": ((3, 4, 6, 3), BottleneckBlock, "imagenet", 1000, 224),
 }
 IMPLEMENTATIONS = ("generate", "factored_out", "factored", "auto")
+COLUMNS = (
+    "network",
+    "pass",
+    "batch",
+    "contestant",
+    "ms",
+    "of dense",
+    "G multiply-adds",
+    "temporary MiB",
+)
 QUANTISED = GenerationSpec.from_bits(2, 44, 3, 6, 3)
 STORED = GenerationSpec.from_bits(2, 44)
 
@@ -168,11 +179,17 @@ def measure(network, is_training, batch, dtype, args):
         row["multiply_adds"] = multiply_adds_of(name, network, batch)
         share = timing["median"] / seconds["dense"]["median"]
         memory = "" if row["bytes"] is None else f"{row['bytes']['temporary'] / 2**20:.0f}"
-        print(
-            f"| {network} | {kind} | {batch} | {name} | {1e3 * timing['median']:.1f} "
-            f"| {share:.2f} | {row['multiply_adds'] / 1e9:.2f} | {memory} |",
-            flush=True,
+        cells = (
+            network,
+            kind,
+            str(batch),
+            name,
+            f"{1e3 * timing['median']:.1f}",
+            f"{share:.2f}",
+            f"{row['multiply_adds'] / 1e9:.2f}",
+            memory,
         )
+        print(table_row(cells), flush=True)
         yield {**head, "contestant": name, "seconds": timing, "of_dense": share, **row}
 
 
@@ -197,10 +214,7 @@ def main():
     if args.cache:
         jax.config.update("jax_compilation_cache_dir", args.cache)
     dtype = None if args.dtype == "float32" else jnp.dtype(args.dtype)
-    print(
-        "| network | pass | batch | contestant | ms | of dense | G multiply-adds | temporary MiB |"
-    )
-    print("|---|---|--:|---|--:|--:|--:|--:|")
+    print(table_head(COLUMNS, "llrlr"))
     results = []
     for network in args.network:
         for is_training, batches in ((False, args.forward), (True, args.train)):

@@ -23,6 +23,19 @@ import numpy as np
 from _engines import CONTESTANTS, SIZE, installed
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+COLUMNS = (
+    "",
+    "file KB",
+    "import s",
+    "load s",
+    "cold start s",
+    "cached s",
+    "p50 ms",
+    "p99 ms",
+    "images/s at 128",
+    "resident KB",
+    "peak MiB",
+)
 CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
@@ -85,16 +98,21 @@ def measure(name, directory, num_runs):
     return row
 
 
-def as_line(row):
-    """One line of the table."""
+def as_cells(row):
+    """A row of the table, in the order of `COLUMNS`."""
     seconds = row["seconds"]
-    cached = f"{seconds['cached']:.2f}" if "cached" in seconds else ""
     return (
-        f"| {row['contestant']} | {row['file_bytes'] / 1024:,.1f} | {seconds['import']:.2f} "
-        f"| {seconds['load']:.3f} | {seconds['cold_start']:.2f} | {cached} "
-        f"| {1e3 * seconds['p50']:.2f} | {1e3 * seconds['p99']:.2f} "
-        f"| {row['images_per_second']:.0f} | {row['resident_bytes'] / 1024:,.1f} "
-        f"| {row['peak_process_bytes'] / 2**20:.0f} |"
+        row["contestant"],
+        f"{row['file_bytes'] / 1024:,.1f}",
+        f"{seconds['import']:.2f}",
+        f"{seconds['load']:.3f}",
+        f"{seconds['cold_start']:.2f}",
+        f"{seconds['cached']:.2f}" if "cached" in seconds else "",
+        f"{1e3 * seconds['p50']:.2f}",
+        f"{1e3 * seconds['p99']:.2f}",
+        f"{row['images_per_second']:.0f}",
+        f"{row['resident_bytes'] / 1024:,.1f}",
+        f"{row['peak_process_bytes'] / 2**20:.0f}",
     )
 
 
@@ -110,15 +128,16 @@ def main():
         name, path, started = args.worker
         print(json.dumps(work(name, path, float(started), args.runs)))
         return
-    from _measure import environment  # imports JAX, which is not every contestant's
+    from _measure import environment  # imports JAX, which not every contestant uses
 
-    print("| | file KB | import s | load s | cold start s | cached s | p50 ms | p99 ms ", end="")
-    print("| images/s at 128 | resident KB | peak MiB |\n|---|" + "--:|" * 10)
+    from mlg_jax._tables import table_head, table_row
+
+    print(table_head(COLUMNS))
     results = []
     with tempfile.TemporaryDirectory() as directory:
         for name in args.contestant:
             results.append(measure(name, directory, args.runs))
-            print(as_line(results[-1]), flush=True)
+            print(table_row(as_cells(results[-1])), flush=True)
     path = pathlib.Path(args.out) / f"engine_{environment()['backend']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"environment": environment(), "results": results}

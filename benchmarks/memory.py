@@ -23,6 +23,7 @@ from _measure import RESULTS, compiled_bytes, environment, median_seconds
 from _plain import CheckpointedBlocks, PlainConv, PlainDense, PlainNorm, without_our_gradients
 
 from mlg_jax import create_model
+from mlg_jax._tables import table_head, table_row
 from mlg_jax.models import MODELS
 from mlg_jax.remat import PRESETS, RematSpec
 
@@ -106,7 +107,7 @@ def run_model(name, args):
     batch = args.batch or batch
     results, base = [], None
     print(f"\n{name}, {size} x {size}, batch {batch}\n")
-    print("| policy | temporary MiB | of Flax | s a step | of Flax |\n|---|--:|--:|--:|--:|")
+    print(table_head(("policy", "temporary MiB", "of Flax", "s per step", "of Flax")))
     for label, model, tracing, options in contestants(name, stem, args.capacity):
         if args.policy and label not in args.policy:
             continue
@@ -120,7 +121,7 @@ def run_model(name, args):
         else:
             cells += ["", ""]
         results.append({"model": name, "batch": batch, "policy": label} | row)
-        print(f"| {label} | {' | '.join(cells)} |", flush=True)
+        print(table_row((label, *cells)), flush=True)
     return results
 
 

@@ -15,8 +15,10 @@ from _measure import compiled_bytes, median_seconds, save
 from _plain import PlainConv, PlainDense, PlainNorm, without_our_gradients
 
 from mlg_jax import GenerationSpec, create_model
+from mlg_jax._tables import table_head, table_row
 from mlg_jax.models import BasicBlock, ResNet
 
+COLUMNS = ("batch", "network", "ms", "vs Flax", "temporary MiB", "vs Flax", "parameters MiB")
 PAPER = GenerationSpec.from_bits(2, 44, 3, 6, 3)
 
 
@@ -90,8 +92,7 @@ def main():
     args = parser.parse_args()
     dtype = None if args.dtype == "float32" else jnp.dtype(args.dtype)
     results = []
-    print("| batch | network | ms | vs Flax | temporary MiB | vs Flax | parameters MiB |")
-    print("|--:|---|--:|--:|--:|--:|--:|")
+    print(table_head(COLUMNS, "rlr"))
     for batch in args.batch:
         base = None
         for name, model in networks(dtype).items():
@@ -99,13 +100,16 @@ def main():
             base = base or row
             results.append({"batch": batch, "network": name, "dtype": args.dtype} | row)
             seconds, temporary = row["seconds"]["median"], row["bytes"]["temporary"]
-            print(
-                f"| {batch} | {name} | {1e3 * seconds:.1f} "
-                f"| {seconds / base['seconds']['median']:.2f} | {temporary / 2**20:.1f} "
-                f"| {temporary / base['bytes']['temporary']:.2f} "
-                f"| {row['bytes']['parameters'] / 2**20:.2f} |",
-                flush=True,
+            cells = (
+                str(batch),
+                name,
+                f"{1e3 * seconds:.1f}",
+                f"{seconds / base['seconds']['median']:.2f}",
+                f"{temporary / 2**20:.1f}",
+                f"{temporary / base['bytes']['temporary']:.2f}",
+                f"{row['bytes']['parameters'] / 2**20:.2f}",
             )
+            print(table_row(cells), flush=True)
     path = save(f"train_step_{args.dtype}", results, *([args.out] if args.out else []))
     print(f"written to {path}")
 

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent / "mlg_jax"
 LEVELS = [
-    {"_types", "_checks", "_errors", "_ordering"},
+    {"_types", "_checks", "_errors", "_ordering", "_tables"},
     {"_linear_vjp"},
     {"quant", "generation", "bitmap", "losses", "data"},
     {"layers", "remat", "memory", "export"},

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mlg_jax._tables import padded_table
 from mlg_jax.experiment._profile import (
     PLAIN,
     DensityProfile,
@@ -81,8 +82,16 @@ def profile_table(profile: Mapping[str, Any]) -> str:
     Args:
         profile: the content of `profile.json`.
     """
-    head = ("network", "policy", "batch", "kept MiB", "activations MiB", "temporaries MiB", "GFLOP")
-    rows = [head]
+    names = (
+        "network",
+        "policy",
+        "batch",
+        "kept MiB",
+        "activations MiB",
+        "temporaries MiB",
+        "GFLOP",
+    )
+    rows = []
     for name, network in profile["networks"].items():
         for label, measured in network["policies"].items():
             report, compiled = measured["report"], measured["report"]["compiled"] or {}
@@ -98,7 +107,7 @@ def profile_table(profile: Mapping[str, Any]) -> str:
                     _UNKNOWN if flops is None else f"{flops / 1e9:,.3f}",
                 )
             )
-    return _table(rows, num_words=2)
+    return padded_table(names, rows, "llr")
 
 
 def _network_json(network: NetworkProfile) -> dict[str, Any]:
@@ -216,17 +225,18 @@ def _network_markdown(name: str, network: NetworkProfile, pictures: Sequence[str
         parts += [f"### Batch sizes: {name}, {label}", _sweep_table(measured)]
         if measured.policy.capacities:
             capacities = [(segment, f"{c:.4f}") for segment, c in measured.policy.capacities]
-            parts += ["Capacities of the bitmaps:", _table([("segment", "capacity"), *capacities])]
+            parts += ["Capacities of the bitmaps:"]
+            parts += [padded_table(("segment", "capacity"), capacities)]
     return [*parts, f"### Densities: {name}", *_density_markdown(network.densities)]
 
 
 def _sweep_table(measured: PolicyProfile) -> str:
-    names = ("parameter", "gradient", "activation", "temporary")
-    rows: list[tuple[str, ...]] = [("batch", *(f"{name} MiB" for name in names))]
-    for row in measured.sweep:
-        sizes = [_mib(getattr(row, f"{name}_bytes")) for name in names]
-        rows.append((str(row.batch_size), *sizes))
-    return _table(rows, num_words=0)
+    kinds = ("parameter", "gradient", "activation", "temporary")
+    rows = [
+        (str(row.batch_size), *(_mib(getattr(row, f"{kind}_bytes")) for kind in kinds))
+        for row in measured.sweep
+    ]
+    return padded_table(("batch", *(f"{kind} MiB" for kind in kinds)), rows, "r")
 
 
 def _density_markdown(densities: DensityProfile) -> list[str]:
@@ -241,7 +251,7 @@ def _density_markdown(densities: DensityProfile) -> list[str]:
 
 
 def _storage_markdown(storage: Mapping[str, Any]) -> list[str]:
-    rows = [("storage", "other", "equally many bytes at density")]
+    rows = []
     for row in storage["crossovers"]:
         density = row["density"]
         rows.append((row["storage"], row["other"], "none" if density is None else f"{density:.5f}"))
@@ -250,26 +260,8 @@ def _storage_markdown(storage: Mapping[str, Any]) -> list[str]:
         f"Of {storage['num_elements']:,} entries of {storage['value_bits']} bits, as many as the "
         f'largest activation kept under "{PLAIN}" has.',
         "![storage](storage.png)",
-        _table(rows, num_words=2),
+        padded_table(("storage", "other", "equally many bytes at density"), rows, "llr"),
     ]
-
-
-def _table(rows: Sequence[tuple[str, ...]], num_words: int = 1) -> str:
-    """Markdown, padded; the first row is the head, the first `num_words` columns words."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if index < num_words else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = [
-        "-" * width if index < num_words else "-" * (width - 1) + ":"
-        for index, width in enumerate(widths)
-    ]
-    return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])])
 
 
 def _mib(num_bytes: int | None) -> str:

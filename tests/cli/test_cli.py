@@ -193,7 +193,7 @@ def test_wrong_images_give_one_line(path, tmp_path, image_paths, content, messag
 def test_files_without_preprocessing_cannot_take_images(tmp_path, model_and_variables, capsys):
     mlg_jax.save_packed(tmp_path / "model.mlg", *model_and_variables)
     assert main(["predict", str(tmp_path / "model.mlg"), "image.png"]) == 2
-    assert "does not say how images are to be preprocessed" in capsys.readouterr().err
+    assert "does not specify how images are preprocessed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["predict", "model.mlg"], ["bench"]])

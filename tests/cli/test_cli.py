@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 import mlg_jax
-from mlg_jax.cli import _inspect, _predict, main
+from mlg_jax.cli import _inspect, _main, _predict, main
 from mlg_jax.cli._options import write
 from mlg_jax.export import read_packed, write_packed
 from mlg_jax.train import CheckpointError
@@ -219,6 +219,14 @@ def test_our_own_faults_keep_their_traceback(monkeypatch, path, error):
     monkeypatch.setattr(_inspect, "read_packed", mock.Mock(side_effect=error))
     with pytest.raises((ValueError, TypeError, KeyError)):
         main(["inspect", str(path)])
+
+
+def test_every_argument_is_explained():
+    commands = next(a for a in _main._parser([])._actions if a.choices).choices
+    assert sorted(commands) == sorted(_main.COMMANDS)
+    for command, parser in commands.items():
+        for action in parser._actions:
+            assert action.help and len(action.help.split()) > 1, (command, action.dest)
 
 
 def test_pip_installs_the_command():

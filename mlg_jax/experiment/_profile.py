@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mlg_jax.config import ConfigError, RematConfig
-from mlg_jax.experiment._remat import AdaptiveRemat, MakeLoss
-from mlg_jax.experiment._tasks import Batches
+from mlg_jax.experiment._remat import AdaptiveRemat
+from mlg_jax.experiment._stage import Stage
 from mlg_jax.memory import (
     BatchMemory,
     DensityRow,
@@ -27,7 +27,6 @@ from mlg_jax.memory import (
 from mlg_jax.remat import RematSpec, measure_densities
 from mlg_jax.train import (
     LossFn,
-    TrainableRule,
     merge_params,
     replicate,
     shard_batch,
@@ -42,21 +41,6 @@ _BLOCKS, _PIECES = (
     RematSpec("bitmap_units"),
 )  # whose densities they report
 _log = logging.getLogger("mlg_jax.experiment")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A network as its stage trains it, and what it is trained on."""
-
-    model: Any
-    make_loss: MakeLoss
-    variables: Mapping[str, Any]
-    source: str  # of the variables, in words
-    batches: Batches
-    steps_per_epoch: int
-    accumulation_steps: int
-    is_trainable: TrainableRule | None
-    key: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +138,7 @@ def _arguments(network: Stage, mesh: Mesh) -> tuple[Any, ...]:
     """`(trained, frozen, state, key, batch)` on the devices; the batch is the last."""
     with contextlib.closing(network.batches.train(0, 0)) as batches:
         batch = next(batches)
-    num_rows = batch["image"].shape[0] // network.accumulation_steps
+    num_rows = batch["image"].shape[0] // network.config.train.accumulation_steps
     batch = jax.tree.map(lambda leaf: leaf[:num_rows], batch)
     state = {k: v for k, v in network.variables.items() if k != "params"}
     trained, frozen = split_params(network.variables["params"], network.is_trainable)
@@ -184,7 +168,7 @@ def _densities(network: Stage, mesh: Mesh) -> DensityProfile:
     variables = replicate(dict(network.variables), mesh)
     stats = None
     with contextlib.closing(network.batches.train(0, 0)) as batches:
-        for index, batch in zip(range(network.steps_per_epoch), batches, strict=False):
+        for index, batch in zip(range(network.dataset.steps_per_epoch), batches, strict=False):
             image = shard_batch(batch["image"], mesh)
             if stats is None:
                 kinds = _kinds(network, variables, image)

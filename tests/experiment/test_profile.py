@@ -117,8 +117,8 @@ def test_numbers_are_those_of_a_memory_report(profiled):
     _, profile, _ = profiled
     name = "student"  # its batch has the teacher's logits, too
     run = _Experiment(parse_config(small()), profiled[0])
-    model, make_loss = run._as_trained(name)
-    params = run._fresh(model)
+    stage = run._student_stage(run._fresh(run._student), "fresh", lambda: run._fresh(run._teacher))
+    params = dict(stage.variables)
     state = {"batch_stats": params.pop("batch_stats")}
     batch = {
         "image": np.zeros((8, 8, 8, 3), np.float32),
@@ -128,7 +128,7 @@ def test_numbers_are_those_of_a_memory_report(profiled):
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params["params"], state, batch)
     )
-    loss_fn = make_loss(model)
+    loss_fn = stage.make_loss(stage.model)
     expected = memory_report(
         lambda p, s, b: loss_fn(p, s, b, jax.random.key(0), True), *shapes, argnums=0, has_aux=True
     )

@@ -1,4 +1,4 @@
-"""The schema: what configuration files say arrives typed; what does not fit is named."""
+"""The schema: valid configurations become typed specs; errors name the key."""
 
 import json
 import pathlib

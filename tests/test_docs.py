@@ -1,4 +1,4 @@
-"""Documents tell the truth: their code runs, their links lead somewhere, their commands exist."""
+"""Documentation: its code runs, and its links and commands exist."""
 
 import pathlib
 import re
@@ -25,7 +25,7 @@ def test_named_files_exist(path):
 
 
 def test_readme_code_runs(tmp_path, monkeypatch):
-    """One block after the other, as a reader would type them."""
+    """Runs the blocks in order, as a reader would."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert blocks

@@ -1,4 +1,4 @@
-"""The profile of a configuration as JSON, markdown and pictures."""
+"""The memory profile of an experiment as JSON, Markdown and figures."""
 
 import collections
 import dataclasses
@@ -29,17 +29,17 @@ from mlg_jax.train import WorkDirError
 PROFILE_DIR = "profile"
 
 _MIB = 2**20
-_NUM_POINTS = 101  # of a curve: steps of 1 %
-_NUM_OPERATIONS = 8  # in a picture by colours of their own; the rest is one more
+_NUM_POINTS = 101  # of a curve, in steps of 1 %
+_NUM_OPERATIONS = 8  # shown separately in a figure; the rest is summed up
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 _UNKNOWN = "not known"
 
 
 def make_profile_dir(work_dir: Path) -> Path:
-    """The only directory that a profile writes to; a training may go on beside it.
+    """Makes the only directory that a profile writes to, so that it may run beside a training.
 
     Raises:
-        WorkDirError: it cannot be made.
+        WorkDirError: the directory cannot be made.
     """
     directory = work_dir / PROFILE_DIR
     try:
@@ -52,12 +52,12 @@ def make_profile_dir(work_dir: Path) -> Path:
 def write_profile(
     directory: Path, config: Mapping[str, Any], networks: Mapping[str, NetworkProfile]
 ) -> dict[str, Any]:
-    """Writes `profile.json`, `profile.md` and the pictures.
+    """Writes `profile.json`, `profile.md` and the figures.
 
     Args:
-        directory: as from `make_profile_dir`.
+        directory: from `make_profile_dir`.
         config: the whole configuration.
-        networks: as from `profile_networks`.
+        networks: from `profile_networks`.
 
     Returns:
         The content of `profile.json`.
@@ -77,7 +77,7 @@ def write_profile(
 
 
 def profile_table(profile: Mapping[str, Any]) -> str:
-    """Bytes of each network under "none" and under the policy, a table that reads as text too.
+    """A table of each network's memory under "none" and under the policy, legible as plain text.
 
     Args:
         profile: the content of `profile.json`.
@@ -161,7 +161,7 @@ def _storage(num_elements: int, value_bits: int) -> dict[str, Any]:
 def _draw(
     directory: Path, profile: Mapping[str, Any], networks: Mapping[str, NetworkProfile]
 ) -> dict[str, list[str]]:
-    """Draws the pictures; their file names by network, those of no network under ""."""
+    """Draws the figures; returns file names by network, with general ones under ""."""
     pictures: dict[str, list[str]] = {"": ["storage.png"]}
     storage = profile["storage"]
     plot_storage(directory / "storage.png", storage["densities"], storage["curves"])
@@ -180,7 +180,7 @@ def _draw(
 
 
 def _operations(network: NetworkProfile) -> dict[str, dict[str, int]]:
-    """Bytes of the activations by operation and policy, small ones together as "other"."""
+    """Bytes of the activations by policy and operation, with small operations summed as "other"."""
     sizes = {k: p.report.bytes_by_operation for k, p in network.policies.items()}
     total: collections.Counter[str] = collections.Counter()
     for by_operation in sizes.values():
@@ -203,9 +203,9 @@ def _markdown(
     parts = [
         "# Memory profile",
         profile_table(profile),
-        "Kept: all that the backward pass waits for, parameters among it; activations: what is "
-        "alive for it alone; on several devices the sum over them. Temporaries and FLOPs: of the "
-        "compiled value and gradient, on one device, without the optimiser.",
+        "Kept: all residuals of the backward pass, including parameters. Activations: residuals "
+        "that only the backward pass needs. Both are sums over all devices. Temporaries and FLOPs: "
+        "of the compiled loss and gradient, per device, without the optimiser.",
         f"{profile['device']}, Python {profile['python']}, {versions}.",
     ]
     for name, network in networks.items():
@@ -243,7 +243,7 @@ def _density_markdown(densities: DensityProfile) -> list[str]:
     if not densities.by_layer:
         return ["No segment of this model reports a density."]
     return [
-        "Share of entries that are not zero in what each segment is given, over an epoch of "
+        "Share of non-zero entries in the input of each segment, over an epoch of "
         f"{densities.num_batches} batches.",
         densities_to_markdown(densities.by_kind),
         densities_to_markdown(densities.by_layer),
@@ -257,10 +257,10 @@ def _storage_markdown(storage: Mapping[str, Any]) -> list[str]:
         rows.append((row["storage"], row["other"], "none" if density is None else f"{density:.5f}"))
     return [
         "## Storages",
-        f"Of {storage['num_elements']:,} entries of {storage['value_bits']} bits, as many as the "
-        f'largest activation kept under "{PLAIN}" has.',
+        f"For {storage['num_elements']:,} entries of {storage['value_bits']} bits, the size of the "
+        f'largest activation kept under "{PLAIN}".',
         "![storage](storage.png)",
-        padded_table(("storage", "other", "equally many bytes at density"), rows, "llr"),
+        padded_table(("storage", "other", "equal size at density"), rows, "llr"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The report of an experiment: what it reached, at which size, as markdown, pictures and JSON."""
+"""The report of an experiment, accuracies and sizes, as Markdown, figures and JSON."""
 
 import importlib.metadata
 import json
@@ -27,12 +27,12 @@ def write_report(
     """Writes `report.md`, `summary.json`, `curves.png` and `sizes.png`.
 
     Args:
-        directory: made if it is not there.
+        directory: where to write; created if missing.
         config: the whole configuration.
-        results: `{"student": {"test_accuracy": ..., "test_loss": ...}, ...}`, and of the packed
-            student, if there is one, `{"packed": {"file": ..., "bytes": ...}}`.
+        results: `{"student": {"test_accuracy": ..., "test_loss": ...}, ...}`, and, if there is a
+            packed student, `{"packed": {"file": ..., "bytes": ...}}`.
         sizes: of the student.
-        curves: metrics lines of the stages that were trained.
+        curves: metrics of the trained stages, by name.
     """
     directory.mkdir(parents=True, exist_ok=True)
     total = sizes.total

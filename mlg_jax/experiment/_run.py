@@ -1,4 +1,4 @@
-"""The stages of an experiment, each of which resumes where it was stopped."""
+"""The stages of an experiment; each resumes where it was interrupted."""
 
 import functools
 import json
@@ -53,7 +53,7 @@ Variables = dict[str, Any]
 
 
 class _Experiment:
-    """The stages share data, models and mesh."""
+    """Data, models and mesh of an experiment, and the stages that share them."""
 
     def __init__(self, config: ExperimentConfig, directory: Path) -> None:
         self._config, self._directory = config, directory
@@ -77,12 +77,12 @@ class _Experiment:
             activation_bits=config.generation.activation_bits,
         )
         for model in (self._teacher, self._make_student(implementation="auto")):
-            self._shapes(model)  # raises where the images do not fit the network
+            self._shapes(model)  # raises if the images do not fit the network
 
     def claim(self) -> None:
-        """Binds the directory to the configuration, now that it has proved to fit the data."""
+        """Binds the directory to the configuration, which has been checked against the data."""
         bind_work_dir(self._directory, to_json(self._config))
-        _ = self._student  # measured before anything is trained
+        _ = self._student  # may measure implementations, before anything is trained
 
     @functools.cached_property
     def _student(self) -> nn.Module:
@@ -127,7 +127,7 @@ class _Experiment:
             ),
             store=store,
         )
-        wait_for_all("projected")  # until then another one may still look for the files
+        wait_for_all("projected")  # until then other processes may still look for the files
         if is_first:
             save_projection(self._projection_path, projection, store)
         wait_for_all("projection saved")
@@ -140,7 +140,7 @@ class _Experiment:
         self._train(self._student_stage(variables, start, self._teacher_variables))
 
     def profile(self) -> dict[str, Any]:
-        """Memory of both stages with the variables that are there; fresh ones where none are."""
+        """Measures the memory of both stages, with the latest variables."""
         directory = make_profile_dir(self._directory)
         teacher = self._teacher_stage(*self._teacher_so_far())
         student = self._student_stage(*self._student_so_far(), lambda: teacher.variables)
@@ -149,7 +149,7 @@ class _Experiment:
         return write_profile(directory, to_json(self._config), found)
 
     def report(self) -> dict[str, Any]:
-        """Reads the test set, once, and writes the report and the packed student."""
+        """Evaluates on the test set, and writes the report and the packed student."""
         batches = Batches(self._dataset, self._key)
         variables = {"teacher": (self._teacher, self._teacher_variables())}
         if self._config.student.start == "projected":
@@ -171,14 +171,14 @@ class _Experiment:
         if jax.process_index() == 0:
             try:
                 summary |= self._packed(variables["student"][1], summary["student"])
-            except ConfigError as error:  # the report of a long training is worth more
+            except ConfigError as error:  # must not prevent the report
                 _log.warning("%s", error)
             write_report(self._directory / "report", to_json(self._config), summary, sizes, curves)
         wait_for_all("report")
         return json.loads((self._directory / "report/summary.json").read_text())
 
     def _implementations(self) -> dict[str, dict[str, int]]:
-        """How many of the student's layers `auto` runs how."""
+        """The number of the student's layers by implementation, in inference and in training."""
         size = self._input_shape[1:]
         training = (self._config.data.batch_size, *size)
         return {
@@ -189,7 +189,7 @@ class _Experiment:
         }
 
     def export(self) -> dict[str, Any]:
-        """Writes the packed student; the test set stays unread."""
+        """Writes the packed student, without reading the test set."""
         variables, metrics = self._trained("student"), {}
         if self._dataset.num_validation:
             batches = Batches(self._dataset, self._key).validation()
@@ -200,7 +200,7 @@ class _Experiment:
         return packed
 
     def _packed(self, variables: Variables, metrics: Mapping[str, float]) -> dict[str, Any]:
-        """The entry `packed` of a summary: the file just written."""
+        """Writes the packed student; returns its entry of a summary."""
         student = (self._student, variables)
         return {"packed": export_student(self._directory, *student, self._dataset, metrics)}
 
@@ -266,7 +266,7 @@ class _Experiment:
         return jax.jit(model.init)(jax.random.fold_in(self._key, 4), jnp.zeros(self._input_shape))
 
     def _teach(self, variables: Variables) -> Any:
-        """Teacher logits of normalised images, compiled; its variables are on every device."""
+        """A compiled function from normalised images to the teacher's logits."""
         variables = replicate(variables, self._mesh)
         apply = jax.jit(functools.partial(self._teacher.apply, train=False))
         return lambda image: apply(variables, image)

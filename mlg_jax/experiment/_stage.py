@@ -1,4 +1,4 @@
-"""A training stage as a value: a network, its loss, its data and what it starts from."""
+"""A training stage as a value: a network with its loss, its data and its initial variables."""
 
 import dataclasses
 import functools

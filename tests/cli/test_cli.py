@@ -1,4 +1,4 @@
-"""The command `mlg`: what it writes, and one helpful line with a status for everything wrong."""
+"""The command `mlg`: its output, and one line with status 2 for every input error."""
 
 import dataclasses
 import io
@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def image_paths(tmp_path_factory):
-    """Images as large as the network's, so that reading them changes no pixel."""
+    """Images of the network's size, so that reading does not change pixels."""
     directory = tmp_path_factory.mktemp("images")
     paths = [str(directory / f"{index}.png") for index in range(3)]
     for path, pixels in zip(paths, _trained.pixels(3), strict=True):
@@ -50,7 +50,7 @@ def test_predict_writes_json(path, image_paths, probabilities, capsys):
 
 
 def test_predict_writes_every_class_of_a_small_network(path, image_paths, probabilities, capsys):
-    """`--top` is 5 and there are 4; a larger, grey JPEG is cut, resized and coloured."""
+    """`--top` defaults to 5, more than the 4 classes; a larger grey JPEG is converted."""
     grey = pathlib.Path(image_paths[0]).with_name("grey.jpg")
     PIL.Image.new("L", (50, 40), 128).save(grey)
     assert main(["predict", str(path), image_paths[0], str(grey)]) == 0
@@ -118,7 +118,7 @@ HARMLESS = ("cat\\x1b[2J", "99.99%\\n  99.99%  dog", "eel\\ud800", "\\u202efox\\
 
 @pytest.fixture
 def hostile_path(path, tmp_path):
-    """A file whose names and metadata would do something to a terminal."""
+    """A file whose names and metadata contain terminal control sequences."""
     packed = read_packed(path)
     more = {"class_names": HOSTILE, "note\x1b[1m": "\x07" * 10**5, "metrics": {"a\nb": 1.0}}
     write_packed(

@@ -1,4 +1,4 @@
-"""`config.remat` through the training of a stage."""
+"""`config.remat` in the training of a stage."""
 
 import typing
 

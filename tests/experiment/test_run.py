@@ -42,7 +42,7 @@ def settings(**student):
             "coeff_in_bits": 6,
             "coeff_out_bits": 4,
             "weight_bits": 8,
-            "implementation": "generate",  # compiles fastest; the others are tested for themselves
+            "implementation": "generate",  # compiles fastest; the others have their own tests
         },
         "teacher": {"train": loop},
         "projection": {"num_steps": 40},

@@ -1,10 +1,10 @@
-"""Inference from a file: bytes, cold start, latency, throughput; ours beside dense networks.
+"""Inference from a file (bytes, cold start, latency, throughput), compared with dense networks.
 
     python benchmarks/engine.py [--contestant NAME ...] [--runs 100] [--out DIR]
 
-ResNet-18 / CIFAR from pixels to logits, each contestant in processes of its own. Cold start is from
-the start of the process to the first logits at batch 1; "cached" is the same with JAX's persistent
-compilation cache filled. PyTorch and ONNX Runtime take part where they are installed.
+ResNet-18 for CIFAR from pixels to logits, each contestant in its own processes. Cold start is the
+time from the start of the process to the first logits at batch 1; "cached" is the same with JAX's
+persistent compilation cache filled. PyTorch and ONNX Runtime take part if they are installed.
 """
 
 import argparse
@@ -40,7 +40,7 @@ CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def work(name, path, started, num_runs):
-    """Measures one contestant; in a process of its own."""
+    """Measures one contestant in the current process."""
     contestant = CONTESTANTS[name]
     importlib.import_module(contestant.module)
     seconds = {"import": time.time() - started}
@@ -62,7 +62,7 @@ def work(name, path, started, num_runs):
 
 
 def timed(call, num_runs):
-    """Seconds of each call, after two that do not count."""
+    """Seconds of each call, after two warm-up calls."""
     seconds = []
     for _ in range(num_runs + 2):
         begin = time.perf_counter()
@@ -72,7 +72,7 @@ def timed(call, num_runs):
 
 
 def spawn(name, path, num_runs, **extra_environment):
-    """`work` in a new process, and its result."""
+    """Runs `work` in a new process and returns its result."""
     command = [sys.executable, __file__, "--worker", name, str(path), repr(time.time())]
     done = subprocess.run(
         [*command, "--runs", str(num_runs)],
@@ -85,7 +85,7 @@ def spawn(name, path, num_runs, **extra_environment):
 
 
 def measure(name, directory, num_runs):
-    """All figures of one contestant."""
+    """Measures everything for one contestant."""
     path = pathlib.Path(directory) / name.replace(" ", "_")
     writer = "import sys, _engines; _engines.CONTESTANTS[sys.argv[1]].write(sys.argv[2])"
     here = pathlib.Path(__file__).parent
@@ -118,9 +118,11 @@ def as_cells(row):
 
 def main():
     """Measures and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--contestant", nargs="+", default=installed(), choices=list(CONTESTANTS))
-    parser.add_argument("--runs", type=int, default=100, help="calls at batch 1")
+    parser.add_argument("--runs", type=int, default=100, help="timed calls at batch 1")
     parser.add_argument("--out", default=str(RESULTS), help="directory of the JSON file")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()

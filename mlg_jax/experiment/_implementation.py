@@ -42,8 +42,8 @@ def student_implementation(
         return implementation
     if jax.process_count() > 1:
         raise ConfigError(
-            "generation.implementation must be fixed or 'auto' in a run of several processes, since "
-            f"each would make its own choices; got {MEASURED!r}."
+            "generation.implementation must be fixed or 'auto' in a run of several processes, "
+            f"since each would make its own choices; got {MEASURED!r}."
         )
     rows = config.data.batch_size // config.student.train.accumulation_steps // num_devices
     dtype: Any = compute_dtype(config.model.dtype) or jnp.float32

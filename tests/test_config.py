@@ -103,11 +103,11 @@ def test_transfer_and_pruning_are_off_unless_asked_for():
         (["teacher.train.pruning.every_steps=5"], r"pruning\.final_sparsity is missing"),
         (
             ["teacher.trainable=biases"],
-            r"config\.teacher: `trainable` must be 'all' where .* random values; got 'biases'",
+            r"config\.teacher: `trainable` must be 'all' if .* random values; got 'biases'",
         ),
         (
             ["student.trainable=classifier", "student.start=random"],
-            r"config\.student: `trainable` must be 'all' where .* random values; got 'classifier'",
+            r"config\.student: `trainable` must be 'all' if .* random values; got 'classifier'",
         ),
         (
             ["teacher.init_checkpoint=a", "teacher.trainable=head"],

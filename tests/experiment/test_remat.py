@@ -104,7 +104,7 @@ def test_auto_takes_the_fastest_that_fits_or_names_the_least_budget():
     [
         ({"policy": "bitmaps"}, "config.remat: `policy` must be one of .*auto.*; got 'bitmaps'"),
         ({"policy": "auto"}, "`budget_mib` must be a number for policy 'auto'"),
-        ({"policy": "blocks", "budget_mib": 3.0}, "None for the others; got 3.0 for 'blocks'"),
+        ({"policy": "blocks", "budget_mib": 3.0}, "None for all others; got 3.0 for 'blocks'"),
         ({"capacity": 0.0}, "`capacity` must be"),
         ({"capacity": 1.5}, "`capacity` must be"),
         ({"margin": -0.1}, "`margin` must be"),

@@ -20,6 +20,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The files, the network, and the preprocessing of its images."""
     parser.add_argument("file", metavar="FILE", help=f"state dict ({', '.join(SUFFIXES)})")
     parser.add_argument("output", metavar="OUTPUT", help="packed model to write")
+    _add_network_arguments(parser)
+    parser.add_argument("--class-names", metavar="FILE", help="text file with one name per line")
+    add_json_argument(parser)
+    _add_preprocessing_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the packed model."""
+    spec, class_names = _spec(args), _lines(args.class_names)
+    preprocessing = _preprocessing(args, spec.create().input_shape)
+    model, variables = import_torch(read_torch(args.file), spec, options=_OPTIONS)
+    num_classes = model.spec.num_classes
+    num_bytes = save_packed(
+        args.output,
+        model,
+        variables,
+        preprocessing=preprocessing,
+        class_names=class_names,
+    )
+    result = {"file": args.output, "file_bytes": num_bytes, "num_classes": num_classes}
+    text = f"{num_bytes:,} bytes, {num_classes} classes\n"
+    sys.stdout.write(json.dumps(result) + "\n" if args.json else text)
+    return 0
+
+
+def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         required=True,
@@ -61,8 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="bits of the inputs of convolutions and classifier (default: not quantised)",
     )
-    parser.add_argument("--class-names", metavar="FILE", help="text file with one name per line")
-    add_json_argument(parser)
+
+
+def _add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "preprocessing",
         "stored in the file, so that the model accepts pixels; omit all or give "
@@ -88,25 +115,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="height and width to which images are resized (default: the network's usual size)",
     )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Writes the packed model."""
-    spec, class_names = _spec(args), _lines(args.class_names)
-    preprocessing = _preprocessing(args, spec.create().input_shape)
-    model, variables = import_torch(read_torch(args.file), spec, options=_OPTIONS)
-    num_classes = model.spec.num_classes
-    num_bytes = save_packed(
-        args.output,
-        model,
-        variables,
-        preprocessing=preprocessing,
-        class_names=class_names,
-    )
-    result = {"file": args.output, "file_bytes": num_bytes, "num_classes": num_classes}
-    text = f"{num_bytes:,} bytes, {num_classes} classes\n"
-    sys.stdout.write(json.dumps(result) + "\n" if args.json else text)
-    return 0
 
 
 def _spec(args: argparse.Namespace) -> ModelSpec:

@@ -246,7 +246,7 @@ class _Experiment:
         )
 
     def _student_stage(
-        self, variables: Variables, source: str, teacher: Callable[[], Variables]
+        self, variables: Variables, source: str, teacher: Callable[[], Mapping[str, Any]]
     ) -> Stage:
         """`teacher` is called only if the loss needs the teacher's logits."""
         config = self._config.student
@@ -265,7 +265,7 @@ class _Experiment:
     def _fresh(self, model: nn.Module) -> Variables:
         return jax.jit(model.init)(jax.random.fold_in(self._key, 4), jnp.zeros(self._input_shape))
 
-    def _teach(self, variables: Variables) -> Any:
+    def _teach(self, variables: Mapping[str, Any]) -> Any:
         """A compiled function from normalised images to the teacher's logits."""
         variables = replicate(variables, self._mesh)
         apply = jax.jit(functools.partial(self._teacher.apply, train=False))

@@ -214,7 +214,9 @@ def test_teacher_of_another_model(finished, tmp_path):
     raw = settings()
     raw["teacher"]["checkpoint"] = str(directory / "teacher/checkpoints")
     raw["model"]["width"] = 0.5
-    with pytest.raises(CheckpointError, match=r"of another model: batch_stats/.* is \(16,\) there"):
+    with pytest.raises(
+        CheckpointError, match=r"belongs to another model: batch_stats/.* is \(16,\) there"
+    ):
         run_experiment(parse_config(raw), tmp_path)
     raw["teacher"]["checkpoint"] = str(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="No checkpoint in .*nothing: there is no such dir"):

@@ -1,4 +1,4 @@
-"""Usage: python launch.py --config=configs/NAME.py [--workdir=DIR] [--mode=M] [--config.a.b=X]."""
+"""Runs an experiment; `python launch.py --help` explains the options."""
 
 import sys
 

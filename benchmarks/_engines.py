@@ -1,7 +1,7 @@
-"""ResNet-18 / CIFAR behind one interface: a file, loaded, takes pixels and gives logits.
+"""ResNet-18 for CIFAR in several engines with one interface: write, load, pixels to logits.
 
-Each contestant imports what it needs when it needs it, first its `module`: imports are a part of
-its cold start. It takes part where its `packages` are installed.
+Each contestant imports its libraries on demand, starting with `module`, because imports are part of
+its cold start. It takes part only if its `packages` are installed.
 """
 
 import functools
@@ -15,7 +15,7 @@ SIZE = 32
 
 
 class Packed:
-    """Our packed file, 2-44-3-6-3 and an 8-bit classifier."""
+    """A packed file of this library: 2-44-3-6-3, 8-bit classifier."""
 
     packages, module = ("mlg_jax",), "mlg_jax"
 
@@ -23,7 +23,7 @@ class Packed:
         self.options = options
 
     def write(self, path):
-        """Random weights: none of the figures depends on them."""
+        """Writes random weights; no measurement depends on them."""
         import jax
         import jax.numpy as jnp
 
@@ -37,7 +37,7 @@ class Packed:
         save_packed(path, model, variables, preprocessing=preprocessing)
 
     def load(self, path):
-        """The predictor."""
+        """Loads the predictor."""
         from mlg_jax import load_packed
 
         self.predictor = load_packed(path, batch_sizes=(1, 128), **self.options)
@@ -47,18 +47,18 @@ class Packed:
 
     @property
     def resident_bytes(self):
-        """Of the weights between calls."""
+        """Bytes of the weights between calls."""
         return self.predictor.resident_bytes
 
 
 class FlaxDense:
-    """The same network of Flax's own layers, its variables in an npz file."""
+    """The same network from Flax's own layers, with its variables in an npz file."""
 
     packages, module = ("flax",), "mlg_jax.models"
 
     @property
     def model(self):
-        """Flax's."""
+        """The Flax network."""
         from _plain import PlainConv, PlainDense, PlainNorm
 
         from mlg_jax.models import BasicBlock, ResNet
@@ -67,7 +67,7 @@ class FlaxDense:
         return ResNet((2, 2, 2, 2), BasicBlock, num_classes=10, **layers)
 
     def write(self, path):
-        """Uncompressed."""
+        """Writes an uncompressed npz file."""
         import jax
         import jax.numpy as jnp
         from flax import traverse_util
@@ -79,7 +79,7 @@ class FlaxDense:
             np.savez(file, **{name: np.asarray(value) for name, value in flat.items()})
 
     def load(self, path):
-        """Arrays on the device, and the jitted network."""
+        """Puts the arrays on the device and jits the network."""
         import jax
         import jax.numpy as jnp
         from flax import traverse_util
@@ -99,32 +99,32 @@ class FlaxDense:
 
     @property
     def resident_bytes(self):
-        """Of the weights between calls."""
+        """Bytes of the weights between calls."""
         import jax
 
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self.variables))
 
 
 class TorchDense:
-    """The same network in PyTorch, its state dict in a file."""
+    """The same network in PyTorch, with its state dict in a file."""
 
     packages, module = ("torch",), "torch"
 
     @functools.cached_property
     def model(self):
-        """PyTorch's."""
+        """The PyTorch network."""
         from _torch_resnet import resnet18
 
         return resnet18(MEAN, STD).eval()
 
     def write(self, path):
-        """As PyTorch saves it."""
+        """Saves the state dict."""
         import torch
 
         torch.save(self.model.state_dict(), path)
 
     def load(self, path):
-        """Into a new network."""
+        """Loads the state dict into a new network."""
         import torch
 
         self.model.load_state_dict(torch.load(path, weights_only=True))
@@ -137,17 +137,17 @@ class TorchDense:
 
     @property
     def resident_bytes(self):
-        """Of the weights between calls."""
+        """Bytes of the weights between calls."""
         return sum(t.numel() * t.element_size() for t in self.model.state_dict().values())
 
 
 class OnnxDense(TorchDense):
-    """PyTorch's network in ONNX Runtime."""
+    """The PyTorch network in ONNX Runtime."""
 
     packages, module = ("torch", "onnx", "onnxscript", "onnxruntime"), "onnxruntime"
 
     def write(self, path):
-        """By PyTorch's exporter, any batch size, weights inside."""
+        """Exports from PyTorch for any batch size, with weights in the file."""
         import torch
 
         pixels = torch.zeros((2, SIZE, SIZE, 3), dtype=torch.uint8)
@@ -156,7 +156,7 @@ class OnnxDense(TorchDense):
         program.save(path, external_data=False)
 
     def load(self, path):
-        """A session with default options."""
+        """Opens a session with default options."""
         import onnxruntime
 
         self.num_bytes = pathlib.Path(path).stat().st_size
@@ -167,7 +167,7 @@ class OnnxDense(TorchDense):
 
     @property
     def resident_bytes(self):
-        """As much as the file; the runtime does not say."""
+        """The size of the file, because the runtime does not report it."""
         return self.num_bytes
 
 
@@ -184,7 +184,7 @@ CONTESTANTS = {
 
 
 def installed():
-    """The names whose packages are there."""
+    """The contestants whose packages are installed."""
     return [
         name
         for name, contestant in CONTESTANTS.items()

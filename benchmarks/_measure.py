@@ -1,4 +1,4 @@
-"""How benchmarks measure: compile first, wait for results, medians, machine and versions."""
+"""Measurement for benchmarks: warm-up, blocking until ready, medians, machine and versions."""
 
 import importlib.metadata
 import json
@@ -14,7 +14,7 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def median_seconds(call, *, num_runs, min_seconds=0.0):
-    """Median and quartile spread of `call()` in seconds, the result waited for; one warm-up."""
+    """Median and quartiles of `call()` in seconds, until its result is ready; one warm-up call."""
     jax.block_until_ready(call())
     times, start = [], time.perf_counter()
     while len(times) < num_runs or time.perf_counter() - start < min_seconds:
@@ -41,7 +41,7 @@ def compiled_bytes(compiled):
 
 
 def environment():
-    """What the figures were measured on."""
+    """The machine and the versions, to be stored with every result."""
     packages = ("jax", "jaxlib", "flax", "numpy")
     return {
         "device": jax.devices()[0].device_kind,

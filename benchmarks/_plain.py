@@ -1,4 +1,4 @@
-"""The same architectures from Flax's own layers, as plain JAX would train them."""
+"""The same architectures from Flax's own layers, trained as plain JAX does."""
 
 import contextlib
 from unittest import mock
@@ -37,18 +37,18 @@ class PlainDense(nn.Dense):
 
 
 class CheckpointedBlocks:
-    """`flax.linen.remat` of every block: takes a policy's place in a model."""
+    """`flax.linen.remat` around every block, in place of a policy."""
 
     def stem(self, fn, name="stem", **_):
-        """The first block."""
+        """Checkpoints the stem."""
         return nn.remat(fn)
 
     def block(self, fn, name="", **_):
-        """A block."""
+        """Checkpoints a block."""
         return nn.remat(fn)
 
     def unit(self, fn, name="", **_):
-        """Units are computed with their block."""
+        """Units belong to the checkpoint of their block."""
         return fn
 
 
@@ -61,7 +61,7 @@ def plain_max_pool(x, window, strides, padding=((0, 0), (0, 0))):
 
 @contextlib.contextmanager
 def without_our_gradients():
-    """While a model is traced: pooling and branches as JAX differentiates them."""
+    """Within this context, models are traced with JAX's own gradients of pooling and branches."""
     modules = ("resnet", "_stages", "squeezenet")
     with contextlib.ExitStack() as stack:
         for name in modules:

@@ -1,4 +1,4 @@
-"""ResNet-18 / CIFAR in PyTorch, from pixels to logits."""
+"""ResNet-18 for CIFAR in PyTorch, from pixels to logits."""
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ class Block(nn.Module):
             self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(channels))
 
     def forward(self, x):
-        """As published."""
+        """Computes the block."""
         y = functional.relu(self.norm1(self.conv1(x)))
         return functional.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
@@ -44,12 +44,12 @@ class ResNet(nn.Module):
         self.classifier = nn.Linear(512, 10, bias=False)
 
     def forward(self, pixels):
-        """Preprocessing included."""
+        """Preprocesses and classifies pixels."""
         x = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
         x = functional.relu(self.norm(self.stem(x)))
         return self.classifier(self.blocks(x).mean((2, 3)))
 
 
 def resnet18(mean, std):
-    """A fresh one."""
+    """A ResNet-18 with random weights."""
     return ResNet(mean, std)

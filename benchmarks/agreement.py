@@ -1,14 +1,14 @@
-"""Trains under a policy and compares its gradients with those of plain JAX at the same parameters.
+"""Trains under a policy and compares its gradients with those of the policy `none`.
 
     python benchmarks/agreement.py [--steps 300] [--every 30] [--policy bitmap_blocks]
     python benchmarks/agreement.py --width 0.25 --seeds 0 1 2 --curves none bitmap_blocks
     python benchmarks/agreement.py --draw
 
-Real CIFAR-10 through tensorflow-datasets, batch 32, AdamW. At every `--every`th step the gradients
-of `none` and of the policy are taken of the same batch at the same parameters; the difference is
-relative to the largest entry of all. With `--curves` each policy is trained alone, for its losses
-and its accuracy on the test images. `--draw` makes the pictures of the curves and of memory, time
-and accuracy from what this and `memory.py` have written.
+ResNet-18 on CIFAR-10 from tensorflow-datasets, batch 32, AdamW. Every `--every` steps, gradients of
+`none` and of the policy are computed for the same batch and parameters; the difference is relative
+to the largest entry. With `--curves`, each policy is trained on its own, for its losses and its
+test accuracy. `--draw` draws loss curves, and memory, time and accuracy, from the results of this
+script and of `memory.py`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from mlg_jax.remat import RematSpec, choose_capacities, measure_densities
 
 
 def loss_function(model):
-    """Mean cross-entropy with new statistics."""
+    """Value and gradient of the mean cross-entropy, with updated statistics."""
 
     def loss(params, state, batch, key):
         logits, updated = model.apply(
@@ -48,7 +48,7 @@ def loss_function(model):
 
 
 def difference(got, wanted):
-    """Largest difference of two trees, relative to the largest entry."""
+    """The largest difference between two trees, relative to the largest entry."""
     scale = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(wanted))
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True)
     return max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs) / scale
@@ -65,7 +65,7 @@ def batches(dataset):
 
 
 def test_accuracy(dataset, model, params, state):
-    """Share of all test images that are classified right."""
+    """Share of the test images that are classified correctly."""
 
     @jax.jit
     def is_right(image, label):
@@ -81,7 +81,7 @@ def test_accuracy(dataset, model, params, state):
 
 
 def run(args, seed, policy):
-    """Losses of the steps, and the differences found."""
+    """Trains with one seed and policy; returns losses, differences and test accuracy."""
     dataset = load_dataset(DataSpec(name="cifar10", batch_size=32, num_validation=0, seed=seed))
     model = create_model("resnet18", num_classes=10, width=args.width, remat="bitmap_units")
     variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)))
@@ -126,7 +126,7 @@ def run(args, seed, policy):
 
 
 def draw():
-    """`loss_curves.png` and `memory_time_accuracy.png` into docs/images."""
+    """Draws `loss_curves.png` and `memory_time_accuracy.png` into docs/images."""
     images = pathlib.Path(__file__).parent.parent / "docs" / "images"
     images.mkdir(parents=True, exist_ok=True)
     runs = json.loads((RESULTS / "agreement_curves_cpu.json").read_text())["results"]
@@ -145,7 +145,7 @@ def draw():
 
 
 def smooth(losses, width=10):
-    """Means of `width` steps, as lines of metrics."""
+    """Means over `width` steps, in the format of metrics files."""
     means = np.reshape(losses[: len(losses) // width * width], (-1, width)).mean(axis=1)
     return [
         {"kind": "train", "step": width * (i + 1), "loss": loss} for i, loss in enumerate(means)
@@ -154,14 +154,16 @@ def smooth(losses, width=10):
 
 def main():
     """Runs every seed and policy and writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--every", type=int, default=30)
-    parser.add_argument("--policy", default="bitmap_blocks")
-    parser.add_argument("--width", type=float, default=1.0)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--curves", nargs="+", metavar="POLICY")
-    parser.add_argument("--draw", action="store_true")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=300, help="training steps")
+    parser.add_argument("--every", type=int, default=30, help="steps between comparisons")
+    parser.add_argument("--policy", default="bitmap_blocks", help="policy to compare with none")
+    parser.add_argument("--width", type=float, default=1.0, help="factor on all channel counts")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run per seed")
+    parser.add_argument("--curves", nargs="+", metavar="POLICY", help="train each policy alone")
+    parser.add_argument("--draw", action="store_true", help="only draw the figures")
     args = parser.parse_args()
     if args.draw:
         return draw()

@@ -1,13 +1,13 @@
-"""Times every implementation of every layer shape of our models and fits the cost model of `auto`.
+"""Times every implementation for each layer shape of the models; fits the cost model of `auto`.
 
     python benchmarks/calibrate_implementation.py [--measure] [--max-gflop 1] [--every 1]
         [--cache DIR]
 
 `--measure` times one layer at a time, forward and training, and writes
-`results/implementations_BACKEND.json`; without it that file is read. Then the seconds of each
-feature
-are fitted by non-negative least squares on relative errors, `mlg_jax/generation/_costs.json` is
-updated, a picture drawn, and what following the model costs is printed.
+`results/implementations_BACKEND.json`; without it, that file is read. The seconds per unit of each
+feature are then fitted by non-negative least squares on relative errors. The script updates
+`mlg_jax/generation/_costs.json`, draws a figure, and prints how far the model's choices are from
+the fastest ones.
 """
 
 import argparse
@@ -39,7 +39,7 @@ SPECS = {"mobilenet_v2": GenerationSpec(5, 40)}
 
 
 def layers():
-    """A record of every distinct generated convolution of our models, by the path where it is."""
+    """A record of each distinct generated convolution of the models, with an example's path."""
     found = {}
     for name, (stem, size) in itertools.product(NAMES, (("cifar", 32), ("imagenet", 224))):
         spec = SPECS.get(name, GenerationSpec(2, 44))
@@ -52,7 +52,7 @@ def layers():
 
 
 def batches(record, max_gflop):
-    """One sample, and as many as are worth timing."""
+    """Batch size 1, and the largest one within the limit."""
     positions = math.prod(record.input_shape[1:3]) / math.prod(record.strides)
     sample = 2e-9 * positions * record.shape.size
     fitting = [n for n in (8, 32, 128) if n * sample <= max_gflop]
@@ -68,7 +68,7 @@ def with_batch(record, n):
 
 
 def measure(max_gflop, every):
-    """One row a layer, batch and pass; training with the larger batch only."""
+    """One row per layer, batch and pass; training with the larger batch only."""
     todo = [
         (with_batch(record, n), is_training)
         for record in layers()[::every]
@@ -108,7 +108,7 @@ def read(row):
 
 
 def fit(rows):
-    """Seconds of each feature, by setting and kind; and by both, how far each timing is off."""
+    """Seconds per unit of each feature, and relative errors of all timings, by setting and kind."""
     samples = collections.defaultdict(list)
     for row in rows:
         record, shapes = read(row)
@@ -120,7 +120,7 @@ def fit(rows):
     for (setting, kind), pairs in sorted(samples.items()):
         names = list(pairs[0][0])
         matrix = np.array([[f[n] / t for n in names] for f, t in pairs])
-        scale = matrix.max(axis=0) + 1e-30  # the solver wants columns of one size
+        scale = matrix.max(axis=0) + 1e-30  # the solver needs columns of similar size
         solution = nnls(matrix / scale, np.ones(len(pairs)))[0] / scale
         costs[setting][kind] = dict(zip(names, map(float, solution), strict=True))
         errors[setting, kind] = np.abs(matrix @ solution - 1)
@@ -128,7 +128,7 @@ def fit(rows):
 
 
 def regrets(rows, costs):
-    """What the chosen implementation takes, relative to the fastest, and where."""
+    """Excess time of the chosen implementation over the fastest, with its row, worst first."""
     found = []
     for row in rows:
         record, shapes = read(row)
@@ -141,7 +141,7 @@ def regrets(rows, costs):
 
 
 def held_out_regrets(rows, num_folds=5):
-    """The same where each fifth of the layers is chosen for by a fit to the other four."""
+    """Regrets under cross-validation: each fold is predicted by a fit to the others."""
     layers = sorted({row["layer"] for row in rows})
     found = []
     for fold in range(num_folds):
@@ -152,13 +152,13 @@ def held_out_regrets(rows, num_folds=5):
 
 
 def summary_of(found):
-    """One line on the choices made."""
+    """One line that summarises the choices."""
     num_near = sum(regret <= 0.1 for regret, *_ in found)
     spent = sum(row["seconds"][chosen] for _, row, chosen, _ in found)
     least = sum(row["seconds"][fastest] for _, row, _, fastest in found)
     return (
         f"{num_near} of {len(found)} choices within 10 % of the fastest; "
-        f"all together take {spent / least - 1:.1%} longer"
+        f"total time {spent / least - 1:.1%} above the optimum"
     )
 
 
@@ -178,11 +178,13 @@ def speedups(rows):
 
 
 def main():
-    """Measures if asked to, fits, writes the costs, prints the regrets."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--measure", action="store_true")
-    parser.add_argument("--max-gflop", type=float, default=1.0)
-    parser.add_argument("--every", type=int, default=1, help="time every n-th layer only")
+    """Measures if requested, fits, writes the costs and prints the regrets."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--measure", action="store_true", help="time the layers first")
+    parser.add_argument("--max-gflop", type=float, default=1.0, help="limit on the larger batch")
+    parser.add_argument("--every", type=int, default=1, help="time only every n-th layer")
     parser.add_argument("--cache", default=None, help="directory of compiled programs")
     args = parser.parse_args()
     if args.cache:
@@ -194,7 +196,7 @@ def main():
     measured = json.loads(path.read_text())
     costs, errors = fit(measured["results"])
     for (setting, kind), off in errors.items():
-        print(f"{setting}, {kind}: {len(off)} timings, off by {np.median(off):.0%} in the median")
+        print(f"{setting}, {kind}: {len(off)} timings, median error {np.median(off):.0%}")
     prefix = f"{jax.default_backend()}, float32"
     table = json.loads(COSTS.read_text())
     table["environment"][jax.default_backend()] = measured["environment"]
@@ -203,8 +205,8 @@ def main():
     PICTURE.parent.mkdir(exist_ok=True)
     plot_speedups(PICTURE, speedups(measured["results"]))
     found = regrets(measured["results"], costs)
-    print(f"fitted to all: {summary_of(found)}")
-    print(f"held out: {summary_of(held_out_regrets(measured['results']))}")
+    print(f"fitted to all layers: {summary_of(found)}")
+    print(f"cross-validated: {summary_of(held_out_regrets(measured['results']))}")
     for regret, row, chosen, fastest in found:
         if regret <= 0.1:
             break

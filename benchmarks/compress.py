@@ -1,13 +1,13 @@
-"""Compresses a trained network: one setting for all layers against settings chosen by layer.
+"""Compresses a trained network: one setting for all layers against settings chosen per layer.
 
     python launch.py --config=configs/cifar10_resnet18_narrow.py --workdir=runs/narrow
     python benchmarks/compress.py --run runs/narrow [--base-out 16 8] [--images 128] [--steps 48]
 
-For every `--base-out` the published setting 2-Bo-3-6-3 gives the budget. Within it: another setting
-for all layers with the largest Bo that fits, and the allocation by measured sensitivity. Each is
-projected in closed form and also by least squares, gets its running statistics from the same
-training images and is tested; from the better projection, the best setting for all layers and the
-allocation are then distilled for equally many steps.
+For each `--base-out`, the size of the published setting 2-Bo-3-6-3 is the budget. Compared are this
+setting, another uniform one with the largest Bo that fits, and the allocation by measured
+sensitivity. Each is projected in closed form and by least squares, gets its running statistics from
+the same training images and is tested. The better uniform setting and the allocation are then
+distilled from their better projection, for the same number of steps.
 """
 
 import argparse
@@ -45,14 +45,14 @@ BATCH_SIZE = 128
 
 
 def calibration_images(dataset, count):
-    """Training images, normalised, not augmented."""
+    """Normalised training images without augmentation."""
     batches = itertools.islice(dataset.train_batches(0), -(-count // dataset.spec.batch_size))
     normalize = dataset.preprocessing.normalize
     return np.concatenate([np.asarray(normalize(b["image"])) for b in batches])[:count]
 
 
 def test_accuracy(model, variables, dataset):
-    """On all test images."""
+    """Accuracy on all test images."""
 
     @jax.jit
     def count(batch):
@@ -65,7 +65,7 @@ def test_accuracy(model, variables, dataset):
 
 
 def kb_of(model, generation):
-    """The size of the network with these kernels."""
+    """The size of the network with these kernels, in KB."""
     spec = dataclasses.replace(model.spec, generation=generation, weight_bits=WEIGHT_BITS)
     small = spec.create()
     shapes = jax.eval_shape(small.init, jax.random.key(0), jnp.zeros(small.input_shape))
@@ -73,7 +73,7 @@ def kb_of(model, generation):
 
 
 def largest_within(model, budget_kb, base_in, bits):
-    """The setting for all layers with the largest Bo that fits; None where none does."""
+    """The uniform setting with the largest Bo that fits; None if none fits."""
     fitting = (
         spec
         for base_out in range(128, 0, -1)
@@ -83,18 +83,28 @@ def largest_within(model, budget_kb, base_in, bits):
 
 
 def written(spec):
-    """Bi-Bo-qb-qu-qv."""
+    """The setting as Bi-Bo-qb-qu-qv."""
     bits = (spec.basis.bits, spec.coeff_in.bits, spec.coeff_out.bits)
     return "-".join(map(str, (spec.base_in, spec.base_out, *bits)))
 
 
 def main():
-    """Prints a line a network, and writes JSON after each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=pathlib.Path, required=True)
-    parser.add_argument("--base-out", type=int, nargs="+", default=[16, 8])
-    parser.add_argument("--images", type=int, default=128, help="that harm is measured on")
-    parser.add_argument("--steps", type=int, default=48, help="of distillation")
+    """Prints one line per network and writes JSON after each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run", type=pathlib.Path, required=True, help="work directory with a trained teacher"
+    )
+    parser.add_argument(
+        "--base-out",
+        type=int,
+        nargs="+",
+        default=[16, 8],
+        help="Bo of the published settings",
+    )
+    parser.add_argument("--images", type=int, default=128, help="images to measure sensitivity on")
+    parser.add_argument("--steps", type=int, default=48, help="steps of distillation")
     args = parser.parse_args()
 
     config = parse_config(json.loads((args.run / "fingerprint.json").read_text()))

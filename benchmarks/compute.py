@@ -1,16 +1,16 @@
-"""Time of forward passes and training steps: dense and every generated implementation.
+"""Times forward passes and training steps: dense, and every generated implementation.
 
     python benchmarks/compute.py [--network resnet18 resnet50] [--forward 1 8 128]
                                  [--train 32 128] [--dtype float32] [--rounds 5]
 
-ResNet-18 has CIFAR's stem and 32 x 32 images, ResNet-50 ImageNet's and 224 x 224. Dense is plain
-Flax (`_plain.py`); for ResNet-18 also PyTorch's eager layers, where torch is installed. All
-contestants of a row are compiled first and then timed in turns, so that what disturbs the machine
-disturbs all.
-A run replaces the rows it measures in the JSON file. Multiply-adds are those of one forward pass by
-formula; "compiled_flops" is XLA's own count, in which a loop's body counts once.
-"stored" has factors that are quantised already, as an inference engine keeps them; "quantised"
-puts them on their grids in every call, as training must.
+ResNet-18 has the CIFAR stem and 32 x 32 images, ResNet-50 the ImageNet stem and 224 x 224. Dense is
+plain Flax (`_plain.py`); for ResNet-18 also eager PyTorch, if torch is installed. All contestants
+of a row are compiled first and then timed in turns, so that disturbances affect all of them.
+
+A run replaces the rows that it measures in the JSON file. Multiply-adds are computed by formula for
+one forward pass; "compiled_flops" is XLA's own count, in which the body of a loop counts once.
+"stored" has factors that are quantised in advance, as for inference; "quantised" quantises them in
+every call, as in training.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from _plain import PlainConv, PlainDense, PlainNorm, without_our_gradients
 from train_step import training_step
 
 from mlg_jax import GenerationSpec, create_model
+from mlg_jax._tables import table_head, table_row
 from mlg_jax.generation import cost_features
 from mlg_jax.layers import layer_records
 from mlg_jax.models import BasicBlock, BottleneckBlock, ResNet
@@ -38,6 +39,16 @@ NETWORKS = {
     "resnet50": ((3, 4, 6, 3), BottleneckBlock, "imagenet", 1000, 224),
 }
 IMPLEMENTATIONS = ("generate", "factored_out", "factored", "auto")
+COLUMNS = (
+    "network",
+    "pass",
+    "batch",
+    "contestant",
+    "ms",
+    "of dense",
+    "G multiply-adds",
+    "temporary MiB",
+)
 QUANTISED = GenerationSpec.from_bits(2, 44, 3, 6, 3)
 STORED = GenerationSpec.from_bits(2, 44)
 
@@ -82,7 +93,7 @@ def compiled_call(model, is_training, batch, size):
 
 
 def multiply_adds_of(name, network, batch):
-    """Of the convolutions in one forward pass, by the formulas of the cost model."""
+    """Multiply-adds of the convolutions in one forward pass, by the cost model's formulas."""
     *_, stem, num_classes, size = NETWORKS[network]
     implementation = name.split(",")[0].replace("dense", "generate")
     model = create_model(
@@ -105,7 +116,7 @@ def multiply_adds_of(name, network, batch):
 
 
 def torch_calls(network, is_training, batch, size):
-    """PyTorch's dense ResNet-18 in eager mode, from pixels, if torch is installed."""
+    """PyTorch's dense ResNet-18 in eager mode, from pixels; empty if torch is not installed."""
     if network != "resnet18" or importlib.util.find_spec("torch") is None:
         return {}
     import torch
@@ -130,7 +141,7 @@ def torch_calls(network, is_training, batch, size):
 
 
 def interleaved_seconds(calls, num_rounds, min_seconds):
-    """Median and quartiles of each call, one run of each in turns."""
+    """Median and quartiles of each call; the calls take turns."""
     for call in calls.values():
         jax.block_until_ready(call())
     times, start = {name: [] for name in calls}, time.perf_counter()
@@ -147,7 +158,7 @@ def interleaved_seconds(calls, num_rounds, min_seconds):
 
 
 def measure(network, is_training, batch, dtype, args):
-    """One row a contestant."""
+    """Yields one row per contestant."""
     size = NETWORKS[network][4]
     rows, calls = {}, {}
     for name, model in contestants(network, dtype, is_training=is_training).items():
@@ -168,39 +179,50 @@ def measure(network, is_training, batch, dtype, args):
         row["multiply_adds"] = multiply_adds_of(name, network, batch)
         share = timing["median"] / seconds["dense"]["median"]
         memory = "" if row["bytes"] is None else f"{row['bytes']['temporary'] / 2**20:.0f}"
-        print(
-            f"| {network} | {kind} | {batch} | {name} | {1e3 * timing['median']:.1f} "
-            f"| {share:.2f} | {row['multiply_adds'] / 1e9:.2f} | {memory} |",
-            flush=True,
+        cells = (
+            network,
+            kind,
+            str(batch),
+            name,
+            f"{1e3 * timing['median']:.1f}",
+            f"{share:.2f}",
+            f"{row['multiply_adds'] / 1e9:.2f}",
+            memory,
         )
+        print(table_row(cells), flush=True)
         yield {**head, "contestant": name, "seconds": timing, "of_dense": share, **row}
 
 
 def row_key(row):
-    """What a run replaces."""
+    """The key of rows that a new run replaces."""
     return row["network"], row["pass"], row["batch"]
 
 
 def main():
     """Measures, prints the table, writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--network", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--forward", type=int, nargs="*", default=[1, 8, 128])
-    parser.add_argument("--train", type=int, nargs="*", default=[32, 128])
-    parser.add_argument("--only", nargs="+", help='contestants beside dense, as "auto, stored"')
+    parser.add_argument(
+        "--forward", type=int, nargs="*", default=[1, 8, 128], help="batch sizes of forward passes"
+    )
+    parser.add_argument(
+        "--train", type=int, nargs="*", default=[32, 128], help="batch sizes of training steps"
+    )
+    parser.add_argument(
+        "--only", nargs="+", help='contestants in addition to dense, such as "auto, stored"'
+    )
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--min-seconds", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=5, help="minimum runs of each contestant")
+    parser.add_argument("--min-seconds", type=float, default=1.0, help="minimum time per row")
     parser.add_argument("--cache", default=None, help="directory of compiled programs")
     parser.add_argument("--out", default=None, help="directory of the JSON file")
     args = parser.parse_args()
     if args.cache:
         jax.config.update("jax_compilation_cache_dir", args.cache)
     dtype = None if args.dtype == "float32" else jnp.dtype(args.dtype)
-    print(
-        "| network | pass | batch | contestant | ms | of dense | G multiply-adds | temporary MiB |"
-    )
-    print("|---|---|--:|---|--:|--:|--:|--:|")
+    print(table_head(COLUMNS, "llrlr"))
     results = []
     for network in args.network:
         for is_training, batches in ((False, args.forward), (True, args.train)):

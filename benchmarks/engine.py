@@ -1,10 +1,10 @@
-"""Inference from a file: bytes, cold start, latency, throughput; ours beside dense networks.
+"""Inference from a file (bytes, cold start, latency, throughput), compared with dense networks.
 
     python benchmarks/engine.py [--contestant NAME ...] [--runs 100] [--out DIR]
 
-ResNet-18 / CIFAR from pixels to logits, each contestant in processes of its own. Cold start is from
-the start of the process to the first logits at batch 1; "cached" is the same with JAX's persistent
-compilation cache filled. PyTorch and ONNX Runtime take part where they are installed.
+ResNet-18 for CIFAR from pixels to logits, each contestant in its own processes. Cold start is the
+time from the start of the process to the first logits at batch 1; "cached" is the same with JAX's
+persistent compilation cache filled. PyTorch and ONNX Runtime take part if they are installed.
 """
 
 import argparse
@@ -23,11 +23,24 @@ import numpy as np
 from _engines import CONTESTANTS, SIZE, installed
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+COLUMNS = (
+    "",
+    "file KB",
+    "import s",
+    "load s",
+    "cold start s",
+    "cached s",
+    "p50 ms",
+    "p99 ms",
+    "images/s at 128",
+    "resident KB",
+    "peak MiB",
+)
 CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def work(name, path, started, num_runs):
-    """Measures one contestant; in a process of its own."""
+    """Measures one contestant in the current process."""
     contestant = CONTESTANTS[name]
     importlib.import_module(contestant.module)
     seconds = {"import": time.time() - started}
@@ -49,7 +62,7 @@ def work(name, path, started, num_runs):
 
 
 def timed(call, num_runs):
-    """Seconds of each call, after two that do not count."""
+    """Seconds of each call, after two warm-up calls."""
     seconds = []
     for _ in range(num_runs + 2):
         begin = time.perf_counter()
@@ -59,7 +72,7 @@ def timed(call, num_runs):
 
 
 def spawn(name, path, num_runs, **extra_environment):
-    """`work` in a new process, and its result."""
+    """Runs `work` in a new process and returns its result."""
     command = [sys.executable, __file__, "--worker", name, str(path), repr(time.time())]
     done = subprocess.run(
         [*command, "--runs", str(num_runs)],
@@ -72,7 +85,7 @@ def spawn(name, path, num_runs, **extra_environment):
 
 
 def measure(name, directory, num_runs):
-    """All figures of one contestant."""
+    """Measures everything for one contestant."""
     path = pathlib.Path(directory) / name.replace(" ", "_")
     writer = "import sys, _engines; _engines.CONTESTANTS[sys.argv[1]].write(sys.argv[2])"
     here = pathlib.Path(__file__).parent
@@ -85,24 +98,31 @@ def measure(name, directory, num_runs):
     return row
 
 
-def as_line(row):
-    """One line of the table."""
+def as_cells(row):
+    """A row of the table, in the order of `COLUMNS`."""
     seconds = row["seconds"]
-    cached = f"{seconds['cached']:.2f}" if "cached" in seconds else ""
     return (
-        f"| {row['contestant']} | {row['file_bytes'] / 1024:,.1f} | {seconds['import']:.2f} "
-        f"| {seconds['load']:.3f} | {seconds['cold_start']:.2f} | {cached} "
-        f"| {1e3 * seconds['p50']:.2f} | {1e3 * seconds['p99']:.2f} "
-        f"| {row['images_per_second']:.0f} | {row['resident_bytes'] / 1024:,.1f} "
-        f"| {row['peak_process_bytes'] / 2**20:.0f} |"
+        row["contestant"],
+        f"{row['file_bytes'] / 1024:,.1f}",
+        f"{seconds['import']:.2f}",
+        f"{seconds['load']:.3f}",
+        f"{seconds['cold_start']:.2f}",
+        f"{seconds['cached']:.2f}" if "cached" in seconds else "",
+        f"{1e3 * seconds['p50']:.2f}",
+        f"{1e3 * seconds['p99']:.2f}",
+        f"{row['images_per_second']:.0f}",
+        f"{row['resident_bytes'] / 1024:,.1f}",
+        f"{row['peak_process_bytes'] / 2**20:.0f}",
     )
 
 
 def main():
     """Measures and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--contestant", nargs="+", default=installed(), choices=list(CONTESTANTS))
-    parser.add_argument("--runs", type=int, default=100, help="calls at batch 1")
+    parser.add_argument("--runs", type=int, default=100, help="timed calls at batch 1")
     parser.add_argument("--out", default=str(RESULTS), help="directory of the JSON file")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -110,15 +130,16 @@ def main():
         name, path, started = args.worker
         print(json.dumps(work(name, path, float(started), args.runs)))
         return
-    from _measure import environment  # imports JAX, which is not every contestant's
+    from _measure import environment  # imports JAX, which not every contestant uses
 
-    print("| | file KB | import s | load s | cold start s | cached s | p50 ms | p99 ms ", end="")
-    print("| images/s at 128 | resident KB | peak MiB |\n|---|" + "--:|" * 10)
+    from mlg_jax._tables import table_head, table_row
+
+    print(table_head(COLUMNS))
     results = []
     with tempfile.TemporaryDirectory() as directory:
         for name in args.contestant:
             results.append(measure(name, directory, args.runs))
-            print(as_line(results[-1]), flush=True)
+            print(table_row(as_cells(results[-1])), flush=True)
     path = pathlib.Path(args.out) / f"engine_{environment()['backend']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"environment": environment(), "results": results}

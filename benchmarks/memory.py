@@ -1,12 +1,12 @@
-"""Training memory and time of every checkpointing preset against plain Flax.
+"""Training memory and time of every checkpointing preset, compared with plain Flax.
 
     python benchmarks/memory.py [--model resnet18 ...] [--runs 0] [--capacity 0.6] [--batch N]
 
-Loss and gradient in one compiled program, float32; each model in a process of its own. `flax` is
-the architecture from Flax's layers, `flax, nn.remat` the same with every block under `nn.remat`
-(with the compiler option that keeps XLA:CPU from undoing it where that is needed); all ratios are
-to `flax`, in one run. With `--runs 0` (the default) programs are compiled and not run. Bitmaps have
-room for `--capacity` of the entries; images are random. On a GPU also the allocator's peak.
+Loss and gradient in one compiled program, float32, one process per model. `flax` is the
+architecture from Flax's layers; `flax, nn.remat` wraps every block in `nn.remat`, on a CPU with the
+compiler option that keeps XLA from undoing it. All ratios are relative to `flax` in the same run.
+With `--runs 0`, the default, programs are only compiled. Bitmaps have room for `--capacity` of the
+entries; images are random. On a GPU, the allocator's peak is recorded as well.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from _measure import RESULTS, compiled_bytes, environment, median_seconds
 from _plain import CheckpointedBlocks, PlainConv, PlainDense, PlainNorm, without_our_gradients
 
 from mlg_jax import create_model
+from mlg_jax._tables import table_head, table_row
 from mlg_jax.models import MODELS, Layers
 from mlg_jax.remat import PRESETS, RematSpec
 
@@ -40,7 +41,7 @@ KEEPS_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}  # needed by
 
 
 def contestants(name, stem, capacity):
-    """Model, context to trace it in and compiler options, by name."""
+    """Yields name, model, context for tracing and compiler options of each contestant."""
     num_classes = NUM_CLASSES[stem]
     has_norm = stem == "cifar" or name not in ("vgg16", "alexnet", "squeezenet")
     plain = functools.partial(
@@ -62,7 +63,7 @@ def contestants(name, stem, capacity):
 
 
 def gradient_step(model):
-    """Loss, new statistics and gradients."""
+    """A function that gives loss, updated statistics and gradients."""
 
     def loss(params, state, images, labels, key):
         rngs = {"quantize": key, "dropout": jax.random.fold_in(key, 1)}
@@ -76,7 +77,7 @@ def gradient_step(model):
 
 
 def measure(model, tracing, options, batch, size, num_runs):
-    """Bytes of the program, and its time where it is run."""
+    """Bytes of the compiled program and, with `num_runs`, its time."""
     shape = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
     key = jax.random.key(0)
     with tracing:
@@ -95,7 +96,7 @@ def measure(model, tracing, options, batch, size, num_runs):
         row["seconds"] = median_seconds(call, num_runs=num_runs)
         row["is_finite"] = all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(call()[1]))
         statistics = jax.devices()[0].memory_stats()
-        # of the process so far: only the first contestants' figures are their own
+        # of the whole process so far, so only the first contestants have their own peak
         row["allocator_peak"] = statistics and statistics.get("peak_bytes_in_use")
     return row
 
@@ -106,7 +107,7 @@ def run_model(name, args):
     batch = args.batch or batch
     results, base = [], None
     print(f"\n{name}, {size} x {size}, batch {batch}\n")
-    print("| policy | temporary MiB | of Flax | s a step | of Flax |\n|---|--:|--:|--:|--:|")
+    print(table_head(("policy", "temporary MiB", "of Flax", "s per step", "of Flax")))
     for label, model, tracing, options in contestants(name, stem, args.capacity):
         if args.policy and label not in args.policy:
             continue
@@ -120,12 +121,12 @@ def run_model(name, args):
         else:
             cells += ["", ""]
         results.append({"model": name, "batch": batch, "policy": label} | row)
-        print(f"| {label} | {' | '.join(cells)} |", flush=True)
+        print(table_row((label, *cells)), flush=True)
     return results
 
 
 def save(name, args, results):
-    """One JSON file a model and backend."""
+    """Writes one JSON file per model and backend."""
     directory = pathlib.Path(args.out)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"memory_{name}_{jax.default_backend()}.json"
@@ -135,14 +136,18 @@ def save(name, args, results):
 
 
 def main():
-    """Measures the models, each in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measures the models, each in its own process."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--policy", nargs="+", default=None, help="flax must be the first")
-    parser.add_argument("--runs", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=None)
-    parser.add_argument("--capacity", type=float, default=0.6)
-    parser.add_argument("--out", default=str(RESULTS))
+    parser.add_argument(
+        "--policy", nargs="+", default=None, help="default: all; must start with flax"
+    )
+    parser.add_argument("--runs", type=int, default=0, help="timed steps; 0 only compiles")
+    parser.add_argument("--batch", type=int, default=None, help="default: depends on the model")
+    parser.add_argument("--capacity", type=float, default=0.6, help="of bitmaps, in (0, 1]")
+    parser.add_argument("--out", default=str(RESULTS), help="directory of the JSON file")
     args = parser.parse_args()
     if len(args.model) == 1:
         save(args.model[0], args, run_model(args.model[0], args))

@@ -1,8 +1,8 @@
-"""Training step of ResNet-18 / CIFAR: generated kernels against dense ones and against plain Flax.
+"""Times a training step of ResNet-18 for CIFAR: generated kernels, dense kernels, plain Flax.
 
     python benchmarks/train_step.py [--batch 1 32 128] [--runs 7] [--dtype float32]
 
-The three networks are compiled and timed in one process; ratios are to plain Flax.
+The three networks are compiled and timed in one process; ratios are relative to plain Flax.
 """
 
 import argparse
@@ -15,8 +15,10 @@ from _measure import compiled_bytes, median_seconds, save
 from _plain import PlainConv, PlainDense, PlainNorm, without_our_gradients
 
 from mlg_jax import GenerationSpec, create_model
+from mlg_jax._tables import table_head, table_row
 from mlg_jax.models import BasicBlock, Layers, ResNet
 
+COLUMNS = ("batch", "network", "ms", "vs Flax", "temporary MiB", "vs Flax", "parameters MiB")
 PAPER = GenerationSpec.from_bits(2, 44, 3, 6, 3)
 
 
@@ -42,7 +44,7 @@ def networks(dtype):
 
 
 def training_step(model):
-    """SGD on cross-entropy, one pure function of (variables, images, labels)."""
+    """A step of SGD on cross-entropy, as a pure function of (variables, images, labels)."""
 
     def loss(params, stats, images, labels):
         logits, updated = model.apply(
@@ -63,7 +65,7 @@ def training_step(model):
 
 
 def measure(model, batch, num_runs):
-    """Times and bytes of one network at one batch size."""
+    """Time and bytes of one network at one batch size."""
     key = jax.random.key(0)
     images = jax.random.normal(key, (batch, 32, 32, 3))
     labels = jax.random.randint(key, (batch,), 0, 10)
@@ -84,16 +86,17 @@ def measure(model, batch, num_runs):
 
 def main():
     """Measures every network at every batch size and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32, 128])
-    parser.add_argument("--runs", type=int, default=7)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32, 128], help="batch sizes")
+    parser.add_argument("--runs", type=int, default=7, help="timed steps")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--out", default=None, help="directory of the JSON file")
     args = parser.parse_args()
     dtype = None if args.dtype == "float32" else jnp.dtype(args.dtype)
     results = []
-    print("| batch | network | ms | vs Flax | temporary MiB | vs Flax | parameters MiB |")
-    print("|--:|---|--:|--:|--:|--:|--:|")
+    print(table_head(COLUMNS, "rlr"))
     for batch in args.batch:
         base = None
         for name, model in networks(dtype).items():
@@ -101,13 +104,16 @@ def main():
             base = base or row
             results.append({"batch": batch, "network": name, "dtype": args.dtype} | row)
             seconds, temporary = row["seconds"]["median"], row["bytes"]["temporary"]
-            print(
-                f"| {batch} | {name} | {1e3 * seconds:.1f} "
-                f"| {seconds / base['seconds']['median']:.2f} | {temporary / 2**20:.1f} "
-                f"| {temporary / base['bytes']['temporary']:.2f} "
-                f"| {row['bytes']['parameters'] / 2**20:.2f} |",
-                flush=True,
+            cells = (
+                str(batch),
+                name,
+                f"{1e3 * seconds:.1f}",
+                f"{seconds / base['seconds']['median']:.2f}",
+                f"{temporary / 2**20:.1f}",
+                f"{temporary / base['bytes']['temporary']:.2f}",
+                f"{row['bytes']['parameters'] / 2**20:.2f}",
             )
+            print(table_row(cells), flush=True)
     path = save(f"train_step_{args.dtype}", results, *([args.out] if args.out else []))
     print(f"written to {path}")
 

@@ -2,14 +2,14 @@
 
     python launch.py --config=configs/cifar100_resnet18.py --workdir=runs/cifar100_resnet18
 
-Published: teacher 73.53 %, student 71.47 %. Meant for a GPU.
+Published accuracy: teacher 73.53 %, student 71.47 %. Intended for a GPU.
 """
 
 from configs import cifar10_resnet18
 
 
 def get_config():
-    """The CIFAR-10 experiment with the other data set."""
+    """The CIFAR-10 experiment with CIFAR-100."""
     config = cifar10_resnet18.get_config()
     config.data.name = "cifar100"
     return config

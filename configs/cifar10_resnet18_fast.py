@@ -1,9 +1,9 @@
-"""ResNet-18 on CIFAR-10 in 350 KB, 2-44-3-6-3, by a modern recipe of 30 epochs a stage.
+"""ResNet-18 on CIFAR-10 in 350 KB, 2-44-3-6-3, trained for 30 epochs per stage.
 
     python launch.py --config=configs/cifar10_resnet18_fast.py --workdir=runs/fast
 
-Nesterov SGD for the teacher, AdamW for the student, one cycle each, cutout, label smoothing for
-the teacher's cross-entropy; bfloat16 on a GPU.
+A modern recipe: Nesterov SGD for the teacher, AdamW for the student, one-cycle schedules, cutout,
+label smoothing for the teacher; bfloat16 on a GPU.
 """
 
 from configs import cifar10_resnet18

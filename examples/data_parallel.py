@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from mlg_jax import GenerationSpec, layers  # noqa: E402
 
-# Not quantised: sums in another order differ in their last bits, which rounding can turn into steps.
+# Not quantised: rounding can turn the last bits, which depend on the order of sums, into steps.
 SPEC = GenerationSpec(2, 12)
 
 

@@ -1,4 +1,4 @@
-"""The typed schema of an experiment: what a configuration file may say, and where it is wrong."""
+"""The typed schema of an experiment, which validates configuration files."""
 
 import ast
 import dataclasses
@@ -26,7 +26,7 @@ MEASURED = "measured"
 
 
 class ConfigError(ValueError):
-    """A key that does not exist or a value that does not fit; names key, value and choices."""
+    """An unknown key or an invalid value; the message names the key, the value and the choices."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,8 @@ class ModelConfig:
         name: one of `MODELS`.
         stem: `cifar` or `imagenet`.
         width: factor on every channel count.
-        dtype: of the computation; `auto` is bfloat16 on a GPU and float32 elsewhere.
+        dtype: of the computation: `float32`, `bfloat16`, or `auto`, which is bfloat16 on a GPU and
+            float32 elsewhere.
     """
 
     name: str
@@ -52,19 +53,22 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How the student's kernels are generated: "base_in-base_out-bits of B, U, V".
+    """How the student's kernels are generated, in the paper's notation Bi-Bo-qb-qu-qv.
 
     Args:
-        base_in, base_out: bases within and across kernels.
-        basis_bits, coeff_in_bits, coeff_out_bits: widths of B, U, V; None is 32.
-        weight_bits: width of the classifier; None is 32.
-        activation_bits: width of the inputs of convolutions and classifier; None is 32.
-        scheme: the factors' quantiser.
-        ratio: share of entries rounded in training: a number in (0, 1] or `recommended`.
-        init: `fan_out` or `variance`; where the student starts without a projection.
-        implementation: how generated kernels are applied: `auto`, `generate`, `factored_out`,
-            `factored`, the same function in every case; or `measured`: what is fastest in training
-            here, timed layer by layer at the first start and kept in the work directory.
+        base_in, base_out: numbers of bases within and across kernels, Bi and Bo.
+        basis_bits, coeff_in_bits, coeff_out_bits: bit widths of B, U and V; None
+            does not quantise.
+        weight_bits: bit width of the classifier; None does not quantise.
+        activation_bits: bit width of the inputs of convolutions and classifier; None does not
+            quantise.
+        scheme: the quantiser of the factors, a scheme of `QuantSpec`.
+        ratio: share of the entries that are rounded in training, in (0, 1]; `recommended` is the
+            published value for each width.
+        init: `fan_out` or `variance`; used if the student starts without a projection.
+        implementation: how generated layers are computed: `auto`, `generate`, `factored_out` or
+            `factored`, all with the same result; `measured` times each layer at the first start,
+            and keeps the fastest choices in the work directory.
     """
 
     base_in: int
@@ -99,17 +103,18 @@ class GenerationConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """Stage 0, the ordinary network.
+    """Stage 0, the dense network.
 
     Args:
-        train: the loop.
-        checkpoint: directory of checkpoints to take the teacher from; None trains it.
-        label_smoothing: in [0, 1).
-        init_checkpoint: directory of checkpoints to start training from, or a file with a PyTorch
-            state dict, of a network that may have another number of classes; None starts from
-            random values.
-        trainable: `all`; `biases` (those of layers and norms, and the classifier); `classifier`.
-            With either of the latter, norms use their running statistics, which stay as they are.
+        train: the training loop.
+        checkpoint: directory of checkpoints with a trained teacher; None trains one.
+        label_smoothing: of the cross-entropy, in [0, 1).
+        init_checkpoint: initial variables: a directory of checkpoints, or a file with a PyTorch
+            state dict, of the same network with any number of classes; None starts from random
+            values.
+        trainable: the parameters that train: `all`; `biases` (of layers and norms, and the whole
+            classifier); or `classifier`. For the latter two, norms use their running statistics,
+            which stay fixed.
     """
 
     train: TrainSpec
@@ -124,7 +129,7 @@ class TeacherConfig:
         check_instance("init_checkpoint", self.init_checkpoint, (str, type(None)))
         if self.checkpoint is not None and self.init_checkpoint is not None:
             raise ValueError(
-                "`init_checkpoint` must be None where `checkpoint` gives the whole teacher; "
+                "`init_checkpoint` must be None if `checkpoint` gives a trained teacher; "
                 f"got {self.init_checkpoint!r}."
             )
         _check_trainable(self.trainable, is_random=self.init_checkpoint is None)
@@ -135,14 +140,14 @@ class StudentConfig:
     """Stage 2, the network with generated kernels.
 
     Args:
-        train: the loop.
-        start: `projected` (from stage 1) or `random`.
+        train: the training loop.
+        start: initial variables, `projected` (from stage 1) or `random`.
         loss: `distillation` (beta T^2 KL + (1 - beta) cross-entropy), `adaptive`, `cross_entropy`.
-        beta: weight of the teacher in `distillation`, in [0, 1].
-        temperature: T of `distillation`, > 0.
+        beta: weight of the teacher's term in `distillation`, in [0, 1].
+        temperature: T in `distillation`, > 0.
         penalty: weight of the orthogonality penalty, >= 0.
         label_smoothing: of the cross-entropy, in [0, 1).
-        trainable: as the teacher's; all but `all` needs a projected start.
+        trainable: as in `TeacherConfig`; values other than `all` need a projected start.
     """
 
     train: TrainSpec
@@ -164,22 +169,22 @@ class StudentConfig:
         _check_trainable(self.trainable, is_random=self.start == "random")
         if self.train.pruning is not None:
             raise ValueError(
-                "`train.pruning` must be None where kernels are generated: zeros in their factors "
-                f"are no zeros in them; got {self.train.pruning!r}."
+                "`train.pruning` must be None for generated kernels, because zeros in factors do "
+                f"not make zeros in kernels; got {self.train.pruning!r}."
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RematConfig:
-    """What training keeps for the backward pass, of teacher and student.
+    """What training saves for the backward pass, for teacher and student.
 
     Args:
-        policy: a preset (`mlg_jax.remat.PRESETS`), or `auto`: the fastest exact one whose compiled
-            program needs at most `budget_mib` of temporaries.
-        budget_mib: for `auto`, MiB on each device, > 0.
+        policy: a preset (`mlg_jax.remat.PRESETS`), or `auto`: the fastest exact preset whose
+            compiled program needs at most `budget_mib` of temporary memory.
+        budget_mib: budget for `auto` in MiB per device, > 0.
         capacity: share of an activation's entries that a bitmap can hold, in (0, 1]; None measures
-            the first batches, layer by layer.
-        margin: share of the measured densities that is added, >= 0.
+            it on the first batches, per layer.
+        margin: added to measured densities, relative to them, >= 0.
     """
 
     policy: str = "none"
@@ -191,7 +196,7 @@ class RematConfig:
         check_choice("policy", self.policy, (*PRESETS, "auto"))
         if (self.policy == "auto") != (self.budget_mib is not None):
             raise ValueError(
-                "`budget_mib` must be a number of MiB for policy 'auto' and None for the others; "
+                "`budget_mib` must be a number for policy 'auto' and None for all others; "
                 f"got {self.budget_mib!r} for {self.policy!r}."
             )
         if self.budget_mib is not None:
@@ -206,8 +211,8 @@ class ExperimentConfig:
     """A whole experiment: teacher, projection, student.
 
     Args:
-        seed: of initial values, augmentation and random quantisation, below 2^32; `data.seed`
-            orders batches.
+        seed: for initial values, augmentation and random quantisation, in [0, 2^32); the order of
+            batches depends on `data.seed`.
         data, model, generation, teacher, projection, student, remat: the parts.
     """
 
@@ -221,7 +226,7 @@ class ExperimentConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_integer("seed", self.seed, 0, 2**32 - 1)  # JAX takes the last 32 bits of a seed
+        check_integer("seed", self.seed, 0, 2**32 - 1)  # JAX ignores higher bits
 
 
 def parse_config(
@@ -231,15 +236,16 @@ def parse_config(
     """Turns a configuration and its command-line overrides into frozen specs.
 
     Args:
-        config: as a configuration file's `get_config` returns it.
-        overrides: `{"student.penalty": "0.01"}`; values are Python literals, else strings.
+        config: what `get_config` of a configuration file returns.
+        overrides: such as `{"student.penalty": "0.01"}`; a value that is not a Python literal is a
+            string.
 
     Returns:
         The experiment.
 
     Raises:
-        ConfigError: an unknown key (lists those there are), a missing one, or a value that does
-            not fit (says what would).
+        ConfigError: a key is unknown (the message lists the valid ones) or missing, or a value is
+            invalid (the message states what is allowed).
     """
     tree = _copied(config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config)
     for key, text in (overrides or {}).items():
@@ -250,7 +256,7 @@ def parse_config(
 
 
 def to_json(config: Any) -> Any:
-    """A spec as plain JSON values, nested."""
+    """Converts a spec to nested JSON values."""
     if dataclasses.is_dataclass(config):
         fields = dataclasses.fields(config)
         return {field.name: to_json(getattr(config, field.name)) for field in fields}
@@ -258,7 +264,7 @@ def to_json(config: Any) -> Any:
 
 
 def _copied(tree: Any) -> Any:
-    """Parts of its own at every place: a file may use one mapping in two."""
+    """A deep copy in which mappings that a file uses twice become separate."""
     return {k: _copied(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
 
 
@@ -266,13 +272,12 @@ def _check_trainable(trainable: str, *, is_random: bool) -> None:
     check_choice("trainable", trainable, TRAINABLE)
     if is_random and trainable != "all":
         raise ValueError(
-            "`trainable` must be 'all' where training starts from random values; "
-            f"got {trainable!r}."
+            f"`trainable` must be 'all' if training starts from random values; got {trainable!r}."
         )
 
 
 def _override(tree: dict[str, Any], key: str, text: str) -> None:
-    """Sets `a.b.c` to the literal that `text` is; whether the key exists the schema decides."""
+    """Sets `a.b.c` to the literal in `text`; unknown keys are left to the schema."""
     *parents, last = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
@@ -285,7 +290,7 @@ def _override(tree: dict[str, Any], key: str, text: str) -> None:
 
 
 def _build(spec: type, tree: Any, key: str) -> Any:
-    """An instance of the dataclass `spec` from nested mappings."""
+    """Builds the dataclass `spec` from nested mappings."""
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{key} must have parts ({_names(spec)}); got {tree!r}.")
     hints = typing.get_type_hints(spec)

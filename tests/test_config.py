@@ -1,4 +1,4 @@
-"""The schema: what configuration files say arrives typed; what does not fit is named."""
+"""The schema: valid configurations become typed specs; errors name the key."""
 
 import json
 import pathlib
@@ -94,7 +94,7 @@ def test_transfer_and_pruning_are_off_unless_asked_for():
     [
         (
             ["student.train.pruning.final_sparsity=0.5"],
-            r"config\.student: `train.pruning` must be None where kernels are generated.*0\.5",
+            r"config\.student: `train.pruning` must be None for generated kernels.*0\.5",
         ),
         (
             ["teacher.train.pruning.final_sparsity=1.5"],
@@ -103,11 +103,11 @@ def test_transfer_and_pruning_are_off_unless_asked_for():
         (["teacher.train.pruning.every_steps=5"], r"pruning\.final_sparsity is missing"),
         (
             ["teacher.trainable=biases"],
-            r"config\.teacher: `trainable` must be 'all' where .* random values; got 'biases'",
+            r"config\.teacher: `trainable` must be 'all' if .* random values; got 'biases'",
         ),
         (
             ["student.trainable=classifier", "student.start=random"],
-            r"config\.student: `trainable` must be 'all' where .* random values; got 'classifier'",
+            r"config\.student: `trainable` must be 'all' if .* random values; got 'classifier'",
         ),
         (
             ["teacher.init_checkpoint=a", "teacher.trainable=head"],
@@ -115,7 +115,7 @@ def test_transfer_and_pruning_are_off_unless_asked_for():
         ),
         (
             ["teacher.init_checkpoint=a", "teacher.checkpoint=b"],
-            r"`init_checkpoint` must be None where `checkpoint` gives the whole teacher; got 'a'",
+            r"`init_checkpoint` must be None if `checkpoint` gives a trained teacher; got 'a'",
         ),
         (["teacher.init_checkpoint=3"], r"`init_checkpoint` must be str or None; got 3"),
     ],

@@ -1,9 +1,14 @@
-"""Documents tell the truth: their code runs, their links lead somewhere, their commands exist."""
+"""Documentation: its code runs, and its links and commands exist."""
 
 import pathlib
+import pkgutil
 import re
 
 import pytest
+
+from mlg_jax.cli._main import COMMANDS
+from mlg_jax.config import to_json
+from mlg_jax.experiment import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -26,8 +31,24 @@ def test_named_files_exist(path):
         assert (ROOT / target).exists(), f"{path.name} names {target}"
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_named_objects_exist(path):
+    for name in set(re.findall(r"\bmlg_jax(?:\.[A-Za-z_]\w*)+", path.read_text())):
+        pkgutil.resolve_name(name)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_named_options_exist(path):
+    text = path.read_text()
+    assert set(re.findall(r"\bmlg (\w+) \w+\.mlg", text)) <= set(COMMANDS)
+    tree = to_json(load_config(ROOT / "configs/quickstart.py"))
+    for key in set(re.findall(r"--config\.(\w+(?:\.\w+)+)=", text)) - {"a.b"}:
+        first, second, *_ = key.split(".")
+        assert second in tree[first], f"{path.name} names --config.{key}"
+
+
 def test_readme_code_runs(tmp_path, monkeypatch):
-    """One block after the other, as a reader would type them."""
+    """Runs the blocks in order, as a reader would."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert blocks

@@ -1,3 +1,3 @@
-"""The command `mlg`: packed models at the command line, one file a subcommand."""
+"""The command `mlg` for packed models, one module per subcommand."""
 
 from mlg_jax.cli._main import main as main

@@ -1,4 +1,4 @@
-"""`python -m mlg_jax.cli` is `mlg`."""
+"""Makes `python -m mlg_jax.cli` the same as `mlg`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Time a packed model on this machine: loading, the first call, latency and throughput."""
+"""Time a packed model on this machine: loading, first call, latency and throughput."""
 
 import argparse
 import json
@@ -17,17 +17,28 @@ NAME = "bench"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The file, the batch sizes, how long to measure."""
+    """The file, the batch sizes and the number of calls."""
     add_engine_arguments(parser)
     sizes = (BATCH_SIZES[0], BATCH_SIZES[-1])
     parser.add_argument(
-        "--batch", type=positive_integer, nargs="+", default=sizes, metavar="N", help="sizes"
+        "--batch",
+        type=positive_integer,
+        nargs="+",
+        default=sizes,
+        metavar="N",
+        help=f"batch sizes to time (default: {' '.join(map(str, sizes))})",
     )
-    parser.add_argument("--runs", type=positive_integer, default=30, metavar="N", help="calls")
+    parser.add_argument(
+        "--runs",
+        type=positive_integer,
+        default=30,
+        metavar="N",
+        help="timed calls per batch size, after the first (default: 30)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes seconds, images a second and bytes."""
+    """Prints seconds, images per second and bytes."""
     start = time.perf_counter()
     predictor = load(args, batch_sizes=args.batch)
     load_seconds = time.perf_counter() - start
@@ -43,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _timed(predictor: Predictor, batch_size: int, num_runs: int) -> dict[str, Any]:
-    """The first call, which compiles, apart from the others."""
+    """Times of the first call, which compiles, and quantiles of the later ones."""
     images = _images(predictor, batch_size)
     seconds = []
     for _ in range(num_runs + 1):
@@ -62,7 +73,7 @@ def _timed(predictor: Predictor, batch_size: int, num_runs: int) -> dict[str, An
 
 
 def _images(predictor: Predictor, batch_size: int) -> np.ndarray:
-    """Random pixels where the file says how they are preprocessed, else random floats."""
+    """Random pixels if the file specifies the preprocessing, otherwise random floats."""
     random, shape = np.random.default_rng(0), (batch_size, *predictor.image_shape)
     if predictor.preprocessing is None:
         return random.standard_normal(shape, np.float32)

@@ -1,4 +1,4 @@
-"""Compress a trained network to a number of kilobytes and write it as a packed model."""
+"""Compress a trained network to a given number of kilobytes and write a packed model."""
 
 import argparse
 import itertools
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mlg_jax.cli._options import positive_integer
+from mlg_jax.cli._options import add_json_argument, positive_integer
 from mlg_jax.compress import Compressed, DistillationSpec, LayerChoices, compress
 from mlg_jax.config import ExperimentConfig, parse_config
 from mlg_jax.data import Dataset, load_dataset
@@ -25,32 +25,45 @@ _BATCH_SIZE = 128
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The network, its budget, the images, what follows."""
+    """The network, its budget, the images and the distillation."""
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="a work directory of launch.py, or the checkpoints of its teacher",
+        help="work directory of launch.py, or the directory of its teacher's checkpoints",
     )
     parser.add_argument(
         "--target-kb",
         type=float,
         required=True,
         metavar="N",
-        help="largest size of the weights in KB of 1024 bytes; the file adds running statistics",
-    )
-    parser.add_argument("--output", default="compressed.mlg", metavar="FILE", help="to write")
-    parser.add_argument(
-        "--images", type=positive_integer, default=1024, metavar="N", help="of the training set"
+        help="maximum size of the weights in KB of 1024 bytes; running statistics add to the file",
     )
     parser.add_argument(
-        "--distill-epochs", type=int, default=0, metavar="N", help="over the images; default: 0"
+        "--output",
+        default="compressed.mlg",
+        metavar="FILE",
+        help="packed model to write (default: compressed.mlg)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
-    parser.add_argument("--json", action="store_true", help="write JSON")
+    parser.add_argument(
+        "--images",
+        type=positive_integer,
+        default=1024,
+        metavar="N",
+        help="number of training images to measure, calibrate and distill on (default: 1024)",
+    )
+    parser.add_argument(
+        "--distill-epochs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="epochs of distillation over these images (default: 0, no distillation)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures, allocates, projects, distills, saves; writes what was chosen and what it costs."""
+    """Compresses and saves the network; prints the chosen setting of each layer and its size."""
     config, directory = _find(Path(args.checkpoint))
     variables = _variables(directory)
     dataset = load_dataset(config.data)
@@ -98,7 +111,7 @@ def _find(path: Path) -> tuple[ExperimentConfig, Path]:
     for work_dir in (path, *itertools.islice(path.absolute().parents, 2)):
         file = work_dir / FINGERPRINT_FILE
         tree = json.loads(file.read_text()) if file.is_file() else {}
-        if "student" not in tree:  # that of one stage
+        if "student" not in tree:  # of a single stage
             continue
         config = parse_config(tree)
         if work_dir != path:
@@ -107,7 +120,7 @@ def _find(path: Path) -> tuple[ExperimentConfig, Path]:
         return config, Path(given) if given else path / "teacher" / CHECKPOINT_DIR
     raise ValueError(
         f"`checkpoint` must be a work directory of launch.py or its teacher's checkpoints; there "
-        f"is no {FINGERPRINT_FILE} of an experiment in {path} or above."
+        f"is no {FINGERPRINT_FILE} of an experiment in {path} or its parents."
     )
 
 
@@ -120,14 +133,14 @@ def _variables(directory: Path) -> dict[str, Any]:
 
 
 def _images(dataset: Dataset, count: int) -> jax.Array:
-    """Training images as the network takes them, without augmentation."""
+    """Normalised training images without augmentation."""
     batches = itertools.islice(dataset.train_batches(0), -(-count // dataset.spec.batch_size))
     normalize = dataset.preprocessing.normalize
     return jnp.concatenate([normalize(b["image"]) for b in batches])[:count]
 
 
 def _accuracy(model: nn.Module, variables: Any, dataset: Dataset) -> float:
-    """Of the validation images; the test set is not looked at."""
+    """Validation accuracy; the test set is not read."""
 
     @jax.jit
     def num_right(batch: Any) -> jax.Array:

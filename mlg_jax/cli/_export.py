@@ -1,4 +1,4 @@
-"""Write a packed model for other runtimes: ordinary kernels, or a compiled program's source."""
+"""Convert a packed model for other runtimes: dense PyTorch kernels, or StableHLO."""
 
 import argparse
 import json
@@ -6,17 +6,20 @@ import pathlib
 import sys
 
 from mlg_jax._atomic import write_atomically
-from mlg_jax.cli._options import positive_integer
+from mlg_jax.cli._options import (
+    add_file_argument,
+    add_json_argument,
+    add_weight_arguments,
+    positive_integer,
+)
 from mlg_jax.engine import (
     IMAGE_DTYPES,
     PLATFORMS,
-    RESIDENCIES,
     WEIGHTS,
     dense_state,
     export_stablehlo,
 )
 from mlg_jax.export import read_packed, write_torch
-from mlg_jax.kernels import implementation_names
 
 NAME = "export"
 
@@ -24,31 +27,50 @@ _FORMATS = (".safetensors", ".stablehlo")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The file, what to write, and how an artefact is made."""
-    parser.add_argument("file", metavar="FILE", help="a packed model")
+    """The file, the output, and the options of StableHLO artefacts."""
+    add_file_argument(parser)
     parser.add_argument(
         "output",
         metavar="OUTPUT",
-        help=".safetensors: ordinary float32 kernels by PyTorch's names; .stablehlo: an artefact "
-        "for `jax.export.deserialize`",
+        help="file to write; its suffix selects the format: .safetensors for a PyTorch state dict "
+        "with dense float32 kernels, .stablehlo for an artefact for `jax.export.deserialize`",
     )
-    group = parser.add_argument_group("of artefacts")
-    group.add_argument("--images", default="float32", choices=IMAGE_DTYPES, help="its input")
-    group.add_argument("--weights", default="constants", choices=WEIGHTS, help="where they are")
-    group.add_argument("--residency", default="float", choices=RESIDENCIES, help="of the weights")
-    group.add_argument("--fold", action="store_true", help="norms into the convolutions")
+    add_json_argument(parser)
+    group = parser.add_argument_group("options for .stablehlo")
     group.add_argument(
-        "--implementation", default="auto", choices=implementation_names(), help="of convolutions"
+        "--images",
+        default="float32",
+        choices=IMAGE_DTYPES,
+        help="input of the artefact: normalised float32 images, or uint8 pixels, which it "
+        "preprocesses as the model file specifies (default: float32)",
     )
     group.add_argument(
-        "--batch-size", type=positive_integer, default=1, help="what `auto` chooses for"
+        "--weights",
+        default="constants",
+        choices=WEIGHTS,
+        help="whether weights are constants of the program or arguments of its call "
+        "(default: constants)",
     )
-    group.add_argument("--platforms", nargs="+", default=PLATFORMS, choices=PLATFORMS)
-    parser.add_argument("--json", action="store_true", help="write JSON")
+    add_weight_arguments(group)
+    group.add_argument(
+        "--batch-size",
+        type=positive_integer,
+        default=1,
+        metavar="N",
+        help="batch size for which `--implementation auto` chooses; the artefact accepts any batch "
+        "size (default: 1)",
+    )
+    group.add_argument(
+        "--platforms",
+        nargs="+",
+        default=PLATFORMS,
+        choices=PLATFORMS,
+        help="platforms to compile for (default: all)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the file its suffix asks for."""
+    """Writes the file in the format of its suffix."""
     suffix = pathlib.Path(args.output).suffix
     if suffix not in _FORMATS:
         raise ValueError(f"OUTPUT must end in one of {list(_FORMATS)}; got {args.output!r}.")

@@ -1,11 +1,11 @@
-"""Make a packed model of a PyTorch state dict: torchvision's names, or the original MLG code's."""
+"""Convert a PyTorch state dict of torchvision or of the original MLG code to a packed model."""
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
 
-from mlg_jax.cli._options import positive_integer
+from mlg_jax.cli._options import add_json_argument, positive_integer
 from mlg_jax.engine import ImagePreprocessing, import_torch, save_packed
 from mlg_jax.export import SUFFIXES, read_torch
 from mlg_jax.kernels import GenerationSpec
@@ -17,32 +17,13 @@ _OPTIONS = {"name": "--model ", "stem": "--stem ", "width": "--width "}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The files, the network, and what it was trained on."""
-    parser.add_argument("file", metavar="FILE", help=f"a state dict: {', '.join(SUFFIXES)}")
-    parser.add_argument("output", metavar="OUTPUT", help="the packed model to write")
-    parser.add_argument("--model", required=True, choices=sorted(MODELS))
-    parser.add_argument("--stem", default="imagenet", choices=STEMS)
-    parser.add_argument("--width", type=float, default=1.0, metavar="X", help="default: 1")
-    parser.add_argument(
-        "--generation",
-        type=_generation,
-        metavar="Bi-Bo[-qb-qu-qv]",
-        help="of a checkpoint of the original, such as 2-44-3-6-3",
-    )
-    for name, what in (("weight", "the classifier"), ("activation", "the layers' inputs")):
-        parser.add_argument(f"--{name}-bits", type=positive_integer, metavar="N", help=f"of {what}")
-    group = parser.add_argument_group("preprocessing of pixels, in [0, 1]")
-    group.add_argument(
-        "--mean", type=_in_unit_interval, nargs="+", metavar="X", help="one number per channel"
-    )
-    group.add_argument(
-        "--std", type=_positive, nargs="+", metavar="X", help="one number per channel"
-    )
-    group.add_argument(
-        "--image-size", type=positive_integer, metavar="N", help="default: the stem's"
-    )
-    parser.add_argument("--class-names", metavar="FILE", help="one name a line")
-    parser.add_argument("--json", action="store_true", help="write JSON")
+    """The files, the network, and the preprocessing of its images."""
+    parser.add_argument("file", metavar="FILE", help=f"state dict ({', '.join(SUFFIXES)})")
+    parser.add_argument("output", metavar="OUTPUT", help="packed model to write")
+    _add_network_arguments(parser)
+    parser.add_argument("--class-names", metavar="FILE", help="text file with one name per line")
+    add_json_argument(parser)
+    _add_preprocessing_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,15 +45,87 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        required=True,
+        choices=sorted(MODELS),
+        metavar="NAME",
+        help=f"architecture of the network: {', '.join(sorted(MODELS))}",
+    )
+    parser.add_argument(
+        "--stem",
+        default="imagenet",
+        choices=STEMS,
+        help="first layers of the network: cifar for small images, imagenet for large ones "
+        "(default: imagenet)",
+    )
+    parser.add_argument(
+        "--width",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="factor on all channel counts (default: 1)",
+    )
+    parser.add_argument(
+        "--generation",
+        type=_generation,
+        metavar="Bi-Bo[-qb-qu-qv]",
+        help="for checkpoints of the original MLG code: numbers of bases within and across "
+        "kernels and bits of the three factors B, U and V, such as 2-44-3-6-3",
+    )
+    parser.add_argument(
+        "--weight-bits",
+        type=positive_integer,
+        metavar="N",
+        help="bits of the classifier and of kernels that are not generated "
+        "(default: not quantised)",
+    )
+    parser.add_argument(
+        "--activation-bits",
+        type=positive_integer,
+        metavar="N",
+        help="bits of the inputs of convolutions and classifier (default: not quantised)",
+    )
+
+
+def _add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "preprocessing",
+        "stored in the file, so that the model accepts pixels; omit all or give "
+        "at least --mean and --std",
+    )
+    group.add_argument(
+        "--mean",
+        type=_in_unit_interval,
+        nargs="+",
+        metavar="X",
+        help="mean of the pixels, scaled to [0, 1], per channel",
+    )
+    group.add_argument(
+        "--std",
+        type=_positive,
+        nargs="+",
+        metavar="X",
+        help="standard deviation of the pixels, scaled to [0, 1], per channel",
+    )
+    group.add_argument(
+        "--image-size",
+        type=positive_integer,
+        metavar="N",
+        help="height and width to which images are resized (default: the network's usual size)",
+    )
+
+
 def _spec(args: argparse.Namespace) -> ModelSpec:
-    """The model that the arguments ask for; the file says how many classes it has."""
+    """The model given by the arguments; the number of classes is read from the file."""
     names = ("stem", "width", "generation", "weight_bits", "activation_bits")
     options = {name: getattr(args, name) for name in names}
     return ModelSpec(name=args.model, num_classes=1, **options)
 
 
 def _generation(text: str) -> GenerationSpec:
-    """An argument's value."""
+    """Converts `--generation`."""
     try:
         numbers = [int(number) for number in text.split("-")]
         if len(numbers) in (2, 5):
@@ -99,14 +152,14 @@ def _preprocessing(
 
 
 def _in_unit_interval(text: str) -> float:
-    """An argument's value."""
+    """Converts `--mean`."""
     if not 0.0 <= (value := float(text)) <= 1.0:
         raise argparse.ArgumentTypeError(f"must be numbers in [0, 1], black to white; got {text}.")
     return value
 
 
 def _positive(text: str) -> float:
-    """An argument's value."""
+    """Converts `--std`."""
     if not 0.0 < (value := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"must be finite numbers > 0; got {text}.")
     return value

@@ -1,4 +1,4 @@
-"""Show what is in a packed model: its layers, bits and bytes, and the accuracy recorded in it."""
+"""Show the contents of a packed model: layers, bit widths, bytes and recorded accuracy."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlg_jax._errors import MAX_LINE, printable
-from mlg_jax.cli._options import write
+from mlg_jax.cli._options import add_file_argument, add_json_argument, write
 from mlg_jax.engine import Manifest, summarize
 from mlg_jax.export import read_packed
 from mlg_jax.kernels import GenerationSpec, KernelSpec
@@ -17,14 +17,14 @@ NAME = "inspect"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The file."""
-    parser.add_argument("file", metavar="FILE", help="a packed model")
-    parser.add_argument("--json", action="store_true", help="write JSON")
+    add_file_argument(parser)
+    add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the manifest and the table; nothing is computed."""
+    """Prints the manifest and the table of layers; nothing is decoded or compiled."""
     packed = read_packed(args.file)
-    Manifest.of(packed, args.file)  # raises unless a predictor could be made of it
+    Manifest.of(packed, args.file)  # raises if no predictor can be made from it
     summary, file_bytes = summarize(packed), os.path.getsize(args.file)
     if args.json:
         tree = {"file_bytes": file_bytes, **packed.manifest, "layers": summary.to_json()}
@@ -36,13 +36,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _manifest_lines(manifest: Mapping[str, Any]) -> list[str]:
-    """The parts of a manifest that say something, one a line."""
+    """One line for each entry of the manifest that is not empty."""
     lines = []
     for name, value in manifest.items():
         parts = value if isinstance(value, Mapping) else {name: value}
         for key, part in parts.items():
             text = _generation_text(part) if key == "generation" else _text(part)
-            if text and key != "remat":  # which matters in training only
+            if text and key != "remat":  # matters only in training
                 lines.append(f"{printable(key.replace('_', ' ')):14} {printable(text, MAX_LINE)}")
     return lines
 
@@ -54,7 +54,7 @@ def _text(value: Any) -> str:
 
 
 def _generation_text(value: Any) -> str:
-    """As the paper writes it: "base_in-base_out-bits of B, U, V"."""
+    """The paper's notation, "base_in-base_out-bits of B, U, V"."""
     if isinstance(value, list):
         return ", ".join(f"{pattern}: {_generation_text(spec)}" for pattern, spec in value)
     if value is None:

@@ -1,4 +1,4 @@
-"""The table of subcommands, and what becomes of their errors."""
+"""The subcommands of `mlg`, and how their errors are reported."""
 
 import argparse
 import importlib
@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import mlg_jax
 from mlg_jax._errors import user_message
 
-# Each is a module beside this one, imported when it is asked for: some need training's libraries,
-# which take seconds.
+# Each is a module of this package, imported on demand: some need the training libraries, which take
+# seconds to import.
 COMMANDS = ("predict", "inspect", "bench", "import", "export", "compress")
 
-INPUT_ERROR = 2  # the exit status of argparse, too
+INPUT_ERROR = 2  # as argparse exits
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `mlg`; returns the exit status: 0, or 2 and one line on stderr for wrong input."""
+    """Runs `mlg`; returns 0, or 2 after an input error, which is one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = _parser(given).parse_args(given)
     try:
@@ -30,9 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
-    """Knows the command that is given, or all where it is none of them."""
+    """A parser with the given command only, or with all of them if none is given."""
     parser = argparse.ArgumentParser(
-        prog="mlg", description="Packed models: run them, look into them, time them."
+        prog="mlg", description="Run, inspect, time, convert and compress packed models."
     )
     parser.add_argument("--version", action="version", version=f"mlg_jax {mlg_jax.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -1,4 +1,4 @@
-"""Classify image files."""
+"""Classify image files with a packed model."""
 
 import argparse
 import dataclasses
@@ -11,21 +11,27 @@ from mlg_jax.engine import BATCH_SIZES, Label
 
 NAME = "predict"
 
-_CHUNK_PIXELS = 2**21  # that are decoded, and go through the network, at a time
+_CHUNK_PIXELS = 2**21  # decoded and classified at a time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The file, the images, how many classes to show."""
+    """The file, the images and the number of classes to show."""
     add_engine_arguments(parser)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help=f"{FORMAT_NAMES} files")
-    parser.add_argument("--top", type=positive_integer, default=5, metavar="N", help="default: 5")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help=f"image files ({FORMAT_NAMES})")
+    parser.add_argument(
+        "--top",
+        type=positive_integer,
+        default=5,
+        metavar="N",
+        help="number of most probable classes to print per image (default: 5)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the most probable classes of each image."""
+    """Prints the most probable classes of each image."""
     predictor = load(args)
     if predictor.preprocessing is None:
-        raise ValueError(f"{args.file} does not say how images are to be preprocessed.")
+        raise ValueError(f"{args.file} does not specify how images are preprocessed.")
     top = min(args.top, predictor.spec.num_classes)
     found: list[tuple[str, list[Label]]] = []
     chunk = _chunk_size(*predictor.preprocessing.image_size)
@@ -38,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chunk_size(height: int, width: int) -> int:
-    """The largest batch, of those a program is compiled for, of so many pixels or of one image."""
+    """The largest of `BATCH_SIZES` within `_CHUNK_PIXELS`; 1 if an image alone exceeds it."""
     sizes = [size for size in BATCH_SIZES if size * height * width <= _CHUNK_PIXELS]
     return max(sizes, default=1)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mlg_jax._checks import check_instance, check_real
+from mlg_jax._tables import table
 from mlg_jax.compress._sensitivity import Candidate, Sensitivity
 from mlg_jax.kernels import GenerationSpec
 
@@ -54,13 +55,9 @@ class Allocation:
 
     def to_markdown(self) -> str:
         """A table, one row a layer."""
-        lines = ["| layer | Bi-Bo-qb-qu-qv | KB | error | KL |", "|---|---|--:|--:|--:|"]
-        lines += [
-            f"| {row['layer']} | {row['setting']} | {row['kb']:.2f} | {row['error']:.3f} "
-            f"| {row['kl']:.4f} |"
-            for row in self.rows
-        ]
-        return "\n".join(lines)
+        formats = {"layer": "", "setting": "", "kb": ".2f", "error": ".3f", "kl": ".4f"}
+        rows = ([format(row[name], spec) for name, spec in formats.items()] for row in self.rows)
+        return table(("layer", "Bi-Bo-qb-qu-qv", "KB", "error", "KL"), rows, "llr")
 
 
 def allocate(sensitivity: Sensitivity, *, target_kb: float) -> Allocation:

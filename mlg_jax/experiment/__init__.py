@@ -1,4 +1,4 @@
-"""The main job: teacher, projection, student, report."""
+"""The experiment that `launch.py` runs: teacher, projection, student, report."""
 
 from mlg_jax.experiment._launch import load_config as load_config
 from mlg_jax.experiment._launch import main as main

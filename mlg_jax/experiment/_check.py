@@ -1,4 +1,4 @@
-"""What a configuration can get wrong only together with its data and devices, before any stage."""
+"""Checks of a configuration against its data and devices, before the first stage."""
 
 from mlg_jax.config import ConfigError, ExperimentConfig
 from mlg_jax.data import Dataset
@@ -7,12 +7,15 @@ from mlg_jax.train import TrainSpec, make_schedule
 
 
 def check_experiment(config: ExperimentConfig, dataset: Dataset, num_devices: int) -> None:
-    """Raises ConfigError unless every stage can run to its end with these data on these devices.
+    """Checks that every stage can run to its end with these data on these devices.
 
     Args:
-        config: of the experiment.
-        dataset: opened.
-        num_devices: that share a batch, of all processes together.
+        config: the experiment.
+        dataset: its opened data set.
+        num_devices: the number of devices that share a batch, over all processes.
+
+    Raises:
+        ConfigError: a schedule, metric or batch size that does not fit.
     """
     specs = {"student": config.student.train}
     if config.teacher.checkpoint is None:

@@ -1,4 +1,4 @@
-"""The student as a packed file: what a finished experiment hands on."""
+"""The student as a packed file, the product of an experiment."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from mlg_jax.config import ConfigError
 from mlg_jax.data import Dataset
 from mlg_jax.engine import ImagePreprocessing, save_packed
 
-PACKED_FILE = Path("packed/student.mlg")  # in the work directory
+PACKED_FILE = Path("packed/student.mlg")  # within the work directory
 
 
 def export_student(
@@ -23,17 +23,17 @@ def export_student(
     """Writes the packed file.
 
     Args:
-        directory: the experiment's.
+        directory: the work directory.
         model: the student.
-        variables: trained.
-        dataset: what it was trained on: names of classes, size and statistics of images.
-        metrics: what it reaches.
+        variables: its trained variables.
+        dataset: its data set, for class names, image size and image statistics.
+        metrics: recorded in the file.
 
     Returns:
-        `file`, relative to `directory`, and `bytes`.
+        `{"file": path relative to `directory`, "bytes": size of the file}`.
 
     Raises:
-        ConfigError: a factor that its bits cannot hold.
+        ConfigError: a factor cannot be represented in its bits.
     """
     path = directory / PACKED_FILE
     path.parent.mkdir(parents=True, exist_ok=True)

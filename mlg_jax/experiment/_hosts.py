@@ -1,4 +1,4 @@
-"""The command line's part in a run over several processes, which share one work directory."""
+"""Command-line options for a run over several processes, which share one work directory."""
 
 import argparse
 
@@ -6,17 +6,20 @@ from mlg_jax.train import initialize_distributed
 
 
 def add_host_flags(parser: argparse.ArgumentParser) -> None:
-    """The three flags that make a process one of several; all of them or none."""
-    hosts = parser.add_argument_group("several processes", "all three, with one work directory")
-    hosts.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
-    hosts.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
-    hosts.add_argument("--process_id", type=int, metavar="I", help="this one's number, from 0")
+    """Adds the three options that make a process part of a larger run."""
+    hosts = parser.add_argument_group(
+        "several processes",
+        "Start the same command once per process, with one work directory and all three options.",
+    )
+    hosts.add_argument("--coordinator_address", metavar="HOST:PORT", help="address of process 0")
+    hosts.add_argument("--num_processes", type=int, metavar="N", help="total number of processes")
+    hosts.add_argument("--process_id", type=int, metavar="I", help="index of this process, from 0")
 
 
 def join_hosts(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Joins the processes that the flags speak of; to be called before anything uses a device.
+    """Joins the processes given by the options; must be called before anything uses a device.
 
-    Exits as `argparse` does, with status 2, on flags that do not fit.
+    Invalid options exit like any argparse error, with status 2.
     """
     address, count, index = (
         options.coordinator_address,

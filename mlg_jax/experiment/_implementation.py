@@ -1,4 +1,4 @@
-"""How a student's generated kernels are applied: as configured, or as measured here."""
+"""The implementation of the student's generated layers, as configured or measured."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,25 +24,26 @@ def student_implementation(
     image_shape: Sequence[int],
     num_devices: int,
 ) -> ImplementationChoice:
-    """What the student is created with.
+    """The implementation option with which the student is created.
 
     Args:
-        config: of the experiment.
-        directory: a claimed one remembers what was measured, so that a run resumes to its bits.
-        student: `create_model` but for the implementation.
+        config: the experiment.
+        directory: the work directory; one that is bound to the experiment keeps the measured
+            choices, so that a resumed run stays bit-identical.
+        student: creates the student, given an `implementation`.
         image_shape: height, width, channels.
-        num_devices: that share a batch.
+        num_devices: the number of devices that share a batch.
 
     Raises:
-        ConfigError: measured by several processes.
+        ConfigError: `measured` in a run of several processes.
     """
     implementation = config.generation.implementation
     if implementation != MEASURED:
         return implementation
     if jax.process_count() > 1:
         raise ConfigError(
-            "generation.implementation must be fixed or 'auto' where several processes train, as "
-            f"each would measure its own; got {MEASURED!r}."
+            "generation.implementation must be fixed or 'auto' in a run of several processes, "
+            f"since each would make its own choices; got {MEASURED!r}."
         )
     rows = config.data.batch_size // config.student.train.accumulation_steps // num_devices
     dtype: Any = compute_dtype(config.model.dtype) or jnp.float32

@@ -1,4 +1,4 @@
-"""What the stages take from elsewhere: data, a dtype, checkpoints that fit."""
+"""Inputs of the stages: data, the dtype of computation, matching checkpoints."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from mlg_jax.train import CheckpointError
 
 
 def load_data(spec: DataSpec, sharding: NamedSharding) -> Dataset:
-    """The data set; raises ConfigError where it cannot be read."""
+    """Opens the data set; raises ConfigError if it cannot be read."""
     try:
         return load_dataset(spec, sharding=sharding)
     except (OSError, TypeError, ValueError) as error:
@@ -24,24 +24,24 @@ def load_data(spec: DataSpec, sharding: NamedSharding) -> Dataset:
 
 
 def has_checkpoint(directory: Path) -> bool:
-    """Whether a step is complete: unfinished and damaged ones have more than digits as name."""
+    """Whether there is a complete step: only these have names of digits alone."""
     return any(path.name.isdigit() for path in directory.glob("*"))
 
 
 def compute_dtype(name: str) -> Any:
-    """The dtype of a model's computation by its name in a configuration; None: float32."""
+    """The dtype for a name of a configuration; None stands for float32."""
     if name == "auto":
         return jnp.bfloat16 if jax.default_backend() == "gpu" else None
     return None if name == "float32" else jnp.dtype(name)
 
 
 def check_fits(directory: Path, variables: Mapping[str, Any], expected: Any) -> None:
-    """Raises CheckpointError, naming the first array that is not the model's."""
+    """Raises CheckpointError that names the first array with a wrong name or shape."""
     found = {k: np.shape(v) for k, v in traverse_util.flatten_dict(variables, sep="/").items()}
     wanted = {k: v.shape for k, v in traverse_util.flatten_dict(expected, sep="/").items()}
     for name in sorted({*found, *wanted}):
         if found.get(name) != wanted.get(name):
             raise CheckpointError(
-                f"The checkpoint in {directory} is of another model: {name} is "
+                f"The checkpoint in {directory} belongs to another model: {name} is "
                 f"{found.get(name, 'absent')} there and {wanted.get(name, 'absent')} here."
             )

@@ -23,7 +23,7 @@ _PREFIX = "--config."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `launch.py`; returns the exit status (0; 2 for wrong input; 75 when interrupted)."""
+    """Runs `launch.py`; returns the exit status: 0, 2 after an input error, 75 if interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     overrides = [a for a in given if a.startswith(_PREFIX)]
     parser = _parser()
@@ -33,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config, overrides)
         work_dir = options.workdir or Path("runs") / Path(options.config).stem
-        if options.mode != "profile":  # which writes into a directory of its own, and nothing else
+        if options.mode != "profile":  # a profile writes only to its own directory
             enable_compilation_cache(Path(work_dir) / "compilation_cache")
         summary = run_experiment(config, work_dir, mode=options.mode)
     except TrainingInterrupted as stop:
-        logging.getLogger("mlg_jax").warning("%s Run the same command to go on.", stop)
+        logging.getLogger("mlg_jax").warning("%s Run the same command to resume.", stop)
         return stop.exit_code
     except Exception as error:
         message = user_message(error)
@@ -55,11 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """The experiment in a Python file that defines `get_config()`, with `--config.a.b=value`s.
+    """Loads an experiment from a Python file that defines `get_config()`.
+
+    Args:
+        path: the file.
+        overrides: options of the form `--config.a.b=value`.
 
     Raises:
-        ConfigError: no such file, one that cannot be run, no `get_config` in it, or keys and values
-            that do not fit.
+        ConfigError: the file is missing, fails when it is run or has no `get_config`; or a key or
+            value is invalid.
     """
     if not Path(path).is_file():
         raise ConfigError(f"`config` must be a Python file; there is no {path}.")
@@ -74,7 +78,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
 
 
 def _values_of(path: str | Path) -> Mapping[str, Any]:
-    """What the file's `get_config()` returns."""
+    """Runs the file and its `get_config()`."""
     try:
         namespace = runpy.run_path(str(path))
         if "get_config" not in namespace:
@@ -97,25 +101,45 @@ def _values_of(path: str | Path) -> Mapping[str, Any]:
 
 
 def _log_to_stderr() -> None:
-    """This package's messages only; force: orbax has installed absl's handler by now."""
+    """Logs this package's messages; `force` replaces the handler that orbax has installed."""
     logging.basicConfig(
         format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True
     )
     logging.getLogger("mlg_jax").setLevel(logging.INFO)
-    for name in ("absl", "asyncio"):  # orbax's threads log, with tracebacks, what it also raises
+    for name in ("absl", "asyncio"):  # orbax logs, with tracebacks, errors that it also raises
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="launch.py",
-        description="Trains a teacher, projects it, trains a student with generated kernels.",
-        epilog="--config.a.b=VALUE sets one value of the configuration.",
+        description="Trains a network (the teacher), fits generated kernels to it (the "
+        "projection), trains the network with generated kernels (the student) and writes a report. "
+        "The same command resumes an interrupted run.",
+        epilog="--config.a.b=VALUE overrides one value of the configuration, for example "
+        "--config.data.batch_size=64.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, help="configs/NAME.py")
-    parser.add_argument("--workdir", default=None, help="default: runs/NAME")
-    parser.add_argument("--mode", default="train", choices=MODES)
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="configuration, such as configs/NAME.py",
+    )
+    parser.add_argument(
+        "--workdir",
+        default=None,
+        metavar="DIR",
+        help="directory for checkpoints and results (default: runs/NAME)",
+    )
+    parser.add_argument(
+        "--mode",
+        default="train",
+        choices=MODES,
+        help="train: run all stages and report; eval: only report on the trained networks; "
+        "export: only write the packed student again; profile: measure the memory of training "
+        "(default: train)",
+    )
     add_host_flags(parser)
     return parser
 

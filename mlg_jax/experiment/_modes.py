@@ -1,4 +1,4 @@
-"""What an experiment is started for: its stages in order, alone in its work directory."""
+"""The modes of an experiment, and the stages that they run in its work directory."""
 
 from pathlib import Path
 from typing import Any
@@ -14,34 +14,35 @@ MODES = ("train", "eval", "export", "profile")
 def run_experiment(
     config: ExperimentConfig, work_dir: str | Path, *, mode: str = "train"
 ) -> dict[str, Any]:
-    """Runs an experiment, or what is left of it, in its work directory.
+    """Runs or resumes an experiment in its work directory.
 
-    Stage 0 trains the teacher (or takes it from `teacher.checkpoint`), stage 1 projects its
-    kernels, stage 2 trains the student; then the test set is read, once, and the report and the
-    packed student are written.
+    Stage 0 trains the teacher (or loads it from `teacher.checkpoint`), stage 1 projects its
+    kernels, stage 2 trains the student. Finally the networks are evaluated on the test set, and
+    the report and the packed student are written.
 
     Args:
         config: the experiment.
-        work_dir: holds `teacher/`, `projection/`, `student/`, `report/` and `packed/`.
-        mode: `train`; `eval` trains nothing and reports on what is there; `export` only writes the
-            packed student again, with what it reaches on the validation set; `profile` measures the
-            memory of both networks' training, of whatever is there, and writes `profile/` alone.
+        work_dir: receives `teacher/`, `projection/`, `student/`, `report/` and `packed/`.
+        mode: `train` runs all stages; `eval` only evaluates and reports; `export` only writes the
+            packed student again, with its validation metrics; `profile` measures the memory of
+            training both networks, from the latest variables, and only writes `profile/`.
 
     Returns:
-        The content of `report/summary.json`; of `profile/profile.json` after `profile`; after
-        `export` `{"packed": {"file", "bytes"}}`.
+        The content of `report/summary.json`; for `profile` that of `profile/profile.json`; for
+        `export` `{"packed": {"file": ..., "bytes": ...}}`.
 
     Raises:
-        ValueError: another mode.
-        WorkDirError: the work directory of another experiment, or of a run that still lives.
-        CheckpointError: a checkpoint of another model, a damaged one, none where one is needed.
-        ConfigError: after `export`, a factor that its bits cannot hold.
-        TrainingInterrupted: SIGTERM or SIGINT, in whatever stage; what could be saved was.
-        NonFiniteError: as from `mlg_jax.train.train`.
+        ValueError: `mode` is unknown.
+        WorkDirError: the work directory belongs to another experiment or is in use by another run.
+        CheckpointError: a checkpoint is missing, damaged or of another model.
+        ConfigError: the configuration does not fit the data or the devices; or, for `export`, a
+            factor cannot be represented in its bits.
+        TrainingInterrupted: SIGTERM or SIGINT arrived; the state has been saved where possible.
+        NonFiniteError: as `mlg_jax.train.train`.
     """
     check_choice("mode", mode, MODES)
     directory = Path(work_dir).absolute()
-    if mode == "profile":  # changes nothing that a training in the same directory reads or writes
+    if mode == "profile":  # does not affect a training in the same directory: no lock
         with Interruptible("the profile"):
             return _Experiment(config, directory).profile()
     with Interruptible("the start"), lock_work_dir(directory):

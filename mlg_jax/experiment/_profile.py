@@ -1,4 +1,4 @@
-"""Where the memory of training goes: each network under its policy, and without one beside it."""
+"""Memory of training: each network under its policy, and without one for comparison."""
 
 import contextlib
 import dataclasses
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mlg_jax.config import ConfigError, RematConfig
-from mlg_jax.experiment._remat import AdaptiveRemat, MakeLoss
-from mlg_jax.experiment._tasks import Batches
+from mlg_jax.experiment._remat import AdaptiveRemat
+from mlg_jax.experiment._stage import Stage
 from mlg_jax.memory import (
     BatchMemory,
     DensityRow,
@@ -27,61 +27,43 @@ from mlg_jax.memory import (
 from mlg_jax.remat import RematSpec, measure_densities
 from mlg_jax.train import (
     LossFn,
-    TrainableRule,
     merge_params,
     replicate,
     shard_batch,
     split_params,
 )
 
-PLAIN = "none"  # the policy that every other one is set beside
-BATCH_SIZES = (1, 8, 32)  # of the sweep, beside the configuration's own
+PLAIN = "none"  # the policy that others are compared with
+BATCH_SIZES = (1, 8, 32)  # of the sweep, in addition to the configured one
 
-_BLOCKS, _PIECES = (
-    RematSpec("bitmap_blocks"),
-    RematSpec("bitmap_units"),
-)  # whose densities they report
+# Policies used only because their segments, blocks or also units, report densities.
+_BLOCKS, _PIECES = RematSpec("bitmap_blocks"), RematSpec("bitmap_units")
 _log = logging.getLogger("mlg_jax.experiment")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """A network as its stage trains it, and what it is trained on."""
-
-    model: Any
-    make_loss: MakeLoss
-    variables: Mapping[str, Any]
-    source: str  # of the variables, in words
-    batches: Batches
-    steps_per_epoch: int
-    accumulation_steps: int
-    is_trainable: TrainableRule | None
-    key: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyProfile:
     """One network under one policy."""
 
-    policy: RematSpec  # with the capacities that training would start with
-    batch_size: int  # rows that are differentiated at a time
+    policy: RematSpec  # with the initial capacities of training
+    batch_size: int  # of one gradient: of a micro-batch under accumulation
     report: MemoryReport
     sweep: tuple[BatchMemory, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class DensityProfile:
-    """Share of non-zero entries of what the segments of a network are given, over batches."""
+    """Density (share of non-zero entries) of the inputs of a network's segments, over an epoch."""
 
     num_batches: int
     kinds: Mapping[str, str]  # of each layer: "block" or "unit"
-    by_layer: tuple[DensityRow, ...]  # none where a model reports no density
+    by_layer: tuple[DensityRow, ...]  # empty if the model reports no densities
     by_kind: tuple[DensityRow, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkProfile:
-    """One network: by policy, "none" first, and what its activations are like."""
+    """One network: its memory by policy, "none" first, and its densities."""
 
     source: str
     policies: Mapping[str, PolicyProfile]
@@ -94,18 +76,18 @@ def profile_networks(
     """Measures every network under `remat` and under "none".
 
     Args:
-        networks: by name.
-        remat: the policy, prepared as training prepares it.
-        mesh: the devices that the batches are split over.
+        networks: the stages, by name.
+        remat: the policy; it is calibrated as in training.
+        mesh: the devices that share a batch.
 
     Raises:
-        ConfigError: several processes, or a budget that no policy meets.
+        ConfigError: the run has several processes, or no policy meets the budget.
     """
     if jax.process_count() > 1:
         raise ConfigError(f"--mode=profile must run in one process; got {jax.process_count()}.")
     remats = {PLAIN: RematConfig(), remat.policy: remat}
     found: dict[str, dict[str, PolicyProfile]] = {name: {} for name in networks}
-    # "none" last: an allocator's peak cannot be reset, and only one that rises is a call's own.
+    # "none" last: an allocator's peak cannot be reset, so only calls that raise it are measured.
     for label in reversed(remats):
         for name, network in networks.items():
             _log.info("profile: %s under %s", name, label)
@@ -142,7 +124,7 @@ def _measured(network: Stage, remat: RematConfig, mesh: Mesh) -> PolicyProfile:
 
 
 def _loss_of_trained(loss_fn: LossFn) -> Callable[..., Any]:
-    """The loss as a training step differentiates it: by the parameters that train, alone."""
+    """The loss as a function whose first argument are the trainable parameters only."""
 
     def loss(trained: Any, frozen: Any, state: Any, key: jax.Array, batch: Any) -> Any:
         return loss_fn(merge_params(trained, frozen), state, batch, key, True)
@@ -151,10 +133,10 @@ def _loss_of_trained(loss_fn: LossFn) -> Callable[..., Any]:
 
 
 def _arguments(network: Stage, mesh: Mesh) -> tuple[Any, ...]:
-    """`(trained, frozen, state, key, batch)` on the devices; the batch is the last."""
+    """`(trained, frozen, state, key, batch)`, on the devices."""
     with contextlib.closing(network.batches.train(0, 0)) as batches:
         batch = next(batches)
-    num_rows = batch["image"].shape[0] // network.accumulation_steps
+    num_rows = batch["image"].shape[0] // network.config.train.accumulation_steps
     batch = jax.tree.map(lambda leaf: leaf[:num_rows], batch)
     state = {k: v for k, v in network.variables.items() if k != "params"}
     trained, frozen = split_params(network.variables["params"], network.is_trainable)
@@ -163,7 +145,7 @@ def _arguments(network: Stage, mesh: Mesh) -> tuple[Any, ...]:
 
 
 def _shapes(args: tuple[Any, ...], batch_size: int) -> tuple[Any, ...]:
-    """The shapes of the same arguments with another number of rows in the batch."""
+    """The shapes of `args` for another batch size."""
 
     def shape_of(leaf: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
@@ -175,16 +157,16 @@ def _shapes(args: tuple[Any, ...], batch_size: int) -> tuple[Any, ...]:
 
 
 def _batch_sizes(own: int, num_devices: int) -> list[int]:
-    """Ascending, each rounded up to what splits evenly over the devices."""
+    """Ascending sizes, each rounded up to a multiple of the number of devices."""
     return sorted({-(-size // num_devices) * num_devices for size in (*BATCH_SIZES, own)})
 
 
 def _densities(network: Stage, mesh: Mesh) -> DensityProfile:
-    """Over the first epoch."""
+    """Measures densities over the first epoch."""
     variables = replicate(dict(network.variables), mesh)
     stats = None
     with contextlib.closing(network.batches.train(0, 0)) as batches:
-        for index, batch in zip(range(network.steps_per_epoch), batches, strict=False):
+        for index, batch in zip(range(network.dataset.steps_per_epoch), batches, strict=False):
             image = shard_batch(batch["image"], mesh)
             if stats is None:
                 kinds = _kinds(network, variables, image)
@@ -208,7 +190,7 @@ def _updated(model: Any, stats: Any, variables: Any, image: jax.Array, key: jax.
 
 
 def _kinds(network: Stage, variables: Any, image: jax.Array) -> dict[str, str]:
-    """The segments that report densities; those that a policy of blocks alone has are blocks."""
+    """The segments that report densities, by name: "block" or "unit"."""
 
     def names(policy: RematSpec) -> list[str]:
         measure = functools.partial(measure_densities, network.model.clone(remat=policy))
@@ -223,7 +205,7 @@ def _streams(key: jax.Array) -> dict[str, jax.Array]:
 
 
 def largest_activation(networks: Mapping[str, NetworkProfile]) -> tuple[int, int]:
-    """Entries of the largest floating-point activation kept under "none", and bits of one."""
+    """Number of entries of the largest float activation saved under "none", and bits per entry."""
     rows = [row for n in networks.values() for row in n.policies[PLAIN].report.residuals]
     activations = [row for row in rows if row.kind == "activation" and "float" in row.dtype]
     largest = max(activations, key=lambda row: row.num_bytes)

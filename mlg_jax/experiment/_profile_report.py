@@ -1,4 +1,4 @@
-"""The profile of a configuration as JSON, markdown and pictures."""
+"""The memory profile of an experiment as JSON, Markdown and figures."""
 
 import collections
 import dataclasses
@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from mlg_jax._atomic import write_atomically
+from mlg_jax._tables import padded_table
 from mlg_jax.experiment._profile import (
     PLAIN,
     DensityProfile,
@@ -28,17 +29,17 @@ from mlg_jax.train import WorkDirError
 PROFILE_DIR = "profile"
 
 _MIB = 2**20
-_NUM_POINTS = 101  # of a curve: steps of 1 %
-_NUM_OPERATIONS = 8  # in a picture by colours of their own; the rest is one more
+_NUM_POINTS = 101  # of a curve, in steps of 1 %
+_NUM_OPERATIONS = 8  # shown separately in a figure; the rest is summed up
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 _UNKNOWN = "not known"
 
 
 def make_profile_dir(work_dir: Path) -> Path:
-    """The only directory that a profile writes to; a training may go on beside it.
+    """Makes the only directory that a profile writes to, so that it may run beside a training.
 
     Raises:
-        WorkDirError: it cannot be made.
+        WorkDirError: the directory cannot be made.
     """
     directory = work_dir / PROFILE_DIR
     try:
@@ -51,12 +52,12 @@ def make_profile_dir(work_dir: Path) -> Path:
 def write_profile(
     directory: Path, config: Mapping[str, Any], networks: Mapping[str, NetworkProfile]
 ) -> dict[str, Any]:
-    """Writes `profile.json`, `profile.md` and the pictures.
+    """Writes `profile.json`, `profile.md` and the figures.
 
     Args:
-        directory: as from `make_profile_dir`.
+        directory: from `make_profile_dir`.
         config: the whole configuration.
-        networks: as from `profile_networks`.
+        networks: from `profile_networks`.
 
     Returns:
         The content of `profile.json`.
@@ -76,13 +77,21 @@ def write_profile(
 
 
 def profile_table(profile: Mapping[str, Any]) -> str:
-    """Bytes of each network under "none" and under the policy, a table that reads as text too.
+    """A table of each network's memory under "none" and under the policy, legible as plain text.
 
     Args:
         profile: the content of `profile.json`.
     """
-    head = ("network", "policy", "batch", "kept MiB", "activations MiB", "temporaries MiB", "GFLOP")
-    rows = [head]
+    names = (
+        "network",
+        "policy",
+        "batch",
+        "kept MiB",
+        "activations MiB",
+        "temporaries MiB",
+        "GFLOP",
+    )
+    rows = []
     for name, network in profile["networks"].items():
         for label, measured in network["policies"].items():
             report, compiled = measured["report"], measured["report"]["compiled"] or {}
@@ -98,7 +107,7 @@ def profile_table(profile: Mapping[str, Any]) -> str:
                     _UNKNOWN if flops is None else f"{flops / 1e9:,.3f}",
                 )
             )
-    return _table(rows, num_words=2)
+    return padded_table(names, rows, "llr")
 
 
 def _network_json(network: NetworkProfile) -> dict[str, Any]:
@@ -152,7 +161,7 @@ def _storage(num_elements: int, value_bits: int) -> dict[str, Any]:
 def _draw(
     directory: Path, profile: Mapping[str, Any], networks: Mapping[str, NetworkProfile]
 ) -> dict[str, list[str]]:
-    """Draws the pictures; their file names by network, those of no network under ""."""
+    """Draws the figures; returns file names by network, with general ones under ""."""
     pictures: dict[str, list[str]] = {"": ["storage.png"]}
     storage = profile["storage"]
     plot_storage(directory / "storage.png", storage["densities"], storage["curves"])
@@ -171,7 +180,7 @@ def _draw(
 
 
 def _operations(network: NetworkProfile) -> dict[str, dict[str, int]]:
-    """Bytes of the activations by operation and policy, small ones together as "other"."""
+    """Bytes of the activations by policy and operation, with small operations summed as "other"."""
     sizes = {k: p.report.bytes_by_operation for k, p in network.policies.items()}
     total: collections.Counter[str] = collections.Counter()
     for by_operation in sizes.values():
@@ -194,9 +203,9 @@ def _markdown(
     parts = [
         "# Memory profile",
         profile_table(profile),
-        "Kept: all that the backward pass waits for, parameters among it; activations: what is "
-        "alive for it alone; on several devices the sum over them. Temporaries and FLOPs: of the "
-        "compiled value and gradient, on one device, without the optimiser.",
+        "Kept: all residuals of the backward pass, including parameters. Activations: residuals "
+        "that only the backward pass needs. Both are sums over all devices. Temporaries and FLOPs: "
+        "of the compiled loss and gradient, per device, without the optimiser.",
         f"{profile['device']}, Python {profile['python']}, {versions}.",
     ]
     for name, network in networks.items():
@@ -216,24 +225,25 @@ def _network_markdown(name: str, network: NetworkProfile, pictures: Sequence[str
         parts += [f"### Batch sizes: {name}, {label}", _sweep_table(measured)]
         if measured.policy.capacities:
             capacities = [(segment, f"{c:.4f}") for segment, c in measured.policy.capacities]
-            parts += ["Capacities of the bitmaps:", _table([("segment", "capacity"), *capacities])]
+            parts += ["Capacities of the bitmaps:"]
+            parts += [padded_table(("segment", "capacity"), capacities)]
     return [*parts, f"### Densities: {name}", *_density_markdown(network.densities)]
 
 
 def _sweep_table(measured: PolicyProfile) -> str:
-    names = ("parameter", "gradient", "activation", "temporary")
-    rows: list[tuple[str, ...]] = [("batch", *(f"{name} MiB" for name in names))]
-    for row in measured.sweep:
-        sizes = [_mib(getattr(row, f"{name}_bytes")) for name in names]
-        rows.append((str(row.batch_size), *sizes))
-    return _table(rows, num_words=0)
+    kinds = ("parameter", "gradient", "activation", "temporary")
+    rows = [
+        (str(row.batch_size), *(_mib(getattr(row, f"{kind}_bytes")) for kind in kinds))
+        for row in measured.sweep
+    ]
+    return padded_table(("batch", *(f"{kind} MiB" for kind in kinds)), rows, "r")
 
 
 def _density_markdown(densities: DensityProfile) -> list[str]:
     if not densities.by_layer:
         return ["No segment of this model reports a density."]
     return [
-        "Share of entries that are not zero in what each segment is given, over an epoch of "
+        "Share of non-zero entries in the input of each segment, over an epoch of "
         f"{densities.num_batches} batches.",
         densities_to_markdown(densities.by_kind),
         densities_to_markdown(densities.by_layer),
@@ -241,35 +251,17 @@ def _density_markdown(densities: DensityProfile) -> list[str]:
 
 
 def _storage_markdown(storage: Mapping[str, Any]) -> list[str]:
-    rows = [("storage", "other", "equally many bytes at density")]
+    rows = []
     for row in storage["crossovers"]:
         density = row["density"]
         rows.append((row["storage"], row["other"], "none" if density is None else f"{density:.5f}"))
     return [
         "## Storages",
-        f"Of {storage['num_elements']:,} entries of {storage['value_bits']} bits, as many as the "
-        f'largest activation kept under "{PLAIN}" has.',
+        f"For {storage['num_elements']:,} entries of {storage['value_bits']} bits, the size of the "
+        f'largest activation kept under "{PLAIN}".',
         "![storage](storage.png)",
-        _table(rows, num_words=2),
+        padded_table(("storage", "other", "equal size at density"), rows, "llr"),
     ]
-
-
-def _table(rows: Sequence[tuple[str, ...]], num_words: int = 1) -> str:
-    """Markdown, padded; the first row is the head, the first `num_words` columns words."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if index < num_words else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = [
-        "-" * width if index < num_words else "-" * (width - 1) + ":"
-        for index, width in enumerate(widths)
-    ]
-    return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])])
 
 
 def _mib(num_bytes: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Training under a checkpointing policy: capacities from real batches, a budget, overflow."""
+"""Training under a checkpointing policy: measured capacities, memory budgets, overflow."""
 
 import functools
 import itertools
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 MakeLoss = Callable[[nn.Module], LossFn]
 CALIBRATION_BATCHES = 4
-DRIFT = 1.25  # a capacity stays as long as it is at most this much too large
+DRIFT = 1.25  # capacities are lowered if they exceed the required ones by more than this factor
 _MEASURING = RematSpec("bitmap_units")  # reports the densities of blocks and of units
 
 
@@ -30,9 +30,9 @@ class AdaptiveRemat:
     Args:
         config: the policy.
         model: the stage's network, without a policy.
-        make_loss: its loss, of a network with one.
-        mesh: the devices; every one packs its own rows.
-        key: for what is random in the forward passes that measure.
+        make_loss: makes the training loss of a network that has a policy.
+        mesh: the devices; each packs its own rows of a batch.
+        key: for the random numbers of the forward passes that measure densities.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class AdaptiveRemat:
         self._preset = config.policy
 
     def prepare(self, variables: Mapping[str, Any], batches: Iterable[Any]) -> None:
-        """Measures densities on the first of `batches`, and chooses the preset of a budget."""
+        """Measures densities on the first batches, and chooses a preset that fits the budget."""
         if self._config.policy == "none":
             return
         first = [
@@ -70,35 +70,35 @@ class AdaptiveRemat:
 
     @property
     def loss_fn(self) -> LossFn:
-        """Under the policy."""
+        """The loss under the policy."""
         return self._make_loss(self._model.clone(remat=self.policy))
 
     @property
     def policy(self) -> RematSpec:
-        """The preset that was chosen, with the capacities so far."""
+        """The chosen preset with the current capacities."""
         return self._policy(self._preset)
 
     @property
     def exact_loss_fn(self) -> LossFn | None:
-        """For the batch that does not fit; None where all batches do."""
+        """The loss for batches that overflow their bitmaps; None if the policy cannot overflow."""
         policy = self.policy
         if not policy.needs_capacity:
             return None
         return self._make_loss(self._model.clone(remat=policy.exact))
 
     def on_overflow(self, state: TrainState, batch: Any) -> LossFn | None:
-        """The loss with room for a batch that did not fit; see `mlg_jax.train.Task`."""
+        """The loss with capacities for a batch that overflowed; see `mlg_jax.train.Task`."""
         before = dict(self._capacities)
         self._raise_capacities({"params": state.params, **state.model_state}, batch)
         if before == self._capacities:
             return None
-        _log.info("remat: new capacities, the step is compiled again")
+        _log.info("remat: capacities raised, recompiling the step")
         return self.loss_fn
 
     def on_epoch_end(self, state: TrainState, batch: Any) -> LossFn | None:
-        """The loss with less room where activations have become much emptier, or with more.
+        """The loss with capacities adjusted to the current densities; None if they still fit.
 
-        A batch that then does not fit is repeated exactly, as ever.
+        A batch that overflows the new capacities is repeated exactly, as always.
         """
         if not self.policy.needs_capacity or self._config.capacity is not None:
             return None
@@ -113,7 +113,7 @@ class AdaptiveRemat:
         }
         if not drifted:
             return None
-        _log.info("remat: %d of %d densities have drifted", len(drifted), len(chosen))
+        _log.info("remat: %d of %d capacities adjusted", len(drifted), len(chosen))
         self._capacities |= drifted
         return self.loss_fn
 
@@ -125,7 +125,7 @@ class AdaptiveRemat:
     def _policy(self, preset: str) -> RematSpec:
         fixed = self._config.capacity
         capacity = 1.0 if fixed is None else fixed
-        # Silent: the loop sees the NaN, repeats the step exactly and counts it.
+        # Silent, because the loop detects the NaN, repeats the step exactly and counts it.
         policy = RematSpec(preset, capacity, mesh=self._mesh, on_overflow="silent")
         return policy if fixed is not None else policy.with_capacities(self._capacities)
 

@@ -1,4 +1,4 @@
-"""The report of an experiment: what it reached, at which size, as markdown, pictures and JSON."""
+"""The report of an experiment, accuracies and sizes, as Markdown, figures and JSON."""
 
 import importlib.metadata
 import json
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from mlg_jax._atomic import write_atomically
+from mlg_jax._tables import table
 from mlg_jax.models import SizeReport
 from mlg_jax.plots import plot_curves, plot_sizes
 
@@ -26,12 +27,12 @@ def write_report(
     """Writes `report.md`, `summary.json`, `curves.png` and `sizes.png`.
 
     Args:
-        directory: made if it is not there.
+        directory: where to write; created if missing.
         config: the whole configuration.
-        results: `{"student": {"test_accuracy": ..., "test_loss": ...}, ...}`, and of the packed
-            student, if there is one, `{"packed": {"file": ..., "bytes": ...}}`.
+        results: `{"student": {"test_accuracy": ..., "test_loss": ...}, ...}`, and, if there is a
+            packed student, `{"packed": {"file": ..., "bytes": ...}}`.
         sizes: of the student.
-        curves: metrics lines of the stages that were trained.
+        curves: metrics of the trained stages, by name.
     """
     directory.mkdir(parents=True, exist_ok=True)
     total = sizes.total
@@ -64,19 +65,16 @@ def _counted(implementations: Mapping[str, Mapping[str, int]]) -> str:
 
 def _markdown(summary: Mapping[str, Any], sizes: SizeReport) -> str:
     names = [name for name in ("teacher", "projected", "student") if name in summary]
-    rows = [
-        f"| {n} | {summary[n]['test_accuracy']:.2%} | {summary[n]['test_loss']:.4f} |"
-        for n in names
-    ]
+    rows = (
+        (n, f"{summary[n]['test_accuracy']:.2%}", f"{summary[n]['test_loss']:.4f}") for n in names
+    )
     size, packed = summary["size"], summary.get("packed")
     packed_lines = [f"Packed: `{packed['file']}`, {packed['bytes']:,} bytes.", ""] if packed else []
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     lines = [
         "# Report",
         "",
-        "| network | test accuracy | test loss |",
-        "|---|--:|--:|",
-        *rows,
+        table(("network", "test accuracy", "test loss"), rows),
         "",
         f"Student: {size['num_parameters']:,} of {size['num_dense_parameters']:,} parameters, "
         f"{size['kb']:,.2f} of {size['dense_kb']:,.2f} KB, ratio {size['ratio']:.4f}.",

@@ -1,9 +1,9 @@
-"""The stages of an experiment, each of which resumes where it was stopped."""
+"""The stages of an experiment; each resumes where it was interrupted."""
 
 import functools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,18 @@ from mlg_jax.experiment._check import check_experiment
 from mlg_jax.experiment._export import export_student
 from mlg_jax.experiment._implementation import student_implementation
 from mlg_jax.experiment._inputs import check_fits, compute_dtype, has_checkpoint, load_data
-from mlg_jax.experiment._profile import Stage, profile_networks
+from mlg_jax.experiment._profile import profile_networks
 from mlg_jax.experiment._profile_report import make_profile_dir, write_profile
-from mlg_jax.experiment._remat import AdaptiveRemat, MakeLoss
 from mlg_jax.experiment._report import write_report
+from mlg_jax.experiment._stage import Stage, train_stage
 from mlg_jax.experiment._store import (
     ProjectionCheckpoint,
     is_projected,
     load_projection,
     save_projection,
 )
-from mlg_jax.experiment._tasks import Batches, classification_loss, make_task, student_loss
-from mlg_jax.experiment._transfer import model_to_train, trainable_rule, transferred
+from mlg_jax.experiment._tasks import Batches, classification_loss, student_loss
+from mlg_jax.experiment._transfer import trainable_rule, transferred
 from mlg_jax.layers import count_implementations, layer_records
 from mlg_jax.models import create_model, size_report
 from mlg_jax.train import (
@@ -43,7 +43,6 @@ from mlg_jax.train import (
     read_metrics,
     replicate,
     sharded,
-    train,
     wait_for_all,
     zero_fraction,
 )
@@ -54,7 +53,7 @@ Variables = dict[str, Any]
 
 
 class _Experiment:
-    """The stages share data, models and mesh."""
+    """Data, models and mesh of an experiment, and the stages that share them."""
 
     def __init__(self, config: ExperimentConfig, directory: Path) -> None:
         self._config, self._directory = config, directory
@@ -78,12 +77,12 @@ class _Experiment:
             activation_bits=config.generation.activation_bits,
         )
         for model in (self._teacher, self._make_student(implementation="auto")):
-            self._shapes(model)  # raises where the images do not fit the network
+            self._shapes(model)  # raises if the images do not fit the network
 
     def claim(self) -> None:
-        """Binds the directory to the configuration, now that it has proved to fit the data."""
+        """Binds the directory to the configuration, which has been checked against the data."""
         bind_work_dir(self._directory, to_json(self._config))
-        _ = self._student  # measured before anything is trained
+        _ = self._student  # may measure implementations, before anything is trained
 
     @functools.cached_property
     def _student(self) -> nn.Module:
@@ -97,13 +96,13 @@ class _Experiment:
         return self._make_student(implementation=implementation)
 
     def train_teacher(self) -> None:
-        """Stage 0; nothing to do where the teacher is given."""
-        stage = self._config.teacher
-        if stage.checkpoint is not None:
-            self._teacher_variables()
+        """Stage 0; does nothing if `teacher.checkpoint` gives the teacher."""
+        if self._config.teacher.checkpoint is not None:
+            self._teacher_variables()  # raises if they do not fit
             return
         _log.info("teacher: %s", self._config.model.name)
-        self._train("teacher", self._teacher, stage, self._teacher_start())
+        stage = self._teacher_stage(*self._teacher_start())
+        self._train(stage, without=("generation", "student", "projection"))
 
     def project(self) -> None:
         """Stage 1."""
@@ -128,36 +127,29 @@ class _Experiment:
             ),
             store=store,
         )
-        wait_for_all("projected")  # until then another one may still look for the files
+        wait_for_all("projected")  # until then other processes may still look for the files
         if is_first:
             save_projection(self._projection_path, projection, store)
         wait_for_all("projection saved")
 
     def train_student(self) -> None:
         """Stage 2."""
-        stage = self._config.student
-        is_projected = stage.start == "projected"
-        start = self._projected() if is_projected else self._fresh(self._student)
-        _log.info("student: starts %s", stage.start)
-        teach = None if stage.loss == "cross_entropy" else self._teach(self._teacher_variables())
-        self._train("student", self._student, stage, start, teach)
+        start = self._config.student.start
+        variables = self._projected() if start == "projected" else self._fresh(self._student)
+        _log.info("student: starts %s", start)
+        self._train(self._student_stage(variables, start, self._teacher_variables))
 
     def profile(self) -> dict[str, Any]:
-        """Memory of both stages with the variables that are there; fresh ones where none are."""
+        """Measures the memory of both stages, with the latest variables."""
         directory = make_profile_dir(self._directory)
-        start, source = self._teacher_so_far()
-        is_taught = self._config.student.loss != "cross_entropy"
-        networks = {
-            "teacher": self._network("teacher", start, source),
-            "student": self._network(
-                "student", *self._student_so_far(), self._teach(start) if is_taught else None
-            ),
-        }
-        found = profile_networks(networks, self._config.remat, self._mesh)
+        teacher = self._teacher_stage(*self._teacher_so_far())
+        student = self._student_stage(*self._student_so_far(), lambda: teacher.variables)
+        stages = {stage.name: stage for stage in (teacher, student)}
+        found = profile_networks(stages, self._config.remat, self._mesh)
         return write_profile(directory, to_json(self._config), found)
 
     def report(self) -> dict[str, Any]:
-        """Reads the test set, once, and writes the report and the packed student."""
+        """Evaluates on the test set, and writes the report and the packed student."""
         batches = Batches(self._dataset, self._key)
         variables = {"teacher": (self._teacher, self._teacher_variables())}
         if self._config.student.start == "projected":
@@ -179,14 +171,14 @@ class _Experiment:
         if jax.process_index() == 0:
             try:
                 summary |= self._packed(variables["student"][1], summary["student"])
-            except ConfigError as error:  # the report of a long training is worth more
+            except ConfigError as error:  # must not prevent the report
                 _log.warning("%s", error)
             write_report(self._directory / "report", to_json(self._config), summary, sizes, curves)
         wait_for_all("report")
         return json.loads((self._directory / "report/summary.json").read_text())
 
     def _implementations(self) -> dict[str, dict[str, int]]:
-        """How many of the student's layers `auto` runs how."""
+        """The number of the student's layers by implementation, in inference and in training."""
         size = self._input_shape[1:]
         training = (self._config.data.batch_size, *size)
         return {
@@ -197,7 +189,7 @@ class _Experiment:
         }
 
     def export(self) -> dict[str, Any]:
-        """Writes the packed student; the test set stays unread."""
+        """Writes the packed student, without reading the test set."""
         variables, metrics = self._trained("student"), {}
         if self._dataset.num_validation:
             batches = Batches(self._dataset, self._key).validation()
@@ -208,7 +200,7 @@ class _Experiment:
         return packed
 
     def _packed(self, variables: Variables, metrics: Mapping[str, float]) -> dict[str, Any]:
-        """The entry `packed` of a summary: the file just written."""
+        """Writes the packed student; returns its entry of a summary."""
         student = (self._student, variables)
         return {"packed": export_student(self._directory, *student, self._dataset, metrics)}
 
@@ -228,92 +220,64 @@ class _Experiment:
     def _input_shape(self) -> tuple[int, ...]:
         return (1, *self._dataset.image_shape)
 
-    def _train(
-        self,
-        name: str,
-        model: nn.Module,
-        stage: Any,
-        start: Variables,
-        teach: Any = None,
-    ) -> None:
-        state = {k: v for k, v in start.items() if k != "params"}
-        key, batches = self._key_and_batches(name, teach)
-        trained, make_loss = self._as_trained(name)
-        remat = AdaptiveRemat(self._config.remat, trained, make_loss, self._mesh, key)
-        remat.prepare(start, batches.train(0, 0))
-        train(
-            make_task(
-                self._dataset,
-                batches,
-                remat.loss_fn,
-                classification_loss(model),
-                trainable_rule(stage.trainable),
-                exact_loss_fn=remat.exact_loss_fn,
-                on_overflow=remat.on_overflow,
-                on_epoch_end=remat.on_epoch_end,
-            ),
-            stage.train,
-            params=start["params"],
-            model_state=state,
-            key=key,
-            work_dir=self._directory / name,
-            config=self._stage_config(name),
+    def _train(self, stage: Stage, without: tuple[str, ...] = ()) -> None:
+        """Trains a stage whose result does not depend on the parts `without` of the config."""
+        train_stage(
+            stage,
+            self._config.remat,
+            work_dir=self._directory,
+            fingerprint={k: v for k, v in to_json(self._config).items() if k not in without},
             mesh=self._mesh,
         )
 
-    def _network(self, name: str, variables: Variables, source: str, teach: Any = None) -> Stage:
-        """A stage, to be profiled."""
-        stage: Any = getattr(self._config, name)
-        key, batches = self._key_and_batches(name, teach)
-        model, make_loss = self._as_trained(name)
+    def _teacher_stage(self, variables: Variables, source: str) -> Stage:
+        config = self._config.teacher
         return Stage(
-            model=model,
-            make_loss=make_loss,
+            name="teacher",
+            config=config,
+            network=self._teacher,
+            make_loss=functools.partial(
+                classification_loss, label_smoothing=config.label_smoothing
+            ),
             variables=variables,
             source=source,
-            batches=batches,
-            steps_per_epoch=self._dataset.steps_per_epoch,
-            accumulation_steps=stage.train.accumulation_steps,
-            is_trainable=trainable_rule(stage.trainable),
-            key=key,
+            dataset=self._dataset,
+            key=jax.random.fold_in(self._key, 2),
         )
 
-    def _as_trained(self, name: str) -> tuple[Any, MakeLoss]:
-        """A stage's network as it is trained, and its loss."""
-        if name == "teacher":
-            teacher = self._config.teacher
-            smoothing = teacher.label_smoothing
-            make_loss = functools.partial(classification_loss, label_smoothing=smoothing)
-            return model_to_train(self._teacher, teacher.trainable), make_loss
-        student = self._config.student
-        make_loss = functools.partial(student_loss, input_shape=self._input_shape, config=student)
-        return model_to_train(self._student, student.trainable), make_loss
-
-    def _key_and_batches(self, name: str, teach: Any) -> tuple[jax.Array, Batches]:
-        key = jax.random.fold_in(self._key, {"teacher": 2, "student": 3}[name])
-        return key, Batches(self._dataset, jax.random.fold_in(key, 1), teach)
-
-    def _stage_config(self, name: str) -> dict[str, Any]:
-        """What decides a stage's numbers."""
-        whole = to_json(self._config)
-        left_out = ("generation", "student", "projection") if name == "teacher" else ()
-        return {k: v for k, v in whole.items() if k not in left_out}
+    def _student_stage(
+        self, variables: Variables, source: str, teacher: Callable[[], Mapping[str, Any]]
+    ) -> Stage:
+        """`teacher` is called only if the loss needs the teacher's logits."""
+        config = self._config.student
+        return Stage(
+            name="student",
+            config=config,
+            network=self._student,
+            make_loss=functools.partial(student_loss, input_shape=self._input_shape, config=config),
+            variables=variables,
+            source=source,
+            dataset=self._dataset,
+            key=jax.random.fold_in(self._key, 3),
+            teach=None if config.loss == "cross_entropy" else self._teach(teacher()),
+        )
 
     def _fresh(self, model: nn.Module) -> Variables:
         return jax.jit(model.init)(jax.random.fold_in(self._key, 4), jnp.zeros(self._input_shape))
 
-    def _teach(self, variables: Variables) -> Any:
-        """Teacher logits of normalised images, compiled; its variables are on every device."""
+    def _teach(self, variables: Mapping[str, Any]) -> Any:
+        """A compiled function from normalised images to the teacher's logits."""
         variables = replicate(variables, self._mesh)
         apply = jax.jit(functools.partial(self._teacher.apply, train=False))
         return lambda image: apply(variables, image)
 
-    def _teacher_start(self) -> Variables:
-        """What stage 0 begins with."""
-        start, given = self._fresh(self._teacher), self._config.teacher.init_checkpoint
+    def _teacher_start(self) -> tuple[Variables, str]:
+        """The initial variables of stage 0, and their source."""
+        fresh, given = self._fresh(self._teacher), self._config.teacher.init_checkpoint
         if given is None:
-            return start
-        return transferred(given, start, self._teacher, self._input_shape)
+            return fresh, "fresh"
+        variables = transferred(given, fresh, self._teacher, self._input_shape)
+        return variables, "`teacher.init_checkpoint`"
 
     def _teacher_variables(self) -> Variables:
         given = self._config.teacher.checkpoint
@@ -321,14 +285,12 @@ class _Experiment:
         return self._loaded(directory, self._teacher)
 
     def _teacher_so_far(self) -> tuple[Variables, str]:
-        """The furthest there is, and what that is."""
-        stage = self._config.teacher
-        if stage.checkpoint is not None:
+        """The furthest trained variables there are, and their source."""
+        if self._config.teacher.checkpoint is not None:
             return self._teacher_variables(), "the best checkpoint of `teacher.checkpoint`"
         if has_checkpoint(self._checkpoints("teacher")):
             return self._teacher_variables(), "the best checkpoint of the teacher"
-        is_transferred = stage.init_checkpoint is not None
-        return self._teacher_start(), "`teacher.init_checkpoint`" if is_transferred else "fresh"
+        return self._teacher_start()
 
     def _student_so_far(self) -> tuple[Variables, str]:
         if has_checkpoint(self._checkpoints("student")):

@@ -1,4 +1,4 @@
-"""Files of a projection: its result, and its state while it is under way."""
+"""Files of a projection: its result, and its state while it runs."""
 
 import io
 import json
@@ -18,13 +18,13 @@ _log = logging.getLogger("mlg_jax.experiment")
 
 
 class ProjectionCheckpoint:
-    """The state of a projection under way, in one file that is replaced as a whole."""
+    """The state of a running projection, in one file that is replaced atomically."""
 
     def __init__(self, path: Path, *, is_writable: bool) -> None:
         self._path, self._is_writable = path, is_writable
 
     def load(self) -> tuple[list[np.ndarray], History] | None:
-        """The state, if there is one; a damaged one is none, with a warning."""
+        """The saved state; None if there is none, or, with a warning, if it is damaged."""
         if not self._path.exists():
             return None
         try:
@@ -32,25 +32,25 @@ class ProjectionCheckpoint:
             history = tuple((int(step), float(loss)) for step, loss in arrays.pop("history"))
             leaves = [arrays[f"leaf{i}"] for i in range(len(arrays))]
         except (CheckpointError, KeyError, TypeError, ValueError) as error:
-            _log.warning("%s is damaged: the projection starts again. (%s)", self._path, error)
+            _log.warning("%s is damaged: the projection starts over. (%s)", self._path, error)
             return None
         _log.info("projection: resumes after %d reports", len(history))
         return leaves, history
 
     def save(self, leaves: Any, history: History) -> None:
-        """Replaces the state; of several processes only one does."""
+        """Replaces the saved state; only one of several processes writes."""
         if not self._is_writable:
             return
         arrays = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
         _save_npz(self._path, arrays | {"history": np.asarray(history, np.float64)})
 
     def remove(self) -> None:
-        """Forgets the state: the projection is done."""
+        """Deletes the saved state."""
         self._path.unlink(missing_ok=True)
 
 
 def is_projected(path: Path) -> bool:
-    """Whether a projection is complete and as it was written; warns of one that is damaged."""
+    """Whether there is a complete, undamaged projection; warns of a damaged one."""
     if not path.exists():
         return False
     reason = damage(path.parent)
@@ -60,9 +60,9 @@ def is_projected(path: Path) -> bool:
 
 
 def save_projection(path: Path, projection: Projection, store: ProjectionCheckpoint) -> None:
-    """The variables at `path`, errors and losses as `projection.json` beside it; sealed.
+    """Writes the variables to `path`, errors and losses to `projection.json` beside it, and seals.
 
-    The state of the projection goes only then.
+    The state of the running projection is deleted only afterwards.
     """
     flat = traverse_util.flatten_dict(projection.variables, sep="/")
     curve = {"errors": projection.errors, "history": projection.history}
@@ -73,10 +73,10 @@ def save_projection(path: Path, projection: Projection, store: ProjectionCheckpo
 
 
 def load_projection(path: Path) -> dict[str, Any]:
-    """The variables that `save_projection` wrote.
+    """Reads the variables that `save_projection` wrote.
 
     Raises:
-        CheckpointError: there are none, or damaged ones.
+        CheckpointError: they are missing or damaged.
     """
     if not path.exists():
         raise CheckpointError(f"No projection at {path}; run --mode=train.")
@@ -88,9 +88,12 @@ def load_projection(path: Path) -> dict[str, Any]:
 
 def _load_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with path.open("rb") as file, np.load(file) as archive:  # NumPy leaves it open on errors
+        with (
+            path.open("rb") as file,
+            np.load(file) as archive,
+        ):  # NumPy would leave it open on errors
             return dict(archive)
-    except Exception as error:  # by what is damaged: zipfile's, zlib's, NumPy's
+    except Exception as error:  # of zipfile, zlib or NumPy, depending on the damage
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""What the stages train: batches prepared on the device, and losses of the two networks."""
+"""Batches prepared on the device, and the losses of teacher and student."""
 
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -13,15 +13,15 @@ from mlg_jax.layers import layer_records, total_penalty
 from mlg_jax.train import LossFn, Task, TrainableRule
 
 Batch = dict[str, jax.Array]
-EVAL_METRICS = ("accuracy", "loss")  # of every evaluation
+EVAL_METRICS = ("accuracy", "loss")
 Prepare = Callable[[jax.Array, Batch], Batch]
 
 
 class Batches:
-    """Batches of a data set as the losses take them: augmented, normalised, with teacher logits.
+    """Batches of a data set as the losses need them: augmented, normalised, with teacher logits.
 
-    The augmentation's key follows from seed, epoch and step alone, so that a resumed run sees the
-    same pixels. The teacher's logits ride in the batch: the training step knows no teacher.
+    The key of the augmentation depends only on seed, epoch and step, so that a resumed run sees the
+    same pixels. The teacher's logits are part of the batch, so the training step needs no teacher.
     """
 
     def __init__(self, dataset: Dataset, key: jax.Array, teach: Callable | None = None) -> None:
@@ -36,7 +36,7 @@ class Batches:
         self._normalized = jax.jit(preprocessing.normalize)
 
     def train(self, epoch: int, start_step: int) -> Generator[Batch, None, None]:
-        """The rest of an epoch."""
+        """The batches of an epoch from `start_step` on."""
         batches = self._dataset.train_batches(epoch, start_step)
         for step, batch in enumerate(batches, start_step):
             image = self._augmented(self._key, epoch, step, batch["image"])
@@ -48,7 +48,7 @@ class Batches:
             yield {**batch, "image": self._normalized(batch["image"])}
 
     def test(self) -> Iterator[Batch]:
-        """The test set, in order; for the end of an experiment only."""
+        """The test set, in order; only for the end of an experiment."""
         for batch in self._dataset.test_batches():
             yield {**batch, "image": self._normalized(batch["image"])}
 
@@ -66,10 +66,10 @@ def make_task(
     is_trainable: TrainableRule | None = None,
     **overflow: Any,
 ) -> Task:
-    """A stage's task; without a validation set nothing is evaluated.
+    """A stage's task; without a validation set, nothing is evaluated.
 
-    `overflow`: `exact_loss_fn`, `on_overflow`, `on_epoch_end`, for a loss whose
-    policy may overflow.
+    `overflow` holds `exact_loss_fn`, `on_overflow` and `on_epoch_end`, for a loss whose policy may
+    overflow.
     """
     return Task(
         loss_fn=loss_fn,
@@ -83,7 +83,7 @@ def make_task(
 
 
 def classification_loss(model: nn.Module, label_smoothing: float = 0.0) -> LossFn:
-    """Cross-entropy against the labels: the teacher's loss, and every network's evaluation."""
+    """Cross-entropy with the labels: the teacher's training loss, and every evaluation."""
 
     def loss_fn(params: Any, state: Any, batch: Batch, key: jax.Array, train: bool) -> Any:
         logits, state = forward(model, params, state, batch["image"], key, train)
@@ -101,7 +101,7 @@ def classification_loss(model: nn.Module, label_smoothing: float = 0.0) -> LossF
 
 
 def student_loss(model: nn.Module, input_shape: tuple[int, ...], config: StudentConfig) -> LossFn:
-    """The student's training loss: its data term and the orthogonality penalty."""
+    """The student's training loss: the configured loss plus the orthogonality penalty."""
     records = layer_records(model, input_shape)
 
     def data_term(logits: jax.Array, batch: Batch) -> jax.Array:
@@ -134,7 +134,7 @@ def student_loss(model: nn.Module, input_shape: tuple[int, ...], config: Student
 def forward(
     model: nn.Module, params: Any, state: Any, image: jax.Array, key: jax.Array, train: bool
 ) -> Any:
-    """Logits and the new collections; in training with the random streams."""
+    """Logits and updated collections; training uses the random streams."""
     variables = {"params": params, **state}
     if not train:
         return model.apply(variables, image), state

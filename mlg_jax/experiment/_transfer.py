@@ -1,4 +1,4 @@
-"""Transfer learning: a start from the network of another task, and the parts of it that train."""
+"""Transfer learning: initial variables from another task, and the parameters that train."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ from mlg_jax.export import SUFFIXES, read_torch
 from mlg_jax.layers import relu6_by_sign, relu_by_sign
 from mlg_jax.train import CheckpointError, TrainableRule, load_variables
 
-CLASSIFIER = "classifier"  # what every model calls the layer that gives the logits
-_MAX_NAMED = 5  # arrays in an error message
+CLASSIFIER = "classifier"  # the name of the last layer in every model
+_MAX_NAMED = 5  # arrays listed in an error message
 _MODEL = "--config.model."
 _OPTIONS = {name: f"{_MODEL}{name}=" for name in ("name", "stem", "width")}
 
@@ -28,11 +28,11 @@ _RECTIFIERS = {nn.relu: relu_by_sign, nn.relu6: relu6_by_sign}
 
 
 def trainable_rule(trainable: str) -> TrainableRule | None:
-    """The parameters that train, by name; None: all of them.
+    """Which parameters train, by name; None trains all.
 
     Args:
-        trainable: `all`; `biases`, those of layers and norms, and the whole classifier (TinyTL's
-            memory-efficient modules); `classifier`, for features that stay as they are.
+        trainable: `all`; `biases`, those of layers and norms, and the whole classifier (as in
+            TinyTL); `classifier`, which leaves the features unchanged.
 
     Reference: https://arxiv.org/abs/2007.11622.
     """
@@ -40,11 +40,11 @@ def trainable_rule(trainable: str) -> TrainableRule | None:
 
 
 def model_to_train(model: Any, trainable: str) -> Any:
-    """The model as it is trained: with frozen weights other norms and other rectifiers.
+    """The model as it is trained; frozen weights need other norms and rectifiers.
 
-    Norms use their running statistics. These are part of what is frozen: batches of the new task
-    would move them, and to normalise by a batch's own keeps the input of every norm for the
-    backward pass. Rectifiers keep signs, all that is needed then. Dropout stays on.
+    Norms use their running statistics, which are frozen too: batches of the new task would change
+    them, and normalising by batch statistics would save the input of every norm for the backward
+    pass. Rectifiers only save signs, which is all that their gradient needs. Dropout stays on.
     """
     if trainable == "all":
         return model
@@ -58,19 +58,18 @@ def transferred(
     model: nn.Module | None = None,
     input_shape: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Variables to start from: given ones, but a classifier of other classes is fresh.
+    """Initial variables from another training; a classifier for other classes is fresh.
 
     Args:
-        given: a directory of checkpoints that `train` wrote, whose best is taken; or a file with
-            PyTorch's state dict, `.safetensors` or `.pth`, of the same network.
-        fresh: the new model's variables, as of `init`.
-        model: the new model; a file needs it.
-        input_shape: `[N, H, W, C]` it is called with; None takes the model's own.
+        given: a directory of checkpoints that `train` wrote, of which the best is used; or a file
+            with a PyTorch state dict of the same network, `.safetensors` or `.pth`.
+        fresh: the new model's variables from `init`.
+        model: the new model; required for a file.
+        input_shape: the model's input shape `[N, H, W, C]`; None is its default.
 
     Raises:
-        CheckpointError: no such checkpoint, or an array outside the classifier that only one of
-            the two has, or has in another shape; the classifier's may differ in their last axis,
-            the number of classes.
+        CheckpointError: the checkpoint is missing, or an array exists on one side only or differs
+            in shape. The classifier's arrays may differ in their last axis, the number of classes.
     """
     if model is not None and (Path(given).is_file() or Path(given).name.endswith(SUFFIXES)):
         variables = _imported(Path(given), model, input_shape)
@@ -89,7 +88,7 @@ def transferred(
 
 
 def _imported(path: Path, model: Any, input_shape: Sequence[int] | None) -> dict[str, Any]:
-    """The variables in a file of PyTorch's, for the model with as many classes as it has."""
+    """The variables in a PyTorch file, with the number of classes of that file."""
     try:
         state = read_torch(path)
         return import_torch(state, model.spec, options=_OPTIONS, input_shape=input_shape)[1]
@@ -101,7 +100,7 @@ def _imported(path: Path, model: Any, input_shape: Sequence[int] | None) -> dict
 
 
 def _check_fits(directory: str | Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises CheckpointError unless only the classifier's number of classes differs."""
+    """Raises CheckpointError if more than the classifier's number of classes differs."""
     wrong = [
         f"{name} is {_shape(found, name)} there and {_shape(wanted, name)} here"
         for name in sorted({*found, *wanted})

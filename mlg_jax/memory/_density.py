@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from mlg_jax._tables import table
+
 NUM_BINS = 20  # of a histogram over [0, 1]
 
 
@@ -135,16 +137,15 @@ def summarize_densities(
 
 def densities_to_markdown(rows: Sequence[DensityRow]) -> str:
     """A table, one row each."""
-    lines = [
-        "| name | mean | std | min | max | batches |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
-    lines += [
-        f"| {row.name} | {row.mean:.4f} | {row.std:.4f} | {row.minimum:.4f} | {row.maximum:.4f} "
-        f"| {row.num_batches:,} |"
+    cells = (
+        (
+            row.name,
+            *(f"{value:.4f}" for value in (row.mean, row.std, row.minimum, row.maximum)),
+            f"{row.num_batches:,}",
+        )
         for row in rows
-    ]
-    return "\n".join(lines)
+    )
+    return table(("name", "mean", "std", "min", "max", "batches"), cells)
 
 
 def _row(name: str, stats: DensityStats, count: int, members: Sequence[int]) -> DensityRow:

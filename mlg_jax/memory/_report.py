@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from mlg_jax._tables import table
 from mlg_jax.memory._compiled import CompiledMemory, compile_gradient, memory_of
 from mlg_jax.memory._device import AllocatorPeak, allocator_peak
 from mlg_jax.memory._program import Program, make_differentiable
@@ -91,15 +92,14 @@ class MemoryReport:
 
     def to_markdown(self) -> str:
         """Two tables: totals, and one row a residual."""
-        lines = ["| | bytes | MiB |", "|---|--:|--:|"]
-        lines += [f"| {n} | {_bytes(b)} | {_mib(b)} |" for n, b in self._totals().items()]
-        lines += ["", f"{self.device}, jax {self.jax_version}. {self._flops()}", ""]
-        lines += [
-            "| residual | kind | shape | dtype | bytes | zeros | made by |",
-            "|---|---|---|---|--:|--:|---|",
-        ]
-        lines += [_markdown_row(row) for row in self.residuals]
-        return "\n".join(lines)
+        totals = ((name, _bytes(size), _mib(size)) for name, size in self._totals().items())
+        names = ("residual", "kind", "shape", "dtype", "bytes", "zeros", "made by")
+        parts = (
+            table(("", "bytes", "MiB"), totals),
+            f"{self.device}, jax {self.jax_version}. {self._flops()}",
+            table(names, map(_cells, self.residuals), "llllrrl"),
+        )
+        return "\n\n".join(parts)
 
     def _totals(self) -> dict[str, int | None]:
         compiled, allocator = self.compiled, self.allocator
@@ -193,10 +193,10 @@ def _mib(num_bytes: int | None) -> str:
     return _UNKNOWN if num_bytes is None else f"{num_bytes / _MIB:,.3f}"
 
 
-def _markdown_row(row: Residual) -> str:
+def _cells(row: Residual) -> tuple[str, ...]:
     zeros = _UNKNOWN if row.zero_fraction is None else f"{row.zero_fraction:.4f}"
     made_by = " ".join(part for part in (row.operation, row.source) if part)
-    cells = (
+    return (
         row.name,
         row.kind,
         "×".join(map(str, row.shape)) or "scalar",
@@ -205,4 +205,3 @@ def _markdown_row(row: Residual) -> str:
         zeros,
         made_by,
     )
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

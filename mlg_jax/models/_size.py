@@ -8,6 +8,7 @@ import jax
 from flax import linen as nn
 
 from mlg_jax._checks import check_instance
+from mlg_jax._tables import table
 from mlg_jax.kernels import LayerRecord
 from mlg_jax.layers import layer_params, layer_records
 
@@ -82,16 +83,19 @@ class SizeReport:
 
     def to_markdown(self) -> str:
         """A table, one row a layer and the total."""
-        lines = [
-            "| layer | kind | parameters | KB | dense KB | ratio |",
-            "|---|---|--:|--:|--:|--:|",
-        ]
-        lines += [
-            f"| {row.name} | {row.kind} | {row.num_params:,} | {row.kb:,.2f} | {row.dense_kb:,.2f} "
-            f"| {row.ratio:.4f} |"
+        names = ("layer", "kind", "parameters", "KB", "dense KB", "ratio")
+        rows = (
+            (
+                row.name,
+                row.kind,
+                f"{row.num_params:,}",
+                f"{row.kb:,.2f}",
+                f"{row.dense_kb:,.2f}",
+                f"{row.ratio:.4f}",
+            )
             for row in (*self.layers, self.total)
-        ]
-        return "\n".join(lines)
+        )
+        return table(names, rows, "llr")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""

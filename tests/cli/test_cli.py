@@ -1,4 +1,4 @@
-"""The command `mlg`: what it writes, and one helpful line with a status for everything wrong."""
+"""The command `mlg`: its output, and one line with status 2 for every input error."""
 
 import dataclasses
 import io
@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 import mlg_jax
-from mlg_jax.cli import _inspect, _predict, main
+from mlg_jax.cli import _inspect, _main, _predict, main
 from mlg_jax.cli._options import write
 from mlg_jax.export import read_packed, write_packed
 from mlg_jax.train import CheckpointError
@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def image_paths(tmp_path_factory):
-    """Images as large as the network's, so that reading them changes no pixel."""
+    """Images of the network's size, so that reading does not change pixels."""
     directory = tmp_path_factory.mktemp("images")
     paths = [str(directory / f"{index}.png") for index in range(3)]
     for path, pixels in zip(paths, _trained.pixels(3), strict=True):
@@ -50,7 +50,7 @@ def test_predict_writes_json(path, image_paths, probabilities, capsys):
 
 
 def test_predict_writes_every_class_of_a_small_network(path, image_paths, probabilities, capsys):
-    """`--top` is 5 and there are 4; a larger, grey JPEG is cut, resized and coloured."""
+    """`--top` defaults to 5, more than the 4 classes; a larger grey JPEG is converted."""
     grey = pathlib.Path(image_paths[0]).with_name("grey.jpg")
     PIL.Image.new("L", (50, 40), 128).save(grey)
     assert main(["predict", str(path), image_paths[0], str(grey)]) == 0
@@ -118,7 +118,7 @@ HARMLESS = ("cat\\x1b[2J", "99.99%\\n  99.99%  dog", "eel\\ud800", "\\u202efox\\
 
 @pytest.fixture
 def hostile_path(path, tmp_path):
-    """A file whose names and metadata would do something to a terminal."""
+    """A file whose names and metadata contain terminal control sequences."""
     packed = read_packed(path)
     more = {"class_names": HOSTILE, "note\x1b[1m": "\x07" * 10**5, "metrics": {"a\nb": 1.0}}
     write_packed(
@@ -193,7 +193,7 @@ def test_wrong_images_give_one_line(path, tmp_path, image_paths, content, messag
 def test_files_without_preprocessing_cannot_take_images(tmp_path, model_and_variables, capsys):
     mlg_jax.save_packed(tmp_path / "model.mlg", *model_and_variables)
     assert main(["predict", str(tmp_path / "model.mlg"), "image.png"]) == 2
-    assert "does not say how images are to be preprocessed" in capsys.readouterr().err
+    assert "does not specify how images are preprocessed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["predict", "model.mlg"], ["bench"]])
@@ -219,6 +219,14 @@ def test_our_own_faults_keep_their_traceback(monkeypatch, path, error):
     monkeypatch.setattr(_inspect, "read_packed", mock.Mock(side_effect=error))
     with pytest.raises((ValueError, TypeError, KeyError)):
         main(["inspect", str(path)])
+
+
+def test_every_argument_is_explained():
+    commands = next(a for a in _main._parser([])._actions if a.choices).choices
+    assert sorted(commands) == sorted(_main.COMMANDS)
+    for command, parser in commands.items():
+        for action in parser._actions:
+            assert action.help and len(action.help.split()) > 1, (command, action.dest)
 
 
 def test_pip_installs_the_command():

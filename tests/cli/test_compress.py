@@ -31,7 +31,7 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def work_dir(tiny, tmp_path_factory):
-    """What launch.py leaves of a teacher."""
+    """A work directory as `launch.py` leaves it after training the teacher."""
     directory = tmp_path_factory.mktemp("run")
     bind_work_dir(directory, to_json(parse_config(CONFIG)))
     _, variables = _trained.trained(tiny, size=32, **PLAIN)

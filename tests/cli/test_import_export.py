@@ -1,4 +1,4 @@
-"""`mlg import` and `mlg export`: what goes in comes out, and says so."""
+"""`mlg import` and `mlg export`: round trips, and their output."""
 
 import json
 
@@ -18,7 +18,7 @@ OPTIONS = ["--model", "resnet10", "--stem", "imagenet", "--width", "0.0625"]
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A state dict on disk, images, and the logits that belong to them."""
+    """A state dict on disk, with images and the logits expected for them."""
     net, rng = networks.Network(), np.random.default_rng(1)
     x = rng.normal(size=(2, 3, 33, 33)).astype(np.float32)
     logits = networks.resnet(net, x, 4, sizes=(1, 1, 1, 1))

@@ -1,4 +1,4 @@
-"""A network that compiles fast, and a cache of what was compiled."""
+"""A network that compiles fast, and a cache of compiled programs."""
 
 import pytest
 
@@ -8,6 +8,6 @@ from tests.train.conftest import compilation_cache as compilation_cache
 
 @pytest.fixture(scope="package", autouse=True)
 def tiny():
-    """`create_model` knows "tiny"."""
+    """Registers the network "tiny" with `create_model`."""
     with tiny_networks():
         yield

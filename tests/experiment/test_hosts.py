@@ -1,4 +1,4 @@
-"""Several processes: the flags of `launch.py`, and a whole experiment by two of them."""
+"""Several processes: the options of `launch.py`, and a whole experiment run by two of them."""
 
 import json
 
@@ -9,7 +9,7 @@ from mlg_jax.experiment import main
 from mlg_jax.train import read_metrics
 from tests.train.test_processes import finish, free_port, start
 
-# A residual network of one block: what is tested are the processes, and they compile alone.
+# A residual network of one block: the test is about processes, and each compiles by itself.
 CONFIG = """
 import functools
 
@@ -37,7 +37,7 @@ def launch(work_dir, *flags, cache, config=CONFIG):
 
 @pytest.mark.slow
 def test_two_processes_run_an_experiment_as_one_does(tmp_path):
-    """One work directory, every file written once; the same numbers up to rounding."""
+    """They share a work directory, write each file once and agree with a single one."""
     flags = (f"--coordinator_address=127.0.0.1:{free_port()}", "--num_processes=2")
     directory = tmp_path / "two"
     processes = [

@@ -1,4 +1,4 @@
-"""Implementations of a student's kernels as measured: once, where it trains."""
+"""Measured implementations of a student's layers: measured once, then kept."""
 
 import jax
 import pytest
@@ -12,7 +12,7 @@ from tests.experiment.test_run import settings
 
 @pytest.fixture
 def timed(monkeypatch):
-    """What is timed; the shortcuts are made fastest in two steps, all others built."""
+    """Pretends that `factored_out` is fastest for shortcuts and `generate` for all other layers."""
     rows = []
 
     def timings(record, *, dtype, is_training):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def short():
-    """One step an epoch, one epoch a stage."""
+    """One step per epoch, one epoch per stage."""
     raw = settings()
     raw["data"]["synthetic"]["num_train"] = 64
     for stage in ("teacher", "student"):
@@ -50,7 +50,7 @@ def shoot_before(function, number):
 @pytest.mark.parametrize(
     ("owner", "name", "message", "removed", "mode"),
     [
-        (_run, "load_data", "the start", [], "train"),  # reads, and finds the statistics
+        (_run, "load_data", "the start", [], "train"),  # also computes the statistics
         (_run._Experiment, "_teacher_start", "the teacher's stage", ["teacher"], "train"),
         (_run, "project_model", "the projection", ["projection"], "train"),
         (_run, "load_projection", "the student's stage", ["student"], "train"),
@@ -71,12 +71,12 @@ def test_every_stage_ends_with_status_75(
         run_experiment(parse_config(short()), copy, mode=mode)
     assert caught.value.exit_code == 75
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
-    with lock_work_dir(copy):  # it is free again
+    with lock_work_dir(copy):  # the lock has been released
         pass
 
 
 def test_what_an_interrupted_experiment_has_is_used(finished, copy, monkeypatch):
-    """Stopped before the student's stage and in the report: the same summary in the end."""
+    """Interrupted before the student's stage and in the report, it gives the same summary."""
     directory, summary = finished
     for stage in ("projection", "student", "report", "packed"):
         shutil.rmtree(copy / stage)
@@ -106,7 +106,7 @@ def test_a_damaged_projection_is_computed_again(finished, copy, caplog):
 
 
 def test_a_damaged_student_is_reported(copy):
-    """The newest checkpoint is the only one: nothing else is used in its place."""
+    """The newest checkpoint is the only one, so nothing can replace it."""
     (directory,) = (copy / "student/checkpoints").iterdir()
     (directory / "metrics/metrics").write_text("")
     for mode, message in (("eval", "no undamaged one"), ("train", "Remove the directory")):
@@ -123,7 +123,7 @@ def test_a_second_start_is_refused(copy, mode):
 
 @pytest.mark.bad_input
 def test_a_directory_is_bound_only_once_the_data_has_opened(tmp_path):
-    """A wrong path does not stand in the way of the right one."""
+    """A run with a wrong path does not bind the directory."""
     wrong = short()
     wrong["data"] = {**wrong["data"], "name": "npz", "data_dir": str(tmp_path / "typo")}
     del wrong["data"]["synthetic"]

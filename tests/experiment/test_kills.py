@@ -1,4 +1,4 @@
-"""Kills at random moments of a whole experiment, which then ends as an undisturbed one does."""
+"""An experiment killed at random moments ends with the results of an undisturbed one."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ FREQUENT = CONFIG.replace(
     '["num_epochs"] = 1', ".update(num_epochs=4, checkpoint_every_steps=2)"
 ).replace('["num_steps"] = 20', '["num_steps"] = 900')
 STAGES = ("teacher", "projection", "student", "report", "packed")
-# What the kills wait for by turns, and the number of changes to be waited for at most.
+# The files that kills wait for in turn, and the maximum number of changes to wait for.
 WATCHED = (
     (STAGES, 90),
     (("projection",), 6),
@@ -31,7 +31,7 @@ WATCHED = (
 
 
 def files(work_dir, stages=STAGES):
-    """Names and times of change of the stages' files; some vanish meanwhile."""
+    """Names and modification times of the stages' files; some vanish while we look."""
     found = set()
     for stage in stages:
         for directory, _, names in os.walk(work_dir / stage):
@@ -43,7 +43,7 @@ def files(work_dir, stages=STAGES):
 
 
 def wait_for_changes(work_dir, process, stages, count):
-    """Returns once files were written `count` times: most of those moments are within a save."""
+    """Waits for `count` writes of files; most of these moments are within a save."""
     before = files(work_dir, stages)
     while process.poll() is None and count > 0:
         now = files(work_dir, stages)
@@ -53,7 +53,7 @@ def wait_for_changes(work_dir, process, stages, count):
 
 
 def results(work_dir):
-    """All that a run hands on, but for the one value of a clock."""
+    """All results of a run except its one measured time."""
     lines = {s: read_metrics(work_dir / s) for s in ("teacher", "student")}
     for line in (*lines["teacher"], *lines["student"]):
         line.pop("images_per_second", None)
@@ -62,19 +62,19 @@ def results(work_dir):
 
 
 def stage_reached(work_dir):
-    """The stage that wrote last."""
+    """The stage that was last to write."""
     newest = max(files(work_dir), key=lambda entry: entry[1], default=None)
     return "start" if newest is None else newest[0].relative_to(work_dir).parts[0]
 
 
 def is_within_a_save(work_dir):
-    """Whether a checkpoint was left unfinished."""
+    """Whether there is an unfinished checkpoint."""
     return any(work_dir.glob("*/checkpoints/*tmp*"))
 
 
 @pytest.mark.slow
 def test_kills_at_random_moments_change_no_bit(tmp_path):
-    """SIGKILL and SIGTERM by turns, in every stage; a finished run is killed from the start."""
+    """SIGKILL and SIGTERM in turn, in every stage; a finished run is started over."""
     whole = tmp_path / "whole"
     returncode, output = finish(launch(whole, config=FREQUENT, cache=tmp_path / "cache"))
     assert returncode == 0, output

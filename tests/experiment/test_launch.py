@@ -1,4 +1,4 @@
-"""`launch.py`: what a user gets wrong is one line and status 2 before any stage runs."""
+"""`launch.py`: a user's error is one line and status 2, before any stage runs."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`--mode=profile`: its files, its numbers against their sources, and what it leaves alone."""
+"""`--mode=profile`: its files, its numbers, and that it changes nothing else."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ POLICY = "bitmap_blocks"
 
 
 def small(**parts):
-    """One epoch of two batches of a narrow network, under a policy with capacities."""
+    """A narrow network, one epoch of two batches, under a policy with capacities."""
     raw = settings()
     raw["data"]["batch_size"] = 8
     raw["data"]["num_validation"] = 0
@@ -53,7 +53,7 @@ def contents(directory):
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_models():
-    """One block instead of the registry's four: a profile compiles each network many times."""
+    """One block instead of four, because a profile compiles each network many times."""
 
     def create(name, *, width, activation_bits=None, **options):
         return tiny_resnet(options.pop("generation", None), stage_sizes=(1,), channels=8, **options)
@@ -65,7 +65,7 @@ def tiny_models():
 
 @pytest.fixture(scope="module")
 def profiled(tmp_path_factory):
-    """A profile of no training: its directory, content, and what `launch.py` printed."""
+    """A profile of an untrained experiment: its directory, its content and the printed output."""
     directory = tmp_path_factory.mktemp("profile")
     config = directory / "tiny.py"
     config.write_text("from tests.experiment.test_profile import small as get_config\n")
@@ -113,12 +113,12 @@ def test_json_has_the_promised_keys(profiled):
 
 
 def test_numbers_are_those_of_a_memory_report(profiled):
-    """Of the loss made here without the policy's machinery, by the parameters."""
+    """Compared with a report on the loss built here, without the machinery of policies."""
     _, profile, _ = profiled
-    name = "student"  # its batch has the teacher's logits, too
+    name = "student"  # its batch also has the teacher's logits
     run = _Experiment(parse_config(small()), profiled[0])
-    model, make_loss = run._as_trained(name)
-    params = run._fresh(model)
+    stage = run._student_stage(run._fresh(run._student), "fresh", lambda: run._fresh(run._teacher))
+    params = dict(stage.variables)
     state = {"batch_stats": params.pop("batch_stats")}
     batch = {
         "image": np.zeros((8, 8, 8, 3), np.float32),
@@ -128,7 +128,7 @@ def test_numbers_are_those_of_a_memory_report(profiled):
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params["params"], state, batch)
     )
-    loss_fn = make_loss(model)
+    loss_fn = stage.make_loss(stage.model)
     expected = memory_report(
         lambda p, s, b: loss_fn(p, s, b, jax.random.key(0), True), *shapes, argnums=0, has_aux=True
     )
@@ -142,7 +142,7 @@ def test_numbers_are_those_of_a_memory_report(profiled):
     assert sum(row["num_bytes"] for row in rows) == report["total_residual_bytes"]
     known = [row for row in rows if row["kind"] == "activation" and row["shape"]]
     assert known and all(0.0 <= row["zero_fraction"] <= 1.0 for row in known)
-    assert any(row["zero_fraction"] > 0.2 for row in known)  # rectifiers, of a real batch
+    assert any(row["zero_fraction"] > 0.2 for row in known)  # of rectifiers, for a real batch
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -205,7 +205,7 @@ def test_markdown_and_the_printed_table_tell_the_same(profiled):
 
 
 def cheap(monkeypatch):
-    """Looks at no memory: what is left are variables and sources."""
+    """Records the stages and measures nothing."""
     seen = {}
 
     def measured(networks, remat, mesh):
@@ -224,7 +224,7 @@ def networks_seen(monkeypatch, config, directory):
 
 
 def store(run, name, model):
-    """A checkpoint as a training leaves it, of variables that are not the fresh ones."""
+    """Writes a checkpoint with variables that differ from fresh ones."""
     variables = jax.tree.map(lambda leaf: leaf + 1.0, run._fresh(model))
     state = create_state(
         params=variables.pop("params"),

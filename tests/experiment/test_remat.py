@@ -1,4 +1,4 @@
-"""`config.remat` through the training of a stage."""
+"""`config.remat` in the training of a stage."""
 
 import typing
 
@@ -103,8 +103,8 @@ def test_auto_takes_the_fastest_that_fits_or_names_the_least_budget():
     "remat, message",
     [
         ({"policy": "bitmaps"}, "config.remat: `policy` must be one of .*auto.*; got 'bitmaps'"),
-        ({"policy": "auto"}, "`budget_mib` must be a number of MiB for policy 'auto'"),
-        ({"policy": "blocks", "budget_mib": 3.0}, "None for the others; got 3.0 for 'blocks'"),
+        ({"policy": "auto"}, "`budget_mib` must be a number for policy 'auto'"),
+        ({"policy": "blocks", "budget_mib": 3.0}, "None for all others; got 3.0 for 'blocks'"),
         ({"capacity": 0.0}, "`capacity` must be"),
         ({"capacity": 1.5}, "`capacity` must be"),
         ({"margin": -0.1}, "`margin` must be"),

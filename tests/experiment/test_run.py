@@ -42,7 +42,7 @@ def settings(**student):
             "coeff_in_bits": 6,
             "coeff_out_bits": 4,
             "weight_bits": 8,
-            "implementation": "generate",  # compiles fastest; the others are tested for themselves
+            "implementation": "generate",  # compiles fastest; the others have their own tests
         },
         "teacher": {"train": loop},
         "projection": {"num_steps": 40},
@@ -214,7 +214,9 @@ def test_teacher_of_another_model(finished, tmp_path):
     raw = settings()
     raw["teacher"]["checkpoint"] = str(directory / "teacher/checkpoints")
     raw["model"]["width"] = 0.5
-    with pytest.raises(CheckpointError, match=r"of another model: batch_stats/.* is \(16,\) there"):
+    with pytest.raises(
+        CheckpointError, match=r"belongs to another model: batch_stats/.* is \(16,\) there"
+    ):
         run_experiment(parse_config(raw), tmp_path)
     raw["teacher"]["checkpoint"] = str(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="No checkpoint in .*nothing: there is no such dir"):

@@ -1,4 +1,4 @@
-"""Files of a projection: damaged ones are computed again or refused, never used."""
+"""Files of a projection: damaged ones are recomputed or refused, never used."""
 
 import logging
 
@@ -48,7 +48,7 @@ def test_another_process_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize("spoil", DAMAGES[:3])
 def test_a_damaged_state_starts_the_projection_again(tmp_path, store, spoil, caplog):
-    """Wherever the damage is: what comes back is nothing, or exactly what was written."""
+    """Wherever the damage is, loading gives nothing or exactly the saved state."""
     path, rng = tmp_path / "state.npz", np.random.default_rng(0)
     whole, num_refused = path.read_bytes(), 0
     for _ in range(50):
@@ -60,7 +60,7 @@ def test_a_damaged_state_starts_the_projection_again(tmp_path, store, spoil, cap
         if found is None:
             num_refused += 1
             (message,) = caplog.messages
-            assert message.startswith(f"{path} is damaged: the projection starts again.")
+            assert message.startswith(f"{path} is damaged: the projection starts over.")
         else:
             assert found[1] == HISTORY
             assert all(np.array_equal(a, b) for a, b in zip(found[0], LEAVES, strict=True))

@@ -1,4 +1,4 @@
-"""The losses of the pipeline: random streams of models that draw at random in training."""
+"""The losses of the pipeline: random streams of models that use randomness in training."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from mlg_jax.models._heads import dropout
 
 
 class Dropping(nn.Module):
-    """Logits are the input, half of it dropped; the key of the other stream is kept."""
+    """Logits are the input after dropout; records the key of the other stream."""
 
     @nn.compact
     def __call__(self, x, *, train=False):
@@ -22,7 +22,7 @@ class Dropping(nn.Module):
 
 
 class Quantizing(nn.Module):
-    """The first key of its stream, in the scope in which `Dropping` draws it."""
+    """The first key of a stream, in the scope of `Dropping`."""
 
     def __call__(self, x):
         return self.make_rng("quantize")
@@ -41,7 +41,7 @@ def test_dropout_draws_from_the_steps_key():
 
 
 def test_the_quantisers_stream_is_the_steps_key_itself():
-    """Results of runs without dropout do not depend on there being a second stream."""
+    """Runs without dropout give the same results with and without the second stream."""
     rngs, batch = {"quantize": jax.random.key(3)}, jnp.ones((1, 6))
     alone = jax.random.uniform(Quantizing().apply({}, batch, rngs=rngs))
     _, (_, state) = run(3, True)
@@ -58,7 +58,7 @@ def test_the_quantisers_stream_is_the_steps_key_itself():
     ],
 )
 def test_networks_with_dropout_train(name, stem):
-    """Traced only: without its stream the model raises."""
+    """Traced only: the model raises if its stream is missing."""
     model = create_model(name, num_classes=3, stem=stem, width=0.1)
     image = jax.ShapeDtypeStruct((2, *model.input_shape[1:]), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Transfer learning: what is taken, what is fresh, what trains, and what is kept for it."""
+"""Transfer learning: which variables are taken over or fresh, which train, which are saved."""
 
 import collections
 import functools
@@ -32,13 +32,13 @@ def flat(variables):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_block():
-    """What "tiny" is here."""
+    """The network "tiny" of these tests."""
     with mock.patch.dict(MODELS, tiny=functools.partial(_resnet, (1,), BasicBlock)):
         yield
 
 
 def fresh(num_classes, width=0.125, seed=0, stem="imagenet"):
-    """Random variables of the tiny network; its running statistics too are not those of `init`."""
+    """Random variables of the tiny network; running statistics also differ from those of `init`."""
     model = create_model("tiny", num_classes=num_classes, width=width, stem=stem)
     image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), image)
@@ -171,7 +171,7 @@ def test_rules_choose_by_name():
 
 
 def loss_of_parts(trainable, remat=None):
-    """The loss as a function of the two parts, state, image and label; and its arguments."""
+    """The loss as a function of trained and frozen parts, state, image and label; its arguments."""
     model = create_model("resnet10", num_classes=10, width=0.25, remat=remat)
     model = model_to_train(model, trainable)
     image = jax.ShapeDtypeStruct((32, 32, 32, 3), jnp.float32)
@@ -187,7 +187,7 @@ def loss_of_parts(trainable, remat=None):
 
 
 def kept_activations(trainable, remat=None):
-    """What is kept for the part that trains, `{dtype: bytes}`, traced only."""
+    """Bytes saved for the trained part, by dtype; traced only."""
     loss, args = loss_of_parts(trainable, remat)
     kept = collections.Counter()
     for row in list_residuals(loss, *args, argnums=0):
@@ -197,23 +197,23 @@ def kept_activations(trainable, remat=None):
 
 
 def test_frozen_parts_keep_no_residuals_they_do_not_need():
-    """Biases need the signs of the ReLUs, a bit each; the classifier its input, 32 x 128 floats."""
+    """Biases need one bit per ReLU, its sign; the classifier its input, 32 x 128 floats."""
     whole, biases, classifier = map(kept_activations, ("all", "biases", "classifier"))
     assert classifier.total() < 2 * 32 * 128 * 4
-    assert biases["float32"] < classifier["float32"] + 20_000  # numbers a channel, of the norms
-    # Words of 32 channels: the stages of 16 channels fill half of theirs.
+    assert biases["float32"] < classifier["float32"] + 20_000  # norms: numbers per channel
+    # A word holds 32 channels: in stages of 16 channels it is half empty.
     assert biases["bool"] == 0 and biases["uint32"] < 2 * whole["bool"] // 8
     assert classifier.total() < biases.total() < 0.03 * whole.total()
 
 
 @pytest.mark.parametrize("remat", ["convs", "blocks", "bitmap_units", "quantized_blocks"])
 def test_frozen_blocks_under_a_policy_keep_nothing(remat):
-    """Nothing in them is differentiated, so that no policy has anything to store."""
+    """Frozen blocks are not differentiated, so a policy has nothing to store."""
     assert kept_activations("classifier", remat).total() < 2 * 32 * 128 * 4
 
 
 def test_the_compiled_gradient_takes_less_memory_too():
-    """With JAX's own rectifiers that of the biases takes hardly less than the whole one."""
+    """With JAX's own rectifiers, training biases saves hardly any memory."""
 
     def compiled_bytes(trainable):
         loss, args = loss_of_parts(trainable)
@@ -225,7 +225,7 @@ def test_the_compiled_gradient_takes_less_memory_too():
 
 @pytest.mark.parametrize("trainable", ["all", "biases", "classifier"])
 def test_the_teacher_stage_trains_what_the_configuration_says(tmp_path, trainable):
-    """Frozen arrays are as in the checkpoint, to the bit; pruning leaves them alone as well."""
+    """Frozen arrays equal the checkpoint bit for bit; pruning does not touch them either."""
     start = fresh(7, stem="cifar")
     save(tmp_path / "source", start)
     raw = settings()
@@ -261,7 +261,7 @@ def test_the_teacher_stage_trains_what_the_configuration_says(tmp_path, trainabl
 
 
 def test_a_projected_student_trains_its_biases_only(tmp_path):
-    """Factors are frozen: the penalty is a constant then, and nothing is built for a gradient."""
+    """Factors are frozen, so the penalty is constant and has no gradient."""
     raw = settings(trainable="biases", loss="cross_entropy")
     raw["model"]["name"] = "tiny"
     raw["student"]["train"] = {"num_epochs": 1}

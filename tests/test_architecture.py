@@ -110,3 +110,23 @@ def test_the_numeric_core_imports_without_the_data_and_training_libraries():
     import sys
 
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)
+
+
+def test_nothing_but_kernels_names_a_factor():
+    """So that a new parametrisation is one file in `kernels`, whose mathematics `generation` is."""
+    pattern = re.compile(r"\b(basis|coeff_in|coeff_out)\b")
+    for path in FILES:
+        if unit_of(path) in ("kernels", "generation"):
+            continue
+        tree = ast.parse(path.read_text())
+        named = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
+        named += [n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+        docstrings = {ast.get_docstring(n, clean=False) for n in ast.walk(tree) if has_docstring(n)}
+        found = [
+            n for n in named if isinstance(n, str) and n not in docstrings if pattern.fullmatch(n)
+        ]
+        assert not found, f"{path} names {found}"
+
+
+def has_docstring(node):
+    return isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)

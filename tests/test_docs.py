@@ -47,14 +47,15 @@ def test_named_options_exist(path):
         assert second in tree[first], f"{path.name} names --config.{key}"
 
 
-def test_readme_code_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("path", [README, ROOT / "docs/extending.md"], ids=lambda p: p.name)
+def test_code_runs(tmp_path, monkeypatch, path):
     """Runs the blocks in order, as a reader would."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
     assert blocks
-    names = {}
+    names = {"__name__": "page"}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+        exec(compile(block, path.name, "exec"), names)
 
 
 def test_the_build_runs_the_readmes_test_command():

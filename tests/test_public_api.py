@@ -2,7 +2,9 @@
 
 import dataclasses
 import doctest
+import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
 
@@ -109,3 +111,24 @@ def test_version_and_types_are_shipped():
 
     assert importlib.metadata.version("mlg-jax") == mlg_jax.__version__
     assert importlib.resources.files("mlg_jax").joinpath("py.typed").is_file()
+
+
+def exported():
+    """Everything that a package's `__init__` or a module without underscore exports."""
+    names = [f"mlg_jax.{m.name}" for m in pkgutil.iter_modules(mlg_jax.__path__)]
+    for name in names:
+        if name.rpartition(".")[2].startswith("_"):
+            continue
+        module = importlib.import_module(name)
+        for key, value in sorted(vars(module).items()):
+            is_ours = getattr(value, "__module__", "").startswith("mlg_jax")
+            if is_ours and not key.startswith("_") and callable(value):
+                yield pytest.param(value, id=f"{name}.{key}")
+
+
+@pytest.mark.parametrize("value", exported())
+def test_every_exported_name_is_documented(value):
+    text = inspect.getdoc(value)
+    assert text and text.split("\n")[0].endswith((".", ":", "?")), "one sentence first"
+    if inspect.isclass(value):
+        assert value.__doc__ and not value.__doc__.startswith(f"{value.__name__}("), "not generated"

@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
             "residency",
             "fold",
             "implementation",
+            "model",
             "batch_size",
             "platforms",
         )

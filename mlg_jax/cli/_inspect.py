@@ -10,7 +10,7 @@ from mlg_jax._errors import MAX_LINE, printable
 from mlg_jax.cli._options import add_file_argument, add_json_argument, write
 from mlg_jax.engine import Manifest, summarize
 from mlg_jax.export import read_packed
-from mlg_jax.kernels import GenerationSpec, KernelSpec
+from mlg_jax.kernels import GenerationSpec, KernelsByPath, KernelSpec
 
 NAME = "inspect"
 
@@ -41,7 +41,8 @@ def _manifest_lines(manifest: Mapping[str, Any]) -> list[str]:
     for name, value in manifest.items():
         parts = value if isinstance(value, Mapping) else {name: value}
         for key, part in parts.items():
-            text = _generation_text(part) if key == "generation" else _text(part)
+            is_kernel = key in ("generation", "kernel")
+            text = _generation_text(part) if is_kernel else _text(part)
             if text and key != "remat":  # matters only in training
                 lines.append(f"{printable(key.replace('_', ' ')):14} {printable(text, MAX_LINE)}")
     return lines
@@ -59,5 +60,7 @@ def _generation_text(value: Any) -> str:
         return ", ".join(f"{pattern}: {_generation_text(spec)}" for pattern, spec in value)
     if value is None:
         return "none"
+    if value.get("kind") == KernelsByPath.kind:
+        return _generation_text(value["choices"])
     spec = KernelSpec.from_json(value)
     return spec.notation() if isinstance(spec, GenerationSpec) else str(spec)

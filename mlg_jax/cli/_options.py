@@ -1,8 +1,12 @@
 """Arguments that several subcommands share."""
 
 import argparse
+import importlib
+import os
 import sys
 from typing import Any
+
+from flax import linen as nn
 
 from mlg_jax.engine import RESIDENCIES, Predictor, load_packed
 from mlg_jax.kernels import implementation_names
@@ -14,6 +18,22 @@ def positive_integer(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be an integer >= 1; got {value}.")
     return value
+
+
+def linen_module(text: str) -> nn.Module:
+    """Imports `MODULE:NAME`, a Linen module or what makes one; argparse reports errors."""
+    module, _, name = text.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        value = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"must be MODULE:NAME; got {text!r} ({error}).") from None
+    finally:
+        del sys.path[0]
+    model = value if isinstance(value, nn.Module) else value()
+    if not isinstance(model, nn.Module):
+        raise argparse.ArgumentTypeError(f"must name a Flax Linen module; {text!r} is {model!r}.")
+    return model
 
 
 def write(text: str) -> None:
@@ -62,8 +82,16 @@ def add_weight_arguments(group: argparse._ActionsContainer) -> None:
         "each layer (default: auto)",
     )
 
+    group.add_argument(
+        "--model",
+        type=linen_module,
+        metavar="MODULE:NAME",
+        help="Flax Linen module of a file that holds a model of your own: an instance, or a class "
+        "or function that makes it without arguments",
+    )
+
 
 def load(args: argparse.Namespace, **options: Any) -> Predictor:
     """Loads the predictor with the options of `add_weight_arguments`."""
-    names = ("residency", "fold", "implementation")
+    names = ("residency", "fold", "implementation", "model")
     return load_packed(args.file, **{name: getattr(args, name) for name in names}, **options)

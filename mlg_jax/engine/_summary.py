@@ -16,7 +16,7 @@ class LayerSummary:
     """One layer, its statistics included."""
 
     name: str
-    tensors: tuple[str, ...]  # "basis 44x2x9"
+    tensors: tuple[str, ...]  # "kernel 3x3x16x32"
     bits: tuple[int, ...]  # of an entry of each
     num_entries: int
     num_bytes: int

@@ -7,8 +7,7 @@ from flax import linen as nn
 
 from mlg_jax.kernels import matches_path
 from mlg_jax.layers import layer_records
-from mlg_jax.models._spec import Generation, ImplementationChoice, ModelSpec
-from mlg_jax.remat import RematSpec
+from mlg_jax.models._spec import Generation, ImplementationChoice, ModelSpec, Remat
 
 
 def create_model(
@@ -21,7 +20,7 @@ def create_model(
     weight_bits: int | None = None,
     activation_bits: int | None = None,
     implementation: ImplementationChoice = "auto",
-    remat: RematSpec | str | None = None,
+    remat: Remat = None,
     dtype: Any = None,
 ) -> nn.Module:
     """Creates a model.
@@ -42,8 +41,9 @@ def create_model(
         activation_bits: width of the inputs of convolutions and dense layers, 1 to 16; None does
             not quantise them.
         implementation: how a generated kernel is applied; `auto` chooses.
-        remat: what is kept for the backward pass: a preset's name (`mlg_jax.remat.PRESETS`) or a
-            `mlg_jax.remat.RematSpec` with its capacities; None keeps what JAX would.
+        remat: what is saved for the backward pass: a preset's name (`mlg_jax.remat.PRESETS`), a
+            `mlg_jax.remat.RematSpec` with its capacities, or a `mlg_jax.remat.ResidualPolicy` for
+            every block; None saves what JAX would.
         dtype: of the computation, e.g. `jnp.bfloat16`; None is float32. Parameters are float32,
             or float64 if `dtype` is (which needs `jax_enable_x64`).
 

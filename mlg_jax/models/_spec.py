@@ -28,11 +28,13 @@ from mlg_jax.models._layers import Layers, Partial
 from mlg_jax.models._registry import MODELS
 from mlg_jax.models.resnet import STEMS
 from mlg_jax.quant import ActivationSpec, QuantSpec
-from mlg_jax.remat import NO_REMAT, PRESETS, RematSpec
+from mlg_jax.remat import NO_REMAT, PRESETS, RematSpec, ResidualPolicy
 
+_LATER = {"on_overflow": "warn", "policy": None}  # of a `RematSpec`, absent from older files
 _OLD_NAMES = {"execution": "implementation"}  # of arguments, in files of version 0.1
 
 Patterns = tuple[tuple[str, KernelSpec | None], ...]
+Remat = RematSpec | ResidualPolicy | str | None
 ImplementationChoice = str | Mapping[str, str] | tuple[tuple[str, str], ...]
 Generation = KernelSpec | Mapping[str, KernelSpec | None] | Patterns | None
 
@@ -45,7 +47,7 @@ class ModelSpec:
         name, num_classes, stem, width, weight_bits, activation_bits: as there.
         generation, implementation: as there; a mapping becomes a tuple of its items, whose order
             counts.
-        remat: as there; a name or None becomes a `RematSpec`.
+        remat: as there; becomes a `RematSpec`.
         dtype: as there; becomes its name.
 
     Raises:
@@ -60,7 +62,7 @@ class ModelSpec:
     weight_bits: int | None = None
     activation_bits: int | None = None
     implementation: ImplementationChoice = "auto"
-    remat: RematSpec | str | None = None
+    remat: Remat = None
     dtype: Any = None
 
     def __post_init__(self) -> None:
@@ -111,9 +113,11 @@ class ModelSpec:
         """Plain JSON values, nested.
 
         Raises:
-            ValueError: a policy with a mesh, whose devices are this process's own.
+            ValueError: a custom policy, or one with a mesh, whose devices are this process's own.
         """
         assert isinstance(self.remat, RematSpec)
+        if self.remat.policy is not None:
+            raise ValueError("`remat` must be a preset to be written down; got a custom policy.")
         if self.remat.mesh is not None:
             raise ValueError("`remat` must have no mesh to be written down; got one.")
         tree = to_plain(dataclasses.replace(self, generation=None))
@@ -132,15 +136,18 @@ class ModelSpec:
             values["implementation"] = pairs_from_json(
                 values["implementation"], "model.implementation"
             )
-        remat = entries(RematSpec, values["remat"], "model.remat", absent={"on_overflow": "warn"})
+        remat = entries(RematSpec, values["remat"], "model.remat", absent=_LATER)
         remat["capacities"] = pairs_from_json(remat["capacities"], "model.remat.capacities")
-        if remat["mesh"] is not None:
-            raise ValueError(f"`model.remat.mesh` must be None; got {remat['mesh']!r}.")
+        for name in ("mesh", "policy"):
+            if remat[name] is not None:
+                raise ValueError(f"`model.remat.{name}` must be None; got {remat[name]!r}.")
         return cls(**values | {"remat": RematSpec(**remat)})
 
 
-def _policy(remat: RematSpec | str | None) -> RematSpec:
-    check_instance("remat", remat, (str, RematSpec, type(None)))
+def _policy(remat: Remat) -> RematSpec:
+    check_instance("remat", remat, (str, RematSpec, ResidualPolicy, type(None)))
+    if isinstance(remat, ResidualPolicy):
+        return RematSpec(policy=remat)
     if isinstance(remat, str):
         check_choice("remat", remat, PRESETS)
         return RematSpec(remat)

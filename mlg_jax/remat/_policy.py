@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from mlg_jax._checks import check_choice, check_real
+from mlg_jax._checks import check_choice, check_instance, check_real
 from mlg_jax._types import CONV_OUTPUT, Array
 from mlg_jax.remat._checkpoint import ResidualPolicy
 from mlg_jax.remat._codec import GroupCodec, bitmap_or_dense
@@ -83,6 +83,7 @@ class RematSpec:
         capacities: pairs `(segment name, capacity)`, see `choose_capacities`.
         mesh: the devices over which batches are split; None for one device.
         on_overflow: as in `ResidualPolicy`.
+        policy: for every block in place of the preset's; None takes the preset's.
 
     Raises:
         TypeError, ValueError: an attribute is not one of the above.
@@ -93,9 +94,11 @@ class RematSpec:
     capacities: tuple[tuple[str, float], ...] = ()
     mesh: Mesh | None = None
     on_overflow: str = "warn"
+    policy: ResidualPolicy | None = None
 
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, PRESETS)
+        check_instance("policy", self.policy, (ResidualPolicy, type(None)))
         check_on_overflow(self.on_overflow)
         check_real("capacity", self.capacity, 0.0, 1.0, exclusive_minimum=True)
         for name, capacity in self.capacities:
@@ -115,10 +118,15 @@ class RematSpec:
         """Whether the preset stores bitmaps, which can overflow."""
         return PRESETS[self.preset].needs_capacity
 
+    @property
+    def block_policy(self) -> MakePolicy | None:
+        """`(capacity, mesh) -> policy` for blocks; None saves everything."""
+        policy = self.policy
+        return PRESETS[self.preset].block if policy is None else lambda capacity, mesh: policy
+
     def stem(self, fn: Segment, name: str = "stem", *, is_per_example: bool = False) -> Segment:
         """Wraps the first block, `fn(module, image)`; the images are inputs and saved uncopied."""
-        block = PRESETS[self.preset].block
-        policy = None if block is None else _dense
+        policy = None if self.block_policy is None else _dense
         return self._wrap(
             fn, name, policy, is_sparse=False, is_per_example=is_per_example, is_given=True
         )
@@ -140,8 +148,7 @@ class RematSpec:
             is_per_example: whether the block treats examples independently (no batch statistics);
                 it is then recomputed in slices of the batch.
         """
-        policy = PRESETS[self.preset].block
-        return self._wrap(fn, name, policy, is_sparse, is_per_example)
+        return self._wrap(fn, name, self.block_policy, is_sparse, is_per_example)
 
     def unit(self, fn: Segment, name: str = "", *, is_sparse: bool = True) -> Segment:
         """Wraps a unit `fn(module, x)`: convolution, norm and activation; see `block`."""

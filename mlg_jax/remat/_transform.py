@@ -1,5 +1,6 @@
 """The public transforms: checkpointing of functions and Linen modules by a preset's name."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from mlg_jax._types import Key
 from mlg_jax.remat._checkpoint import ResidualPolicy, store_residuals
 from mlg_jax.remat._codec import PACKED
 from mlg_jax.remat._linen import lift_policy
-from mlg_jax.remat._policy import PRESETS
+from mlg_jax.remat._policy import PRESETS, RematSpec
 
 # A policy for `jax.checkpoint` and `nn.remat` that saves only what our codecs packed.
 save_bitmaps = jax.checkpoint_policies.save_only_these_names(PACKED)
@@ -20,7 +21,7 @@ save_bitmaps = jax.checkpoint_policies.save_only_these_names(PACKED)
 def checkpoint(
     fn: Callable[..., Any],
     *,
-    policy: str | ResidualPolicy,
+    policy: str | ResidualPolicy | RematSpec,
     capacity: float = 0.75,
     activations: int | tuple[int, ...] = -1,
     key: Key | None = None,
@@ -35,7 +36,8 @@ def checkpoint(
 
     Args:
         fn: a function without side effects.
-        policy: a key of `mlg_jax.remat.PRESETS` or a `mlg_jax.remat.ResidualPolicy`. Applied to a
+        policy: a key of `mlg_jax.remat.PRESETS`, a `mlg_jax.remat.ResidualPolicy` or a
+            `mlg_jax.remat.RematSpec`, as `create_model` takes them. Applied to a
             single function, `none` returns it unchanged; `blocks` saves its arguments;
             `bitmap_blocks` and `bitmap_units` do so with its activations as bitmaps;
             `quantized_blocks` with its activations as 8-bit integers, stochastically rounded;
@@ -105,11 +107,17 @@ def checkpoint_module(
     return lift_policy(target, kept, activations=positions, stream=stream)
 
 
-def _residual_policy(policy: str | ResidualPolicy, capacity: float) -> ResidualPolicy | None:
-    check_instance("policy", policy, (str, ResidualPolicy))
+def _residual_policy(
+    policy: str | ResidualPolicy | RematSpec, capacity: float
+) -> ResidualPolicy | None:
+    check_instance("policy", policy, (str, ResidualPolicy, RematSpec))
     check_real("capacity", capacity, 0.0, 1.0, exclusive_minimum=True)
     if isinstance(policy, ResidualPolicy):
         return policy
+    if isinstance(policy, RematSpec):
+        make = policy.block_policy or PRESETS[policy.preset].unit
+        kept = None if make is None else make(policy.capacity, policy.mesh)
+        return kept and dataclasses.replace(kept, on_overflow=policy.on_overflow)
     check_choice("policy", policy, PRESETS)
     preset = PRESETS[policy]
     make = preset.block or preset.unit

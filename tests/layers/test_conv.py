@@ -106,7 +106,7 @@ FLAX = [
 ]
 
 
-@pytest.mark.parametrize("options", FLAX, ids=str)
+@pytest.mark.parametrize("options", FLAX, ids=" ".join)
 @pytest.mark.parametrize("batch", [(2,), (), (2, 3)], ids=str)
 def test_takes_the_place_of_flax_conv(options, batch):
     """The same parameters and the same numbers, for every form of every argument."""

@@ -15,7 +15,9 @@ from mlg_jax.remat import (
     NO_REMAT,
     PRESETS,
     RematSpec,
+    ResidualPolicy,
     _policy,
+    checkpoint,
     choose_capacities,
     measure_densities,
 )
@@ -228,3 +230,35 @@ def test_bad_input():
         RematSpec("bitmap").with_capacities({"a": 1.5})
     with pytest.raises(ValueError, match="`margin` must be"):
         choose_capacities({}, margin=-1.0)
+
+
+def test_functions_and_models_take_the_same_policies():
+    x, params = jnp.linspace(-1.0, 1.0, 24).reshape(4, 6), jnp.ones((6, 3))
+
+    def layer(w, x):
+        return jnp.tanh(x @ w)
+
+    def kept(policy):
+        run = checkpoint(layer, policy=policy)
+        residuals = jax.eval_shape(lambda w, x: jax.vjp(run, w, x)[1], params, x)
+        return sorted(leaf.size for leaf in jax.tree.leaves(residuals))
+
+    assert kept("blocks") == kept(RematSpec("blocks")) == kept(ResidualPolicy())
+    assert kept(RematSpec("none")) == kept("none")
+    options = {"num_classes": 3, "width": 0.1}
+    named, given = (
+        create_model("resnet10", remat=remat, **options) for remat in ("blocks", ResidualPolicy())
+    )
+    images = jnp.ones((2, 16, 16, 3))
+    variables = jax.eval_shape(named.init, jax.random.key(0), images)
+
+    def residuals(model):
+        def loss(params):
+            full = {**variables, "params": params}
+            full = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), full) | {"params": params}
+            return model.apply(full, images, train=True, mutable=["batch_stats"])[0].sum()
+
+        kept = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], variables["params"])
+        return sorted(leaf.size for leaf in jax.tree.leaves(kept))
+
+    assert residuals(named) == residuals(given) != residuals(create_model("resnet10", **options))

@@ -134,7 +134,7 @@ def generate(
             )
     for path, (plain, options) in found.items():
         layer = _linen_of(plain, options, choices, implementation)
-        _set(model, path, _Layer(layer, _projected(layer, plain, choices, path)))
+        _set(model, path, _projected(layer, plain, choices, path))
     return model
 
 
@@ -276,8 +276,11 @@ def _linen_of(plain: Any, options: Any, kernel: KernelSpec, implementation: Any)
     return kind(**options, kernel=kernel, implementation=implementation)
 
 
-def _projected(layer: Any, plain: Any, kernel: KernelSpec, path: Path) -> dict[str, Array]:
-    """The parameters of `layer` whose kernel is nearest to that of a plain layer."""
+def _projected(layer: Any, plain: Any, kernel: KernelSpec, path: Path) -> _Layer:
+    """A layer with the kernel nearest to that of a plain layer.
+
+    Paths end here: the new layer's spec is the one that `kernel` chooses at its path.
+    """
     image = _image(
         getattr(layer, "kernel_size", None),
         {"kernel_dilation": getattr(layer, "kernel_dilation", 1)},
@@ -287,10 +290,8 @@ def _projected(layer: Any, plain: Any, kernel: KernelSpec, path: Path) -> dict[s
     geometry = LayerGeometry(tuple(map(str, path)), record.kind, record.shape, record.groups)
     bound = kernel.bind(geometry)
     assert bound is not None, "patterns have a default"
-    layer_spec = bound.spec
-    object.__setattr__(layer, "kernel", layer_spec)
-    params = dict(bound.project(plain.kernel[...]))
-    return params | ({"bias": plain.bias[...]} if plain.use_bias else {})
+    bias = {"bias": plain.bias[...]} if plain.use_bias else {}
+    return _Layer(layer.clone(kernel=bound.spec), bound.project(plain.kernel[...]) | bias)
 
 
 def _image(kernel_size: Any, options: Mapping[str, Any], channels: int) -> tuple[int, ...]:

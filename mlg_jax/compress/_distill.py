@@ -13,7 +13,7 @@ from mlg_jax._checks import check_integer, check_real
 from mlg_jax._types import Array, Float, Key
 from mlg_jax.compress._sensitivity import check_images
 from mlg_jax.data import batch_indices
-from mlg_jax.layers import forward
+from mlg_jax.layers import forward, random_streams
 from mlg_jax.train import OptimizerSpec, ScheduleSpec, Task, TrainSpec, train
 
 
@@ -85,10 +85,12 @@ def distill(
             yield {"image": pixels[rows], "teacher_logits": teach(pixels[rows])}
 
     def loss_fn(params: Any, state: Any, batch: Any, key: Key, is_training: bool) -> Any:
-        rngs = {"quantize": key, "dropout": jax.random.fold_in(key, 1)}
         run = forward(model, train=is_training)
         logits, state = run(
-            {"params": params, **state}, batch["image"], mutable=list(state), rngs=rngs
+            {"params": params, **state},
+            batch["image"],
+            mutable=list(state),
+            rngs=random_streams(key),
         )
         divergence = losses.kl_divergence(
             logits=logits, teacher_logits=batch["teacher_logits"], temperature=spec.temperature

@@ -12,7 +12,7 @@ from mlg_jax.compress._project import project_model, trained_kernel
 from mlg_jax.compress._sensitivity import check_trained, replaced, variant
 from mlg_jax.generation import ProjectionSpec
 from mlg_jax.kernels import GenerationSpec, LayerRecord, OrdinaryKernel
-from mlg_jax.layers import forward, layer_params, layer_records
+from mlg_jax.layers import forward, layer_params, layer_records, random_streams
 
 Generation = GenerationSpec | Mapping[str, GenerationSpec | None]
 
@@ -88,9 +88,8 @@ def estimate_statistics(
 
     @jax.jit
     def update(state: Any, batch: Array, key: Key) -> Any:
-        rngs = {"dropout": key, "quantize": key}
         collections = {"params": variables["params"], **state}
-        return apply(collections, batch, mutable=list(state), rngs=rngs)[1]
+        return apply(collections, batch, mutable=list(state), rngs=random_streams(key))[1]
 
     order = np.random.default_rng(0)
     for step in range(_NUM_PASSES):

@@ -40,4 +40,4 @@ def dense_state(packed: PackedModel, *, name: str = "the packed model") -> dict[
     with naming_misfits(name, ValueError):
         check_tensors(network, shape, packed)
     variables = decoded_variables(records, unpack_variables(packed))
-    return to_torch(records, variables, architecture=network.spec.name)
+    return to_torch(records, variables, architecture=type(network).__name__)

@@ -20,7 +20,7 @@ from mlg_jax.layers import (
     input_shape_of,
     variable_shapes,
 )
-from mlg_jax.models import ImplementationChoice, ModelSpec
+from mlg_jax.models import ImplementationChoice, ModelSpec, with_layers
 from mlg_jax.remat import NO_REMAT
 
 MAX_NAME = 256  # characters of a module's name in a file
@@ -185,8 +185,8 @@ def _spec_without_remat(spec: ModelSpec) -> ModelSpec:
 
 
 def _without_remat(model: Any) -> nn.Module:
-    layers = dataclasses.replace(model.layers, remat=NO_REMAT)
-    return model.clone(layers=layers, spec=_spec_without_remat(model.spec))
+    plain = with_layers(model, remat=NO_REMAT)
+    return plain.clone(spec=_spec_without_remat(model.spec))
 
 
 def check_tensors(network: nn.Module, image_shape: Sequence[int], packed: PackedModel) -> None:

@@ -55,12 +55,13 @@ def _imported(
     state: State, spec: ModelSpec, input_shape: Sequence[int] | None
 ) -> tuple[Any, dict[str, Any]]:
     any_classes = dataclasses.replace(spec, num_classes=1).create()
+    kind = type(any_classes).__name__
     num_classes = torch_num_classes(
-        state, layer_records(any_classes, input_shape), architecture=spec.name
+        state, layer_records(any_classes, input_shape), architecture=kind
     )
     model: Any = dataclasses.replace(spec, num_classes=num_classes).create()
     records, template = layer_records(model, input_shape), variable_shapes(model, input_shape)
-    return model, from_torch(state, records, template, architecture=spec.name)
+    return model, from_torch(state, records, template, architecture=kind)
 
 
 def _fitting(state: State, spec: ModelSpec) -> Iterator[ModelSpec]:
@@ -85,9 +86,11 @@ def _is_alike(state: State, spec: ModelSpec) -> bool:
 def _fits(state: State, spec: ModelSpec) -> bool:
     """Whether names and shapes are those of the model, for any number of classes."""
     try:
-        num_classes = torch_num_classes(state, layer_records(spec.create()), architecture=spec.name)
+        model = spec.create()
+        kind = type(model).__name__
+        num_classes = torch_num_classes(state, layer_records(model), architecture=kind)
         records = layer_records(dataclasses.replace(spec, num_classes=num_classes).create())
-        from_torch(state, records, {}, architecture=spec.name)
+        from_torch(state, records, {}, architecture=kind)
     except ValueError:
         return False
     return True

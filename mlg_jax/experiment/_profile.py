@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from mlg_jax.config import ConfigError, RematConfig
 from mlg_jax.experiment._remat import AdaptiveRemat
 from mlg_jax.experiment._stage import Stage
+from mlg_jax.layers import random_streams
 from mlg_jax.memory import (
     BatchMemory,
     DensityRow,
@@ -24,6 +25,7 @@ from mlg_jax.memory import (
     summarize_densities,
     update_densities,
 )
+from mlg_jax.models import with_layers
 from mlg_jax.remat import RematSpec, measure_densities
 from mlg_jax.train import (
     LossFn,
@@ -185,23 +187,21 @@ def _densities(network: Stage, mesh: Mesh) -> DensityProfile:
 
 
 def _updated(model: Any, stats: Any, variables: Any, image: jax.Array, key: jax.Array) -> Any:
-    model = model.clone(layers=dataclasses.replace(model.layers, remat=_PIECES))
-    return update_densities(stats, measure_densities(model, variables, image, rngs=_streams(key)))
+    model = with_layers(model, remat=_PIECES)
+    return update_densities(
+        stats, measure_densities(model, variables, image, rngs=random_streams(key))
+    )
 
 
 def _kinds(network: Stage, variables: Any, image: jax.Array) -> dict[str, str]:
     """The segments that report densities, by name: "block" or "unit"."""
 
     def names(policy: RematSpec) -> list[str]:
-        measure = functools.partial(measure_densities, network.model.clone(remat=policy))
-        return list(jax.eval_shape(measure, variables, image, rngs=_streams(network.key)))
+        measure = functools.partial(measure_densities, with_layers(network.model, remat=policy))
+        return list(jax.eval_shape(measure, variables, image, rngs=random_streams(network.key)))
 
     blocks = set(names(_BLOCKS))
     return {name: "block" if name in blocks else "unit" for name in names(_PIECES)}
-
-
-def _streams(key: jax.Array) -> dict[str, jax.Array]:
-    return {"quantize": key, "dropout": jax.random.fold_in(key, 1)}
 
 
 def largest_activation(networks: Mapping[str, NetworkProfile]) -> tuple[int, int]:

@@ -11,7 +11,9 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from mlg_jax.config import ConfigError, RematConfig
+from mlg_jax.layers import random_streams
 from mlg_jax.memory import compiled_memory
+from mlg_jax.models import with_layers
 from mlg_jax.planner import MIB, plan_policy
 from mlg_jax.remat import RematSpec, choose_capacities, measure_densities
 from mlg_jax.train import LossFn, TrainState, shard_batch
@@ -39,9 +41,9 @@ class AdaptiveRemat:
         self, config: RematConfig, model: Any, make_loss: MakeLoss, mesh: Mesh, key: jax.Array
     ) -> None:
         self._config, self._model, self._make_loss, self._mesh = config, model, make_loss, mesh
-        self._rngs = {name: jax.random.fold_in(key, i) for i, name in enumerate(_STREAMS)}
+        self._rngs = random_streams(key)
         self._densities = jax.jit(
-            functools.partial(measure_densities, model.clone(remat=_MEASURING))
+            functools.partial(measure_densities, with_layers(model, remat=_MEASURING))
         )
         self._capacities: dict[str, float] = {}
         self._preset = config.policy
@@ -71,7 +73,7 @@ class AdaptiveRemat:
     @property
     def loss_fn(self) -> LossFn:
         """The loss under the policy."""
-        return self._make_loss(self._model.clone(remat=self.policy))
+        return self._make_loss(with_layers(self._model, remat=self.policy))
 
     @property
     def policy(self) -> RematSpec:
@@ -84,7 +86,7 @@ class AdaptiveRemat:
         policy = self.policy
         if not policy.needs_capacity:
             return None
-        return self._make_loss(self._model.clone(remat=policy.exact))
+        return self._make_loss(with_layers(self._model, remat=policy.exact))
 
     def on_overflow(self, state: TrainState, batch: Any) -> LossFn | None:
         """The loss with capacities for a batch that overflowed; see `mlg_jax.train.Task`."""
@@ -130,7 +132,7 @@ class AdaptiveRemat:
         return policy if fixed is not None else policy.with_capacities(self._capacities)
 
     def _temporary_bytes(self, variables: Mapping[str, Any], batch: Any, preset: str) -> int:
-        loss_fn = self._make_loss(self._model.clone(remat=self._policy(preset)))
+        loss_fn = self._make_loss(with_layers(self._model, remat=self._policy(preset)))
         state = {k: v for k, v in variables.items() if k != "params"}
 
         def step(params: Any, state: Any, batch: Any, key: jax.Array) -> Any:
@@ -141,6 +143,3 @@ class AdaptiveRemat:
         if memory is None:
             raise ConfigError("config.remat.policy: 'auto' needs a backend that reports memory.")
         return memory.temporary_bytes
-
-
-_STREAMS = ("quantize", "dropout")

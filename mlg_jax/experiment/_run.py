@@ -29,7 +29,7 @@ from mlg_jax.experiment._store import (
 )
 from mlg_jax.experiment._tasks import Batches, classification_loss, student_loss
 from mlg_jax.experiment._transfer import trainable_rule, transferred
-from mlg_jax.layers import count_implementations, layer_records
+from mlg_jax.layers import count_implementations, layer_records, variable_shapes
 from mlg_jax.models import create_model, size_report
 from mlg_jax.train import (
     CHECKPOINT_DIR,
@@ -315,8 +315,7 @@ class _Experiment:
         return load_projection(self._projection_path)
 
     def _shapes(self, model: nn.Module) -> Any:
-        x = jax.ShapeDtypeStruct(self._input_shape, jnp.float32)
-        return jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), x)
+        return variable_shapes(model, self._input_shape)
 
     def _evaluate(self, model: nn.Module, variables: Variables, batches: Any) -> dict[str, float]:
         values = replicate(variables, self._mesh)

@@ -9,7 +9,7 @@ from flax import linen as nn
 from mlg_jax import losses
 from mlg_jax.config import StudentConfig
 from mlg_jax.data import Dataset
-from mlg_jax.layers import layer_records, total_penalty
+from mlg_jax.layers import layer_records, random_streams, total_penalty
 from mlg_jax.train import LossFn, Task, TrainableRule
 
 Batch = dict[str, jax.Array]
@@ -138,6 +138,6 @@ def forward(
     variables = {"params": params, **state}
     if not train:
         return model.apply(variables, image), state
-    rngs = {"quantize": key, "dropout": jax.random.fold_in(key, 1)}
+    rngs = random_streams(key)
     logits, updated = model.apply(variables, image, train=True, mutable=list(state), rngs=rngs)
     return logits, dict(updated)

@@ -12,6 +12,7 @@ from flax import traverse_util
 from mlg_jax.engine import import_torch
 from mlg_jax.export import SUFFIXES, read_torch
 from mlg_jax.layers import relu6_by_sign, relu_by_sign
+from mlg_jax.models import with_layers
 from mlg_jax.train import CheckpointError, TrainableRule, load_variables
 
 CLASSIFIER = "classifier"  # the name of the last layer in every model
@@ -48,8 +49,9 @@ def model_to_train(model: Any, trainable: str) -> Any:
     """
     if trainable == "all":
         return model
-    norm = model.norm and functools.partial(model.norm, statistics="running")
-    return model.clone(norm=norm, act=_RECTIFIERS.get(model.act, model.act))
+    norm, act = model.layers.norm, model.layers.act
+    frozen = norm and functools.partial(norm, statistics="running")
+    return with_layers(model, norm=frozen, act=_RECTIFIERS.get(act, act))
 
 
 def transferred(

@@ -48,7 +48,7 @@ def from_torch(
             `model.`, any that all names share) and their counters are left out.
         records: the model's, from `layer_records`.
         template: the model's variables, or their shapes and dtypes.
-        architecture: the model's name, as `create_model` takes it.
+        architecture: the name of the model's class, or the one that `create_model` takes.
 
     Returns:
         Variables as the template's. Ranges of activation quantisers that the state has not start
@@ -91,7 +91,7 @@ def to_torch(
         records: the model's, from `layer_records`.
         variables: the model's `params` and `batch_stats`; factors in the collection `factors` are
             on their grids already.
-        architecture: the model's name, as `create_model` takes it.
+        architecture: the name of the model's class, or the one that `create_model` takes.
 
     Returns:
         float32 arrays by name, kernels `[out, in, height, width]` or `[out, in]`.
@@ -107,7 +107,9 @@ def to_torch(
         )
     has_norms = any(record.kind == "norm" for record in records)
     names = torch_names(architecture, records, has_norms=has_norms)
-    is_pointwise = architecture == "squeezenet"  # SqueezeNet's classifier is a 1 x 1 convolution
+    is_pointwise = (
+        architecture.lower() == "squeezenet"
+    )  # SqueezeNet's classifier is a 1 x 1 convolution
     kernels = _kernels(records, flat)
     state: dict[str, np.ndarray] = {}
     for record in records:

@@ -26,14 +26,15 @@ def torch_names(
     """Names of the PyTorch modules of a network.
 
     Args:
-        architecture: a name of `mlg_jax.models.MODELS`.
+        architecture: the name of its class, or one of `mlg_jax.models.MODELS`.
         records: of that network.
         has_norms: whether norms follow the convolutions there; VGG's numbers depend on it.
 
     Raises:
         ValueError: an architecture that has no counterpart.
     """
-    family = next((f for prefix, f in _FAMILIES.items() if architecture.startswith(prefix)), None)
+    name = architecture.lower()
+    family = next((f for prefix, f in _FAMILIES.items() if name.startswith(prefix)), None)
     if family is None:
         raise ValueError(
             f"`architecture` must start with one of {list(_FAMILIES)}; got {architecture!r}."
@@ -113,6 +114,6 @@ _FAMILIES: dict[str, Callable[[Sequence[str], bool], TorchNames]] = {
     "resnet": _resnet,
     "vgg": _plain,
     "alexnet": _plain,
-    "mobilenet_v2": _mobilenet_v2,
+    "mobilenet": _mobilenet_v2,
     "squeezenet": _squeezenet,
 }

@@ -214,7 +214,7 @@ def project_kernel(kernel: Float[Array, "o c k"], spec: GenerationSpec) -> Proje
     check_instance("spec", spec, GenerationSpec)
     if jnp.ndim(kernel) != 3 or jnp.size(kernel) == 0:
         raise ValueError(
-            f"`kernel` must have shape [Co, Ci, K] with no zero; got {jnp.shape(kernel)}."
+            f"`kernel` must have shape [Co, Ci, K] without zeros; got {jnp.shape(kernel)}."
         )
     out_channels, in_channels, taps = jnp.shape(kernel)
     shapes = spec.resolve(KernelShape(out_channels, in_channels, (taps, 1)))

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from flax import linen as nn
 
 from mlg_jax._checks import check_instance
@@ -51,3 +52,8 @@ def input_shape_of(model: nn.Module, input_shape: Sequence[int] | None = None) -
 def init(model: nn.Module, key: Any, x: Any) -> Any:
     """Initial variables, in evaluation mode: no random stream but `params` is needed."""
     return model.init(key, x, **mode_options(model, train=False))
+
+
+def random_streams(key: Any) -> dict[str, Any]:
+    """The random streams that a model needs in training, independent of each other."""
+    return {"quantize": key, "dropout": jax.random.fold_in(key, 1)}

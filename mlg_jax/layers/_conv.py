@@ -85,57 +85,55 @@ class Conv(nn.Module):
         the layer is trained if `batch_stats` is mutable or there is a random stream `quantize`.
         """
         check_layer(self, x)
-        geometry, pads = self._geometry(x)
+        self._check(x)
         train = is_trained(self, train)
         x = quantized_input(self, x, train)
         batch = x.shape[:-3]
         if len(batch) != 1:
             x = x.reshape(-1, *x.shape[-3:])
+        pads = self._pads(x)
         if self.padding in _MODES:
             x = jnp.pad(x, ((0, 0), *pads, (0, 0)), mode=_MODES[str(self.padding)])
-        y = checkpoint_name(kernel_product(self, geometry(x), x, train), CONV_OUTPUT)
+            pads = ((0, 0), (0, 0))
+        y = checkpoint_name(kernel_product(self, self._geometry(x, pads), x, train), CONV_OUTPUT)
         return y if len(batch) == 1 else y.reshape(*batch, *y.shape[-3:])
 
-    def _geometry(self, x: Array) -> tuple[Any, Pads]:
-        """The layer's geometry, for an input; and the padding of both axes."""
+    def _geometry(self, x: Array, pads: Pads) -> LayerGeometry:
+        groups = self.feature_group_count
+        size = _pair("kernel_size", self.kernel_size)
+        return LayerGeometry(
+            path=self.path,
+            kind="conv",
+            shape=KernelShape(self.features, x.shape[-1] // groups, size),
+            groups=groups,
+            strides=_pair("strides", self.strides),
+            dilation=_pair("kernel_dilation", self.kernel_dilation),
+            padding=pads,
+            input_shape=x.shape,
+        )
+
+    def _pads(self, x: Array) -> Pads:
+        """`(low, high)` of both axes; raises unless the kernel fits into the padded image."""
         kernel_size = _pair("kernel_size", self.kernel_size)
-        strides = _pair("strides", self.strides)
         dilation = _pair("kernel_dilation", self.kernel_dilation)
-        self._check(x, kernel_size)
         spans = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True))
-        pads = _pads(self.padding, x.shape[-3:-1], spans, strides)
-        padded = tuple(n + sum(p) for n, p in zip(x.shape[-3:-1], pads, strict=True))
-        if any(span > size for span, size in zip(spans, padded, strict=True)):
+        size = x.shape[-3:-1]
+        pads = _pads(self.padding, size, spans, _pair("strides", self.strides))
+        padded = tuple(n + sum(p) for n, p in zip(size, pads, strict=True))
+        if any(span > n for span, n in zip(spans, padded, strict=True)):
             raise ValueError(
                 f"`kernel_size` must not exceed the padded image {padded}; got {kernel_size} "
                 f"with dilation {dilation}."
             )
+        return pads
 
-        def geometry(x: Array) -> LayerGeometry:
-            return LayerGeometry(
-                path=self.path,
-                kind="conv",
-                shape=KernelShape(
-                    self.features, x.shape[-1] // self.feature_group_count, kernel_size
-                ),
-                groups=self.feature_group_count,
-                strides=strides,
-                dilation=dilation,
-                padding=((0, 0), (0, 0)) if self.padding in _MODES else pads,
-                input_shape=x.shape,
-            )
-
-        return geometry, pads
-
-    def _check(self, x: Array, kernel_size: tuple[int, int]) -> None:
+    def _check(self, x: Array) -> None:
         groups = self.feature_group_count
         check_integer("feature_group_count", groups, 1)
-        for name, value, only in (
-            ("input_dilation", self.input_dilation, (None, (1, 1), 1)),
-            ("mask", self.mask, (None,)),
-        ):
-            if not any(value is choice or value == choice for choice in only):
-                raise ValueError(f"`{name}` must be {only[-1]}; got {value!r}.")
+        if self.input_dilation not in (None, 1, (1, 1), [1, 1]):
+            raise ValueError(f"`input_dilation` must be 1; got {self.input_dilation!r}.")
+        if self.mask is not None:
+            raise ValueError(f"`mask` must be None; got {self.mask!r}.")
         if x.ndim < 3:
             raise ValueError(f"`x` must have shape [..., H, W, C]; got {x.shape}.")
         if x.shape[-1] % groups or self.features % groups:

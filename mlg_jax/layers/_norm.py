@@ -112,11 +112,11 @@ class BatchNorm(nn.Module):
         check_real("epsilon", self.epsilon, 0.0, exclusive_minimum=True)
         check_choice("statistics", self.statistics, STATISTICS)
         check_floating("x", x)
-        only = {"axis": (self.axis, -1), "mask": (mask, None)}
-        only["axis_index_groups"] = (self.axis_index_groups, None)
-        for name, (value, allowed) in only.items():
-            if value is not allowed and not (name == "axis" and value in (-1, jnp.ndim(x) - 1)):
-                raise ValueError(f"`{name}` must be {allowed}; got {value!r}.")
+        for name, value in (("mask", mask), ("axis_index_groups", self.axis_index_groups)):
+            if value is not None:
+                raise ValueError(f"`{name}` must be None; got {value!r}.")
+        if self.axis not in (-1, jnp.ndim(x) - 1):
+            raise ValueError(f"`axis` must be -1; got {self.axis!r}.")
         if x.ndim < 2:
             raise ValueError(f"`x` must have shape [..., C] with a batch; got {x.shape}.")
 

@@ -5,6 +5,7 @@ from mlg_jax.models._blocks import BottleneckBlock as BottleneckBlock
 from mlg_jax.models._create import create_model as create_model
 from mlg_jax.models._layers import Layers as Layers
 from mlg_jax.models._layers import Partial as Partial
+from mlg_jax.models._layers import with_layers as with_layers
 from mlg_jax.models._registry import MODELS as MODELS
 from mlg_jax.models._size import LayerSize as LayerSize
 from mlg_jax.models._size import SizeReport as SizeReport

@@ -124,3 +124,8 @@ class Layers:
             lambda block, x: block(x, train=train), "", is_per_example=self.norm is None
         )
         return run(block, x)
+
+
+def with_layers(model: Any, **changes: Any) -> Any:
+    """The same model with some fields of its `Layers` replaced."""
+    return model.clone(layers=dataclasses.replace(model.layers, **changes))

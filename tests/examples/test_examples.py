@@ -27,7 +27,9 @@ def test_the_plain_model_is_plain():
     assert len(lines) <= 40
 
 
-@pytest.mark.parametrize("name", ["linen_resnet", "nnx_resnet"])
+@pytest.mark.parametrize(
+    "name", ["linen_resnet", pytest.param("nnx_resnet", marks=pytest.mark.slow)]
+)
 def test_models_that_stand_are_compressed_and_served(name):
     text = run(name)
     trained, projected, tuned, compressed = shares(text)
@@ -35,6 +37,7 @@ def test_models_that_stand_are_compressed_and_served(name):
     assert text.count("the same logits in a new process") == 2
 
 
+@pytest.mark.slow
 def test_nothing_assumes_residual_networks():
     text = run("beyond_resnets")
     plain, small, transformer, small_transformer = shares(text)

@@ -220,7 +220,7 @@ def test_gradients_in_a_checkpointed_function_and_a_sharded_one(family, layer):
         y = kernel.apply(kernel.quantize(f), x, (*kernel.implementations, None)[-1])
         return jnp.sum(jnp.sin(y))
 
-    mesh = jax.make_mesh((1,), ("parts",))
+    mesh = jax.sharding.Mesh(jax.devices()[:1], ("parts",))
 
     def sharded(f, x):
         whole = jax.shard_map(

@@ -75,7 +75,7 @@ def test_patterns_choose_and_factors_take_the_kernels_place():
     assert set(params["blocks_0"]["Conv_0"]) == {"basis", "coeff_in", "coeff_out", "bias"}
     size = size_report(model, {"params": params}, input_shape=SHAPE)
     plain = sum(leaf.size for leaf in jax.tree.leaves(variables()))
-    assert size.num_dense_params == plain > size.num_params
+    assert size.num_dense_params == plain and size.kb < size.dense_kb / 2
 
 
 def test_a_trained_model_is_projected_onto_its_generated_self():
@@ -88,7 +88,7 @@ def test_a_trained_model_is_projected_onto_its_generated_self():
         input_shape=SHAPE,
     )
     assert set(projection.errors) == {"blocks_0/Conv_0", "blocks_1/Conv_0"}
-    assert max(projection.errors.values()) < 0.5
+    assert max(projection.errors.values()) < 0.7
     assert model.apply(projection.variables, image()).shape == (2, 5)
 
 
@@ -97,7 +97,7 @@ def test_layers_that_cannot_be_replaced_stay():
         @nn.compact
         def __call__(self, x):
             x = nn.ConvTranspose(6, (3, 3))(x)
-            x = nn.Conv(6, (3, 3), input_dilation=2)(x)
+            x = nn.Conv(6, (3, 3), input_dilation=2, padding=((1, 1), (1, 1)))(x)
             x = nn.Dense(6, dot_general=lambda *args, **kwargs: jax.lax.dot_general(*args))(x)
             return nn.Conv(6, (3,))(x.mean(1))
 
@@ -115,8 +115,8 @@ def test_own_layers_with_ordinary_kernels_are_replaced_too():
         def __call__(self, x):
             return Conv(12, (3, 3), kernel=SPEC)(Conv(12, (3, 3), use_bias=False)(x))
 
-    first, second = layer_records(generated(Mixed(), CirculantSpec(3)), SHAPE)
-    assert first.kernel.spec == CirculantSpec(3) and second.kernel.spec == SPEC
+    records = layer_records(generated(Mixed(), CirculantSpec(3)), SHAPE)
+    assert {r.name: r.kernel.spec for r in records} == {"Conv_0": SPEC, "Conv_1": CirculantSpec(3)}
 
 
 def test_modes_reach_models_by_their_own_names():
@@ -152,9 +152,7 @@ def test_files_name_the_module_that_they_need(tmp_path):
     load = functools.partial(mlg_jax.load_packed, path)
     with pytest.raises(ValueError, match="`model` must be given, as the file needs .*Net; got Non"):
         load()
-    with pytest.raises(
-        ValueError, match=r"must be the module that the file needs, .*Net; got .*Bl"
-    ):
+    with pytest.raises(ValueError, match=r"must be the module that the file needs.*Net; got .*Bl"):
         load(model=Block(3))
     with pytest.raises(mlg_jax.export.PackedFileError, match="net.mlg: its tensors must be those"):
         load(model=Net([12, 20]))

@@ -87,7 +87,12 @@ def test_float64_parameters_in_x64_mode(x64):
     "name, options, error, message",
     [
         ("resnet18", {"dtype": "float33"}, TypeError, "`dtype` must be a .* got 'float33'"),
-        ("resnet18", {"dtype": jnp.float64}, ValueError, "unless jax_enable_x64; got float64"),
+        (
+            "resnet18",
+            {"dtype": jnp.float64},
+            ValueError,
+            "jax_enable_x64 is set; got float64",
+        ),
         (
             "resnet18",
             {"generation": {3: None}},

@@ -157,7 +157,7 @@ def test_densities_are_measured_for_every_segment():
     densities = measure_densities(model, variables, x)
     blocks = {f"stage{i}_block1" for i in range(1, 4)}
     units = {f"{b}/{u}" for b in blocks for u in ("unit1", "unit2")}
-    shortcuts = {f"stage{i}_block1/shortcut" for i in range(2, 4)}
+    shortcuts = {f"stage{i}_block1/shortcut_unit" for i in range(2, 4)}
     assert set(densities) == blocks | units | shortcuts  # not of the images
     assert all(0.2 < densities[name] < 0.8 for name in blocks)
     # a block and its first unit have the same input

@@ -158,11 +158,15 @@ def test_every_implementation_is_the_product_with_the_built_kernel(x64, family, 
 
 @ROWS
 def test_gradients_numerically(x64, family, layer):
-    kernel, x = family.spec.bind(layer), image(layer)
+    kernel, x = family.spec.bind(layer), image(layer)[:2]
     f = jax.tree.map(jnp.asarray, factors_of(kernel))
-    for name in kernel.implementations or (None,):
-        apply = jax.jit(functools.partial(kernel.apply, implementation=name))
-        jax.test_util.check_grads(apply, (f, jnp.asarray(x)), 1, modes=["rev"], rtol=1e-6)
+    apply = jax.jit(functools.partial(kernel.apply, implementation=last_of(kernel)))
+    jax.test_util.check_grads(apply, (f, jnp.asarray(x)), 1, modes=["rev"], rtol=1e-6)
+
+
+def last_of(kernel):
+    """The implementation that is least like building the kernel."""
+    return (None, *kernel.implementations)[-1]
 
 
 @EACH
@@ -217,7 +221,7 @@ def test_gradients_in_a_checkpointed_function_and_a_sharded_one(family, layer):
     f, x = factors_of(kernel, dtype=np.float32), image(layer, np.float32)
 
     def loss(f, x):
-        y = kernel.apply(kernel.quantize(f), x, (*kernel.implementations, None)[-1])
+        y = kernel.apply(kernel.quantize(f), x, last_of(kernel))
         return jnp.sum(jnp.sin(y))
 
     mesh = jax.sharding.Mesh(jax.devices()[:1], ("parts",))

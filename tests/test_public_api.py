@@ -126,7 +126,7 @@ def exported():
                 yield pytest.param(value, id=f"{name}.{key}")
 
 
-@pytest.mark.parametrize("value", exported())
+@pytest.mark.parametrize("value", list(exported()))
 def test_every_exported_name_is_documented(value):
     text = inspect.getdoc(value)
     assert text and text.split("\n")[0].endswith((".", ":", "?")), "one sentence first"

@@ -6,7 +6,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from mlg_jax.kernels import GeneratedKernel, KernelsByPath, OrdinarySpec
+from mlg_jax.kernels import GeneratedKernel, GenerationSpec, KernelsByPath, OrdinarySpec
 from mlg_jax.layers import BatchNorm, Conv, Dense, layer_records
 from mlg_jax.models import MODELS, BasicBlock, Layers, ResNet, _registry
 from mlg_jax.quant import QuantSpec
@@ -59,7 +59,7 @@ def variable_shapes(model):
 
 def apply_generated(implementation, factors, x, layer):
     """The product of a layer with a generated kernel; its bases follow from the factors."""
-    return GeneratedKernel(None, layer).apply(factors, x, implementation)
+    return GeneratedKernel(GenerationSpec(1, 1), layer).apply(factors, x, implementation)
 
 
 def record_named(model, name):

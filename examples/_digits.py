@@ -6,6 +6,8 @@ import numpy as np
 import optax
 from sklearn.datasets import load_digits
 
+import mlg_jax
+
 SHAPE = (1, 8, 8, 1)
 NUM_TRAIN = 1437
 
@@ -50,3 +52,9 @@ def accuracy(model, variables, images, labels):
     """Share of right labels."""
     logits = jax.jit(model.apply)(variables, jnp.asarray(images))
     return float(np.mean(np.argmax(logits, -1) == labels))
+
+
+def score(model, variables, images, labels):
+    """Accuracy, and KB as stored."""
+    size = mlg_jax.size_report(model, variables, input_shape=SHAPE)
+    return accuracy(model, variables, images, labels), size.kb

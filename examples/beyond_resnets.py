@@ -7,7 +7,7 @@ trains both on digits for a minute on two CPU cores.
 
 import flax.linen as nn
 import jax
-from _digits import SHAPE, accuracy, digits, train
+from _digits import digits, score, train
 
 import mlg_jax
 
@@ -56,7 +56,7 @@ NETWORKS = {
 
 
 def main(*, num_epochs=10):
-    """Trains each network as it is and generated; accuracies and sizes by name."""
+    """Trains each network as it is and generated; accuracy and KB by name."""
     (images, labels), test = digits()
     results = {}
     for name, (plain, spec) in NETWORKS.items():
@@ -64,11 +64,10 @@ def main(*, num_epochs=10):
         for title, model in models.items():
             variables = jax.jit(model.init)(jax.random.key(0), images[:1])
             variables = train(model, variables, images, labels, num_epochs=num_epochs)
-            size = mlg_jax.size_report(model, variables, input_shape=SHAPE)
-            results[title] = {"accuracy": accuracy(model, variables, *test), "kb": size.kb}
+            results[title] = score(model, variables, *test)
     return results
 
 
 if __name__ == "__main__":
-    for name, values in main().items():
-        print(f"{name:30} {values['accuracy']:6.1%}  {values['kb']:7.1f} KB")
+    for name, (accuracy, kb) in main().items():
+        print(f"{name:30} {accuracy:6.1%}  {kb:7.1f} KB")

@@ -5,16 +5,11 @@
 takes about a minute on two CPU cores.
 """
 
-import argparse
-import pathlib
-import subprocess
-import sys
-import tempfile
-
+import _serve
 import jax
 import numpy as np
 import optax
-from _digits import SHAPE, digits
+from _digits import digits, score
 from flax import nnx
 
 import mlg_jax
@@ -76,25 +71,19 @@ def train(model, images, labels, *, num_epochs, learning_rate=2e-3, batch_size=6
     model.eval()
 
 
-def accuracy(model, images, labels):
-    """Share of right labels."""
-    logits = nnx.jit(lambda model, x: model(x))(model, images)
-    return float(np.mean(np.argmax(logits, -1) == labels))
-
-
 def main(folder, *, num_epochs=4, target_kb=16.0):
-    """Runs every step; returns the accuracies by the name of the network."""
+    """Runs every step; accuracy and KB by the name of the network."""
     (images, labels), test = digits()
     teacher = ResNet(rngs=nnx.Rngs(0))
     train(teacher, images, labels, num_epochs=num_epochs)
-    results = {"trained": accuracy(teacher, *test)}
+    results = {"trained": score(*mlg_jax.nnx.to_linen(teacher), *test)}
 
-    # A copy with generated kernels, projected from the trained ones: one line.
-    small = mlg_jax.nnx.generate(teacher, mlg_jax.GenerationSpec.from_bits(2, 16, 4, 6, 4))
-    results["projected"] = accuracy(small, *test)
+    small = generated(teacher)
+    results["projected"] = score(*mlg_jax.nnx.to_linen(small), *test)
     train(small, images, labels, num_epochs=2, learning_rate=1e-3)
-    results["generated, two epochs"] = accuracy(small, *test)
-    save(folder / "generated.mlg", *mlg_jax.nnx.to_linen(small), test)
+    network, variables = mlg_jax.nnx.to_linen(small)
+    results["generated, two epochs"] = score(network, variables, *test)
+    _serve.save(folder / "generated.mlg", network, variables, test[0][:16])
 
     choices = AllocationSpec(base_in=(0, 2), base_out=(1 / 4, 1 / 2), bits=(4, 8), num_measured=2)
     fitted = compress(
@@ -104,40 +93,21 @@ def main(folder, *, num_epochs=4, target_kb=16.0):
         key=jax.random.key(2),
         allocation=choices,
     )
-    logits = jax.jit(fitted.model.apply)(fitted.variables, test[0])
-    results["compressed"] = float(np.mean(np.argmax(logits, -1) == test[1]))
-    save(folder / "compressed.mlg", fitted.model, fitted.variables, test)
-    for name in ("generated", "compressed"):
-        command = [sys.executable, __file__, "--check", str(folder / f"{name}.mlg")]
-        subprocess.run(command, check=True)
+    results["compressed"] = score(fitted.model, fitted.variables, *test)
+    _serve.save(folder / "compressed.mlg", fitted.model, fitted.variables, test[0][:16])
     return results
 
 
-def save(path, model, variables, test):
-    """A packed file, and beside it the logits that it has to give."""
-    mlg_jax.save_packed(path, model, variables, input_shape=SHAPE)
-    np.save(path.with_suffix(".npy"), jax.jit(model.apply)(variables, test[0][:16]))
+def generated(model):
+    """A copy with generated kernels, projected from the model's own: one line."""
+    return mlg_jax.nnx.generate(model, mlg_jax.GenerationSpec.from_bits(2, 16, 4, 6, 4))
 
 
-def check(path):
-    """In a new process: the file and a fresh model give the same logits, bit for bit."""
+def make_model(name):
+    """What a file needs: of generated layers the model that has them, otherwise the plain one."""
     model = ResNet(rngs=nnx.Rngs(1))
-    if path.stem == "generated":  # the file holds factors of layers that the model must have
-        model = mlg_jax.nnx.generate(model, mlg_jax.GenerationSpec.from_bits(2, 16, 4, 6, 4))
-    network, _ = mlg_jax.nnx.to_linen(model)
-    predictor = mlg_jax.load_packed(path, model=network, batch_sizes=(16,))
-    logits = predictor(digits()[1][0][:16])
-    np.testing.assert_array_equal(logits, np.load(path.with_suffix(".npy")))
-    print(f"{path.name}: {path.stat().st_size:,} bytes, the same logits in a new process")
+    return mlg_jax.nnx.to_linen(generated(model) if name == "generated" else model)[0]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", type=pathlib.Path, help="a file that another process wrote")
-    path = parser.parse_args().check
-    if path:
-        check(path)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, value in main(pathlib.Path(folder)).items():
-                print(f"{name:22} {value:6.1%}")
+    _serve.run(main, make_model)

@@ -11,12 +11,11 @@ from flax.core import Scope
 from mlg_jax import layers
 from mlg_jax._checks import check_instance
 from mlg_jax._types import Array, LayerGeometry
-from mlg_jax.kernels import KernelSpec, OrdinarySpec, matches_path
-from mlg_jax.layers import Kernels, KernelSwap, by_path
+from mlg_jax.kernels import Kernels, KernelSpec, OrdinarySpec, by_path, matches_path
+from mlg_jax.layers import KernelSwap
 from mlg_jax.quant import QuantSpec
 
 Path = tuple[Any, ...]
-_COLLECTIONS = {nnx.Param: "params", nnx.BatchStat: "batch_stats"}
 
 
 class _Layer(nnx.Module):
@@ -169,20 +168,25 @@ class FromNNX(KernelSwap):
             _set(model, path, _Call(layer.clone(parent=scope, name=None), train))
         model.train() if train else model.eval()
         outputs = model(x)
-        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-            for path, stat in nnx.to_flat_state(nnx.state(model, nnx.BatchStat)):
-                _scope_at(self.scope, path[:-1]).put_variable(
-                    "batch_stats", str(path[-1]), stat[...]
-                )
+        if not self.is_initializing():
+            self._keep(nnx.to_flat_state(nnx.state(model)))
         if self.is_initializing():
             self.check_patterns(["/".join(map(str, path)) for path in replaced])
         return outputs
+
+    def _keep(self, flat: Any) -> None:
+        """What the call has changed, in the collections that may change."""
+        for path, variable in flat:
+            collection = _collection(variable)
+            if collection not in (None, "params") and self.is_mutable_collection(collection):
+                scope = _scope_at(self.scope, path[:-1])
+                scope.put_variable(collection, str(path[-1]), variable[...])
 
     def _value(self, path: Path, variable: Any) -> Any:
         """The Linen variable in place of an NNX one."""
         if isinstance(variable, nnx.RngKey):
             return self.make_rng("dropout") if self.has_rng("dropout") else variable[...]
-        collection = _COLLECTIONS.get(type(variable))
+        collection = _collection(variable)
         if collection is None:
             return variable[...]
         scope, value = _scope_at(self.scope, path[:-1]), variable[...]
@@ -199,8 +203,8 @@ def to_linen(model: Any) -> tuple[FromNNX, dict[str, Any]]:
 
     Returns:
         The Linen module, called as `(variables, x, train=…)`, and its variables: the collections
-        `params` and `batch_stats`, named as in the model. Packed files name the model's class;
-        `load_packed` takes what this function makes of a model of that class.
+        `params`, `batch_stats` and one for every other type, named as in the model. Packed files
+        name the model's class; `load_packed` takes what this function makes of such a model.
 
     Example:
         >>> network, variables = to_linen(model)  # doctest: +SKIP
@@ -212,11 +216,21 @@ def to_linen(model: Any) -> tuple[FromNNX, dict[str, Any]]:
     graph, state = nnx.split(model)
     flat: dict[str, dict[tuple[str, ...], Any]] = {"params": {}}
     for path, variable in nnx.to_flat_state(state):
-        collection = _COLLECTIONS.get(type(variable))
+        collection = _collection(variable)
         if collection is not None:
             flat.setdefault(collection, {})[tuple(map(str, path))] = variable[...]
     variables = {name: traverse_util.unflatten_dict(leaves) for name, leaves in flat.items()}
-    return FromNNX(source=_Source(graph, state)), variables
+    shapes = tuple((p, v[...].shape, v[...].dtype) for p, v in nnx.to_flat_state(state))
+    return FromNNX(source=_Source(graph, shapes, state)), variables
+
+
+def _collection(variable: Any) -> str | None:
+    """The Linen collection of an NNX variable; None: random state, which Linen has streams for."""
+    if isinstance(variable, nnx.RngState):
+        return None
+    kinds = {nnx.Param: "params", nnx.BatchStat: "batch_stats"}
+    found = (name for kind, name in kinds.items() if isinstance(variable, kind))
+    return next(found, type(variable).__name__.lower())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +238,7 @@ class _Source:
     """A model taken apart; two are equal if they are built alike, whatever their numbers."""
 
     graph: Any
+    shapes: tuple[Any, ...]
     state: Any = dataclasses.field(compare=False)
 
     @property

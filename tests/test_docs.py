@@ -34,7 +34,7 @@ def test_named_files_exist(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
 def test_named_objects_exist(path):
     for name in set(re.findall(r"\bmlg_jax(?:\.[A-Za-z_]\w*)+", path.read_text())):
-        pkgutil.resolve_name(name)
+        assert pkgutil.resolve_name(name) is not None, f"{path.name} names {name}"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)

@@ -89,6 +89,35 @@ def test_linen_computes_the_same_in_both_modes(kernels):
     np.testing.assert_allclose(mean, model.norm.mean[...], rtol=1e-5, atol=1e-7)
 
 
+class Counter(nnx.Variable):
+    """A kind of variable that Linen has no name for."""
+
+
+class Scaled(nnx.Module):
+    def __init__(self, size):
+        self.scale = nnx.Param(jnp.ones(size))
+        self.calls = Counter(jnp.float32(0))
+
+    def __call__(self, x):
+        self.calls[...] += 1
+        return (x.mean((1, 2)) * self.scale[...].sum() + self.calls[...])[:, :2]
+
+
+def test_all_variables_are_passed_on_and_shapes_tell_models_apart():
+    """Models that differ in their numbers share compiled programs, so none may be a constant."""
+    (small, small_variables), (large, large_variables) = map(
+        mlg_jax.nnx.to_linen, (Scaled(3), Scaled(7))
+    )
+    assert small != large and small == mlg_jax.nnx.to_linen(Scaled(3))[0]
+    assert size_report(small, small_variables, input_shape=SHAPE).num_params == 3
+    assert size_report(large, large_variables, input_shape=SHAPE).num_params == 7
+    _, updated = small.apply(small_variables, image(), mutable=["counter"])
+    assert updated["counter"]["calls"] == 1
+    later = {**small_variables, **updated}
+    difference = small.apply(later, image()) - small.apply(small_variables, image())
+    np.testing.assert_allclose(difference, 1.0, rtol=1e-5)
+
+
 def test_packed_files(tmp_path):
     network, variables = mlg_jax.nnx.to_linen(mlg_jax.nnx.generate(net(), SPEC))
     path, shape = tmp_path / "net.mlg", SHAPE

@@ -18,11 +18,13 @@ from mlg_jax.kernels import (
     GenerationSpec,
     LayerRecord,
     OrdinarySpec,
+    by_path,
+    is_plain,
     rounded_kernel,
 )
-from mlg_jax.layers import by_path, forward, generated, layer_params, layer_records
+from mlg_jax.layers import forward, generated, layer_params, layer_records
 from mlg_jax.models import ModelSpec, size_report
-from mlg_jax.quant import round_clipped
+from mlg_jax.quant import QuantSpec, round_clipped
 
 _DEFAULT = AllocationSpec()
 _BATCH_SIZE = 128  # images that share their batch statistics while divergences are measured
@@ -136,7 +138,7 @@ def check_trained(model: nn.Module, variables: Mapping[str, Any], images: Any) -
     check_images(images)
     for record in layer_records(model, (1, *images.shape[1:])):
         spec = OrdinarySpec() if record.kernel is None else record.kernel.spec
-        if not isinstance(spec, OrdinarySpec) or spec.quant.bits is not None:
+        if not is_plain(spec):
             raise ValueError(
                 f"`model` must have ordinary kernels that are not quantised; {record.name} has "
                 f"{spec!r}."
@@ -195,7 +197,7 @@ def _spread(candidates: list[ClosedForm], count: int) -> list[ClosedForm]:
 
 
 def _ordinary_bits(record: LayerRecord, weight_bits: int | None) -> int:
-    return record.kernel_shape.size * (32 if weight_bits is None else weight_bits)
+    return record.kernel_shape.size * QuantSpec(weight_bits).stored_bits
 
 
 def _harm_function(

@@ -5,6 +5,7 @@ import dataclasses
 from mlg_jax._checks import check_instance, check_integer, check_real
 from mlg_jax._types import KernelShape
 from mlg_jax.kernels import CandidateGrid
+from mlg_jax.quant import QuantSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,5 +56,5 @@ class AllocationSpec:
 
     def smallest_bits(self, shape: KernelShape) -> int:
         """The least that a layer with a kernel of this shape can take."""
-        ordinary = shape.size * (32 if self.weight_bits is None else self.weight_bits)
+        ordinary = shape.size * QuantSpec(self.weight_bits).stored_bits
         return min(ordinary, self.grid.smallest_bits(shape) or ordinary)

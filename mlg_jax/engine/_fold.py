@@ -10,7 +10,7 @@ from mlg_jax.kernels import LayerRecord
 from mlg_jax.layers import layer_factors
 
 Path = tuple[str, ...]
-_PARAMS, _STATISTICS = ("scale", "bias"), ("mean", "var")
+_ABSENT = {"scale": 1.0, "bias": 0.0}  # what a norm without them computes with
 
 
 def fold_norms(records: Sequence[LayerRecord], variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,8 +40,8 @@ def fold_norms(records: Sequence[LayerRecord], variables: Mapping[str, Any]) -> 
                 "`fold` must be False unless every norm follows a convolution directly; "
                 f"{norm.name} does not."
             )
-        values = {name: params.pop((*norm.path, name)) for name in _PARAMS}
-        values |= {name: stats.pop((*norm.path, name)) for name in _STATISTICS}
+        values = {name: params.pop((*norm.path, name), value) for name, value in _ABSENT.items()}
+        values |= {name: stats.pop((*norm.path, name)) for name in ("mean", "var")}
         folded = _folded(conv, layer_factors(variables["params"], conv), params, values, norm)
         params |= {(*conv.path, name): value for name, value in folded.items()}
     nested = {"params": params} | ({"batch_stats": stats} if stats else {})

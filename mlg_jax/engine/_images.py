@@ -2,12 +2,13 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mlg_jax._checks import check_choice, check_integer, check_real
+from mlg_jax._dataclass_json import from_plain, to_plain
 from mlg_jax._types import Array
 from mlg_jax.data import decode_image, normalize_images
 
@@ -77,8 +78,7 @@ class ImagePreprocessing:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        values = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return to_plain(self)
 
     @classmethod
     def from_json(cls, tree: Any) -> "ImagePreprocessing":
@@ -87,13 +87,7 @@ class ImagePreprocessing:
         Raises:
             TypeError, ValueError: another structure, type or range.
         """
-        names = sorted(field.name for field in dataclasses.fields(cls))
-        if not isinstance(tree, Mapping) or sorted(tree) != names:
-            raise ValueError(f"`preprocessing` must have the keys {names}; got {tree!r}.")
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in tree.items()
-        }
-        return cls(**values)
+        return from_plain(cls, tree, "preprocessing")
 
 
 def _check_length(name: str, value: Any, lengths: tuple[int, ...]) -> None:

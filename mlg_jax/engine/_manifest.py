@@ -9,7 +9,7 @@ import mlg_jax
 from mlg_jax._checks import check_instance, check_real
 from mlg_jax._errors import MAX_LINE, printable
 from mlg_jax.engine._images import ImagePreprocessing
-from mlg_jax.engine._network import NetworkSpec, spec_from_json
+from mlg_jax.engine._network import ModuleSpec, NetworkSpec, spec_from_json
 from mlg_jax.export import PackedFileError, PackedModel
 
 
@@ -47,6 +47,13 @@ class Manifest:
         for name, value in self.metrics.items():
             check_instance("metrics", name, str)
             check_real(f"metrics[{name!r}]", value, -sys.float_info.max)
+
+    def image_shape(self, network: Any) -> tuple[int, int, int]:
+        """`(height, width, channels)` of what the network is called with."""
+        if self.preprocessing is not None:
+            return self.preprocessing.image_shape
+        model = self.model
+        return model.image_shape if isinstance(model, ModuleSpec) else network.input_shape[1:]
 
     @property
     def tree(self) -> dict[str, Any]:

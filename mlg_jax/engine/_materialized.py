@@ -34,8 +34,7 @@ def dense_state(packed: PackedModel, *, name: str = "the packed model") -> dict[
         )
     with naming_misfits(name):
         network: Any = network_of(manifest.model, None, "generate")
-    images = manifest.preprocessing
-    shape = network.input_shape[1:] if images is None else images.image_shape
+    shape = manifest.image_shape(network)
     records = bounded_records(name, network, shape, packed.nbytes)
     with naming_misfits(name, ValueError):
         check_tensors(network, shape, packed)

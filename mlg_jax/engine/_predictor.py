@@ -19,7 +19,7 @@ from mlg_jax.engine._fit import bounded_records, naming_misfits
 from mlg_jax.engine._fold import fold_norms
 from mlg_jax.engine._images import ImagePreprocessing
 from mlg_jax.engine._manifest import Manifest
-from mlg_jax.engine._network import ModuleSpec, NetworkSpec, check_tensors, network_of
+from mlg_jax.engine._network import NetworkSpec, check_tensors, network_of
 from mlg_jax.engine._resident import RESIDENCIES, make_resident
 from mlg_jax.export import PackedModel
 from mlg_jax.models import ImplementationChoice, ModelSpec
@@ -118,10 +118,7 @@ class Predictor:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """`(height, width, channels)`; of the network's usual images where the file has none."""
-        if self.preprocessing is not None:
-            return self.preprocessing.image_shape
-        spec = self.spec
-        return spec.image_shape if isinstance(spec, ModuleSpec) else self._network.input_shape[1:]
+        return self._manifest.image_shape(self._network)
 
     @property
     def resident_bytes(self) -> int:
@@ -132,11 +129,6 @@ class Predictor:
     def program(self) -> tuple[Any, list[Array]]:
         """The jitted `(arrays, images) -> logits` of any batch size, and the arrays."""
         return self._forward, self._arrays
-
-    def implementations(self, batch_size: int) -> dict[str, str]:
-        """How generated kernels are applied to a batch of that size, by layer."""
-        records = layers.layer_records(self._network, (batch_size, *self.image_shape))
-        return {r.name: r.implementation for r in records if r.implementation is not None}
 
     def __call__(self, images: Images) -> np.ndarray:
         """As `logits`."""

@@ -1,7 +1,6 @@
 """A predictor's program in StableHLO: an artefact that runs without this package."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,9 +8,13 @@ from jax import ShapeDtypeStruct, export, jit
 
 from mlg_jax._checks import check_choice, check_instance, check_integer
 from mlg_jax._types import Array
+from mlg_jax.engine._fit import naming_misfits
+from mlg_jax.engine._manifest import Manifest
+from mlg_jax.engine._network import ModuleSpec, network_of
 from mlg_jax.engine._predictor import Predictor
 from mlg_jax.export import PackedModel
-from mlg_jax.models import ImplementationChoice, ModelSpec
+from mlg_jax.layers import layer_records
+from mlg_jax.models import ImplementationChoice
 
 PLATFORMS = ("cpu", "cuda")
 IMAGE_DTYPES = ("float32", "uint8")
@@ -75,12 +78,10 @@ def export_stablehlo(
     for platform in platforms:
         check_choice("platforms", platform, PLATFORMS)
     check_integer("batch_size", batch_size, 1)
-    options: dict[str, Any] = {"residency": residency, "fold": fold, "model": model, "name": name}
-    predictor = Predictor(packed, implementation=implementation, **options)
-    if isinstance(predictor.spec, ModelSpec):
-        # Nothing can be chosen while the batch is a symbol.
-        chosen = predictor.implementations(batch_size)
-        predictor = Predictor(packed, implementation=chosen, **options)
+    chosen = _implementations(packed, model, implementation, batch_size, name)
+    predictor = Predictor(
+        packed, residency=residency, fold=fold, implementation=chosen, model=model, name=name
+    )
     if images == "uint8" and predictor.preprocessing is None:
         raise ValueError(
             "`images` must be 'float32', as the file has no preprocessing; got 'uint8'."
@@ -101,3 +102,21 @@ def export_stablehlo(
         return bytes(exported.serialize())
     except ImportError as error:
         raise ImportError(f"An artefact needs `pip install mlg-jax[export]`. {error}") from None
+
+
+def _implementations(
+    packed: PackedModel,
+    model: nn.Module | None,
+    implementation: ImplementationChoice,
+    batch_size: int,
+    name: str,
+) -> ImplementationChoice:
+    """By layer, as nothing can be chosen while the batch is a symbol; a module chooses its own."""
+    manifest = Manifest.of(packed, name)
+    if isinstance(manifest.model, ModuleSpec) and manifest.model.kernel is None:
+        return implementation
+    with naming_misfits(name):
+        network = network_of(manifest.model, model, implementation)
+    with naming_misfits(name, ValueError):
+        records = layer_records(network, (batch_size, *manifest.image_shape(network)))
+    return {r.name: r.implementation for r in records if r.implementation is not None}

@@ -109,7 +109,7 @@ def _pack(path: Path, value: Any, spec: QuantSpec) -> PackedTensor:
     if array.size == 0 or not np.all(np.isfinite(array)):
         what = f"shape {array.shape}" if array.size == 0 else "NaN or infinity"
         raise ValueError(f"`variables` must be finite and not empty; got {what} in {name}.")
-    if spec.bits is None and spec.scheme != "tanh_norm":
+    if spec.is_identity:
         return pack_plain(path, array)
     if spec.bits is None:
         return pack_plain(path, np.asarray(fake_quantize(jnp.asarray(array), spec)))

@@ -143,10 +143,11 @@ def cost_features(
 
 def _positions(layer: LayerGeometry) -> tuple[int, int]:
     """Number of input and of output positions in the whole batch."""
+    # A batch of symbolic size, as in an exported program, counts as one example.
+    sizes = [n if isinstance(n, int) else 1 for n in layer.input_shape[:-1]]
     if not layer.padding:
-        num = math.prod(layer.input_shape[:-1])
-        return num, num
-    batch, *size, _ = layer.input_shape
+        return math.prod(sizes), math.prod(sizes)
+    batch, *size = sizes
     window = layer.kernel_shape.window
     assert window is not None, "a convolution"
     axes = zip(size, layer.padding, window, layer.dilation, layer.strides, strict=True)

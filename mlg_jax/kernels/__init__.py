@@ -1,8 +1,11 @@
 """Parametrisations of a layer's kernel: one interface, one file for each."""
 
+from mlg_jax.kernels._by_path import Kernels as Kernels
 from mlg_jax.kernels._by_path import KernelsByPath as KernelsByPath
 from mlg_jax.kernels._by_path import as_spec as as_spec
 from mlg_jax.kernels._by_path import bind_or_ordinary as bind_or_ordinary
+from mlg_jax.kernels._by_path import by_path as by_path
+from mlg_jax.kernels._by_path import is_plain as is_plain
 from mlg_jax.kernels._by_path import matches_path as matches_path
 from mlg_jax.kernels._by_path import pairs_from_json as pairs_from_json
 from mlg_jax.kernels._by_path import patterns_from_json as patterns_from_json

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+from collections.abc import Mapping
 from typing import Any
 
 from mlg_jax._checks import check_instance
@@ -14,6 +15,7 @@ from mlg_jax.quant import QuantSpec
 MAX_PAIRS = 1024  # in a file; more than a network has layers
 MAX_PATTERN = 256  # characters
 Patterns = tuple[tuple[str, KernelSpec | None], ...]
+Kernels = KernelSpec | QuantSpec | Mapping[str, KernelSpec | QuantSpec | None] | Patterns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,29 @@ class KernelsByPath(KernelSpec, kind="by_path"):
         return (spec and spec.bind(layer)) or self.default.bind(layer)
 
 
+def by_path(kernels: Kernels | None, weight_bits: int | None = None) -> KernelsByPath:
+    """One spec for all layers, or specs by pattern, with ordinary kernels elsewhere.
+
+    Args:
+        kernels: a spec, or a mapping from patterns or its items as a tuple; None: no pattern.
+        weight_bits: width of ordinary kernels; None does not quantise them.
+
+    Raises:
+        TypeError: something else.
+    """
+    ordinary = OrdinarySpec(QuantSpec(weight_bits))
+    if kernels is None:
+        return KernelsByPath((), ordinary)
+    if isinstance(kernels, KernelsByPath):
+        return kernels
+    check_instance("kernels", kernels, (KernelSpec, QuantSpec, Mapping, tuple))
+    if isinstance(kernels, KernelSpec | QuantSpec):
+        kernels = {"*": kernels}
+    pairs = kernels.items() if isinstance(kernels, Mapping) else kernels
+    specs = tuple((p, None if spec is None else as_spec(spec)) for p, spec in pairs)
+    return KernelsByPath(specs, ordinary)
+
+
 def patterns_from_json(tree: Any, where: str) -> Patterns:
     """`(pattern, spec)` pairs from a list of lists of two, as files have them."""
     pairs = pairs_from_json(tree, where)
@@ -101,3 +126,9 @@ def as_spec(kernel: Any) -> KernelSpec:
 def bind_or_ordinary(kernel: Any, layer: LayerGeometry) -> Kernel:
     """The kernel of a layer; an ordinary one where its spec does not apply."""
     return as_spec(kernel).bind(layer) or OrdinarySpec().bind(layer)
+
+
+def is_plain(kernel: KernelSpec | QuantSpec) -> bool:
+    """Whether kernels are ordinary and not quantised."""
+    spec = as_spec(kernel)
+    return isinstance(spec, OrdinarySpec) and spec.quant.is_identity

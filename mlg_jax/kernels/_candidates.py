@@ -126,7 +126,7 @@ def _candidates(
 def _num_bits(spec: GenerationSpec, shapes: FactorShapes) -> int:
     """`|B| qb + |U| qu + |V| qv`."""
     present = {name: shape for name, shape in shapes._asdict().items() if shape is not None}
-    return sum(int(np.prod(s)) * (getattr(spec, n).bits or 32) for n, s in present.items())
+    return sum(int(np.prod(s)) * getattr(spec, n).stored_bits for n, s in present.items())
 
 
 def _grids(values: np.ndarray | None, widths: Sequence[int]) -> dict[int | None, Any]:

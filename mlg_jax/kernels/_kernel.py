@@ -40,8 +40,8 @@ class Factor:
 
     @property
     def num_bits(self) -> int:
-        """Bits stored: an entry that is not quantised has 32."""
-        return self.num_params * (32 if self.quant.bits is None else self.quant.bits)
+        """Bits stored."""
+        return self.num_params * self.quant.stored_bits
 
 
 class KernelSpec(abc.ABC):

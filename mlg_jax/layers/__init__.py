@@ -9,9 +9,7 @@ from mlg_jax.layers._collections import FACTORS as FACTORS
 from mlg_jax.layers._conv import Conv as Conv
 from mlg_jax.layers._dense import Dense as Dense
 from mlg_jax.layers._generated import Generated as Generated
-from mlg_jax.layers._generated import Kernels as Kernels
 from mlg_jax.layers._generated import KernelSwap as KernelSwap
-from mlg_jax.layers._generated import by_path as by_path
 from mlg_jax.layers._generated import generated as generated
 from mlg_jax.layers._generated import is_planar as is_planar
 from mlg_jax.layers._norm import BatchNorm as BatchNorm

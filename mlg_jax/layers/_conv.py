@@ -118,7 +118,7 @@ class Conv(nn.Module):
         dilation = _pair("kernel_dilation", self.kernel_dilation)
         spans = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True))
         size = x.shape[-3:-1]
-        pads = _pads(self.padding, size, spans, _pair("strides", self.strides))
+        pads = _explicit(self.padding, size, spans, _pair("strides", self.strides))
         padded = tuple(n + sum(p) for n, p in zip(size, pads, strict=True))
         if any(span > n for span, n in zip(spans, padded, strict=True)):
             raise ValueError(
@@ -151,7 +151,7 @@ def _pair(name: str, value: Any) -> tuple[int, int]:
     return pair
 
 
-def _pads(
+def _explicit(
     padding: Any, size: tuple[int, ...], spans: tuple[int, ...], strides: tuple[int, int]
 ) -> Pads:
     """`(low, high)` of both axes."""

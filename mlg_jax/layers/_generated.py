@@ -8,13 +8,19 @@ from typing import Any
 from flax import linen as nn
 
 from mlg_jax._checks import check_instance
-from mlg_jax.kernels import KernelsByPath, KernelSpec, OrdinarySpec, matches_path
+from mlg_jax.kernels import (
+    Kernels,
+    KernelsByPath,
+    KernelSpec,
+    OrdinarySpec,
+    by_path,
+    is_plain,
+    matches_path,
+)
 from mlg_jax.layers._conv import Conv
 from mlg_jax.layers._dense import Dense
-from mlg_jax.quant import QuantSpec
 
 Implementation = str | tuple[tuple[str, str], ...]
-Kernels = KernelSpec | QuantSpec | Mapping[str, KernelSpec | QuantSpec | None]
 
 # Plain layers by those that replace them; our own too, while their kernels are ordinary.
 _REPLACED: dict[type[nn.Module], type[nn.Module]] = {
@@ -158,26 +164,9 @@ def generated(
     return Generated(kernel, chosen, model=model)
 
 
-def by_path(kernels: Kernels | None, weight_bits: int | None = None) -> KernelsByPath:
-    """One spec for all layers, or a mapping from patterns, with an ordinary kernel elsewhere.
-
-    Raises:
-        TypeError: neither of the two.
-    """
-    ordinary = OrdinarySpec(QuantSpec(weight_bits))
-    if kernels is None:
-        return KernelsByPath((), ordinary)
-    if isinstance(kernels, KernelsByPath):
-        return kernels
-    check_instance("kernels", kernels, (KernelSpec, QuantSpec, Mapping))
-    pairs = kernels.items() if isinstance(kernels, Mapping) else [("*", kernels)]
-    specs = ((p, OrdinarySpec(s) if isinstance(s, QuantSpec) else s) for p, s in pairs)
-    return KernelsByPath(tuple(specs), ordinary)
-
-
 def replaceable(plain: nn.Module) -> dict[str, Any] | None:
     """The options of the layer that computes the same as a plain one; None: there is none."""
-    if isinstance(plain, Conv | Dense) and not _is_plain(plain.kernel):
+    if isinstance(plain, Conv | Dense) and not is_plain(plain.kernel):
         return None
     ours = {field.name for field in dataclasses.fields(_REPLACED[type(plain)])}
     ours -= {"kernel", "implementation"}
@@ -189,11 +178,6 @@ def replaceable(plain: nn.Module) -> dict[str, Any] | None:
     options = {name: value for name, (value, _) in values.items() if name in ours}
     is_other = isinstance(plain, nn.Conv | Conv) and not is_planar(**options)
     return None if is_other else options
-
-
-def _is_plain(kernel: KernelSpec | QuantSpec) -> bool:
-    """Whether it is ordinary and not quantised."""
-    return isinstance(kernel, OrdinarySpec) and kernel.quant.bits is None
 
 
 def is_planar(kernel_size: Any, input_dilation: Any, mask: Any, **_: Any) -> bool:

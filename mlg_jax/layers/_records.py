@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from mlg_jax._types import Array
 from mlg_jax.kernels import Factor, LayerRecord
-from mlg_jax.layers._call import forward, init, input_shape_of
+from mlg_jax.layers._call import forward, init, input_shape_of, random_streams
 from mlg_jax.layers._collections import COLLECTION, FACTORS, FOLDED
 
 
@@ -47,10 +47,10 @@ def _trace(model: nn.Module, input_shape: tuple[int, ...], is_training: bool) ->
     except TypeError as error:  # a model with fields that cannot be hashed
         if "unhashable" not in str(error):
             raise
-        return _trace_anew(model, input_shape, is_training)
+        return _trace_uncached(model, input_shape, is_training)
 
 
-def _trace_anew(model: nn.Module, input_shape: tuple[int, ...], is_training: bool) -> Trace:
+def _trace_uncached(model: nn.Module, input_shape: tuple[int, ...], is_training: bool) -> Trace:
     """Records and variables of an abstract call."""
     x = jax.ShapeDtypeStruct(input_shape, jnp.float32)
 
@@ -58,7 +58,7 @@ def _trace_anew(model: nn.Module, input_shape: tuple[int, ...], is_training: boo
         variables = init(model, key, x)
         apply = forward(model, train=is_training)
         mutable = [COLLECTION, *(set(variables) - {"params"} if is_training else ())]
-        rngs = dict.fromkeys(("params", "quantize", "dropout"), key) if is_training else {}
+        rngs = {"params": key, **random_streams(key)} if is_training else {}
         return variables, apply(variables, x, mutable=mutable, rngs=rngs)[1]
 
     variables, state = jax.eval_shape(call, jax.eval_shape(lambda: jax.random.key(0)), x)
@@ -70,7 +70,7 @@ def _trace_anew(model: nn.Module, input_shape: tuple[int, ...], is_training: boo
     return tuple(sorted(records, key=lambda record: record.path)), variables
 
 
-_cached_trace = functools.lru_cache(maxsize=64)(_trace_anew)
+_cached_trace = functools.lru_cache(maxsize=64)(_trace_uncached)
 
 
 def _others(records: Sequence[LayerRecord], params: Any) -> list[LayerRecord]:
@@ -124,14 +124,15 @@ def decoded_variables(
 
     The grid of a tanh scheme depends on the numbers it is given, so that rounding them again would
     move them. Every factor goes to the collection `factors`, where its layer takes it from. A bias
-    of a layer that declares none goes there too, and a mark for every norm without parameters:
+    of a layer that declares none goes there too, and a mark for every norm without statistics:
     `fold_norms` in the engine leaves such variables.
     """
     params = traverse_util.flatten_dict(variables["params"])
+    stats = traverse_util.flatten_dict(variables.get("batch_stats", {}))
     factors: dict[tuple[str, ...], Any] = {}
     for record in records:
         if record.kernel is None:
-            if record.kind == "norm" and (*record.path, "scale") not in params:
+            if record.kind == "norm" and (*record.path, "mean") not in stats:
                 factors[(*record.path, FOLDED)] = True
             continue
         names = {factor.name for factor in record.kernel.factors}

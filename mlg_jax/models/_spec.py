@@ -17,9 +17,9 @@ from mlg_jax._checks import (
 )
 from mlg_jax._dataclass_json import entries, to_plain
 from mlg_jax.kernels import (
-    KernelsByPath,
     KernelSpec,
     OrdinarySpec,
+    by_path,
     pairs_from_json,
     patterns_from_json,
 )
@@ -94,7 +94,7 @@ class ModelSpec:
             "dtype": dtype,
             "param_dtype": param_dtype,
         }
-        kernel = _kernels(self.generation, OrdinarySpec(weights))
+        kernel = by_path(self.generation, self.weight_bits)
         layers = Layers(
             conv=Partial.of(Conv, kernel=kernel, **shared),
             dense=Partial.of(Dense, kernel=OrdinarySpec(weights, fan="in"), **shared),
@@ -173,13 +173,6 @@ def _items(value: Any) -> Any:
 
 def _is_pairs(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in value)
-
-
-def _kernels(generation: Any, ordinary: OrdinarySpec) -> KernelSpec:
-    if generation is None:
-        return ordinary
-    choices = (("*", generation),) if isinstance(generation, KernelSpec) else generation
-    return KernelsByPath(choices, ordinary)
 
 
 def _renamed(tree: Any) -> Any:

@@ -54,6 +54,16 @@ class QuantSpec:
                 f"got {self.bits}."
             )
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether tensors stay as they are."""
+        return self.bits is None and self.scheme != "tanh_norm"
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits of one stored entry; 32 without quantisation."""
+        return 32 if self.bits is None else self.bits
+
 
 @dataclasses.dataclass(frozen=True)
 class ActivationSpec:

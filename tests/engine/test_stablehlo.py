@@ -11,6 +11,7 @@ import pytest
 from mlg_jax import load_packed
 from mlg_jax.engine import PLATFORMS, _stablehlo, export_stablehlo
 from mlg_jax.export import read_packed, unpack_variables
+from mlg_jax.layers import layer_records
 
 from . import _trained
 
@@ -55,12 +56,9 @@ def test_auto_chooses_for_the_batch_size(path):
     images = _trained.images(1)
     logits, _ = called(export_stablehlo(read_packed(path), platforms=("cpu",)), images)
     np.testing.assert_array_equal(logits, load_packed(path, batch_sizes=(1,))(images))
-    real = _stablehlo.Predictor.implementations
-    with mock.patch.object(
-        _stablehlo.Predictor, "implementations", autospec=True, side_effect=real
-    ) as chosen:
+    with mock.patch.object(_stablehlo, "layer_records", wraps=layer_records) as records:
         export_stablehlo(read_packed(path), batch_size=32, platforms=("cpu",))
-    assert chosen.call_args.args[1:] == (32,)
+    assert records.call_args.args[1] == (32, *images.shape[1:])
 
 
 def test_weights_stay_packed(path, predictor):

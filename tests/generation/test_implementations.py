@@ -3,8 +3,6 @@
 import functools
 import math
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,7 @@ from mlg_jax import GenerationSpec
 from mlg_jax._types import KernelShape, LayerGeometry
 from mlg_jax.generation import _factored
 from tests import _oracles
-from tests._devices import four_devices
+from tests._devices import assert_on_four_devices
 from tests._models import apply_generated
 from tests._tolerances import CONTRACTION, X64, relative_error
 
@@ -234,11 +232,7 @@ def test_grouped_convolutions_of_other_backends(x64, spec, groups):
 
 
 def test_a_batch_split_over_devices_stays_where_it_is():
-    command = [sys.executable, "-m", "tests.generation.mesh_script"]
-    process = subprocess.run(
-        command, env=four_devices(), capture_output=True, text=True, timeout=600, check=False
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
+    assert_on_four_devices("tests.generation.mesh_script")
 
 
 @pytest.mark.bad_input

@@ -1,6 +1,7 @@
 """Models of plain Flax layers with other kernels: variables, values, patterns, files, errors."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -165,6 +166,45 @@ def test_files_name_the_module_that_they_need(tmp_path):
         mlg_jax.save_packed(
             path, Conv(3, 3), Conv(3, 3).init(jax.random.key(0), image()), input_shape=SHAPE
         )
+
+
+class Followed(nn.Module):
+    """Norms of every kind that follow convolutions."""
+
+    @nn.compact
+    def __call__(self, x):
+        for i, (scale, bias) in enumerate(itertools.product((True, False), repeat=2)):
+            x = Conv(12, (3, 3), kernel=SPEC, use_bias=bool(i % 2), name=f"conv{i}")(x)
+            norm = mlg_jax.layers.BatchNorm(use_scale=scale, use_bias=bias, follows=f"conv{i}")
+            x = nn.relu(norm(x, train=False))
+        return nn.Dense(3)(x.mean((1, 2)))
+
+
+def test_norms_without_scale_or_bias_are_served_and_folded(tmp_path):
+    model, path = Followed(), tmp_path / "net.mlg"
+    start = jax.jit(model.init)(jax.random.key(0), image())
+    move = lambda v: v + 0.3 * jnp.abs(jnp.sin(jnp.arange(v.size))).reshape(v.shape)  # noqa: E731
+    moved = jax.tree.map(move, start)
+    mlg_jax.save_packed(path, model, moved, input_shape=SHAPE)
+    expected = jax.jit(model.apply)(moved, image())
+    images = np.asarray(image())
+    exact = mlg_jax.load_packed(path, model=model, batch_sizes=(2,))
+    np.testing.assert_array_equal(exact(images), expected)
+    folded = mlg_jax.load_packed(path, model=model, batch_sizes=(2,), fold=True)
+    assert relative_error(folded(images), expected) < CONTRACTION
+
+
+def test_artefacts_of_foreign_models_take_any_batch(tmp_path):
+    pytest.importorskip("flatbuffers", reason="needs mlg-jax[export]")
+    path, images = tmp_path / "net.mlg", np.asarray(image())
+    for model in (generated(NET, SPEC), Followed()):
+        start = jax.jit(model.init)(jax.random.key(0), image())
+        mlg_jax.save_packed(path, model, start, input_shape=SHAPE)
+        data = mlg_jax.engine.export_stablehlo(
+            mlg_jax.export.read_packed(path), model=model, platforms=("cpu",)
+        )
+        logits = jax.export.deserialize(bytearray(data)).call(images)
+        assert relative_error(logits, model.apply(start, image())) < CONTRACTION
 
 
 class Normed(nn.Module):

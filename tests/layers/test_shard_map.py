@@ -1,28 +1,17 @@
 """Layers inside `jax.shard_map`, with its default checks."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mlg_jax.layers import BatchNorm
-from tests._devices import four_devices
+from tests._devices import assert_on_four_devices
 from tests._tolerances import relative_error
 
 
 def test_four_devices_equal_one():
     """Gradients, values and running statistics, with norms over all devices."""
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.layers.mesh_script"],
-        env=four_devices(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
+    assert_on_four_devices("tests.layers.mesh_script")
 
 
 def test_norms_over_a_mapped_axis_equal_the_whole_batch():

@@ -28,7 +28,7 @@ def layer_records(
         is_training: as in a training step; decides, with the shape, the `implementation` of `auto`.
 
     Returns:
-        One record per layer with parameters. Nothing is computed or compiled.
+        One record per layer with parameters or statistics. Nothing is computed or compiled.
     """
     return _trace(model, input_shape_of(model, input_shape), is_training)[0]
 
@@ -93,7 +93,7 @@ def count_implementations(records: Sequence[LayerRecord]) -> dict[str, int]:
 def layer_params(params: Any, record: LayerRecord) -> dict[str, Array]:
     """The arrays of one layer, by name, out of a model's nested parameters."""
     node = params
-    for name in record.path:
+    for name in record.path if record.factors else ():  # a norm may have none
         node = node[name]
     return {name: node[name] for name in record.factor_names}
 

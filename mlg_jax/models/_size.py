@@ -132,7 +132,7 @@ def size_report(
     """
     check_instance("model", model, nn.Module)
     check_instance("variables", variables, Mapping)
-    records = layer_records(model, input_shape)
+    records = [record for record in layer_records(model, input_shape) if record.factors]
     _check_variables(records, variables)
     return SizeReport(
         tuple(

@@ -55,7 +55,7 @@ NETWORKS = {
 }
 
 
-def main(*, num_epochs=10):
+def main(*, num_epochs=24):
     """Trains each network as it is and generated; accuracy and KB by name."""
     (images, labels), test = digits()
     results = {}
@@ -63,7 +63,8 @@ def main(*, num_epochs=10):
         models = {name: plain, f"{name}, generated": mlg_jax.generated(plain, spec, weight_bits=8)}
         for title, model in models.items():
             variables = jax.jit(model.init)(jax.random.key(0), images[:1])
-            variables = train(model, variables, images, labels, num_epochs=num_epochs)
+            options = {"num_epochs": num_epochs, "learning_rate": 4e-3}
+            variables = train(model, variables, images, labels, **options)
             results[title] = score(model, variables, *test)
     return results
 

@@ -10,7 +10,8 @@ import functools
 import os
 
 NUM_DEVICES = 4
-os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={NUM_DEVICES}")
+FLAG = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAG}"
 
 import flax.linen as nn  # noqa: E402 after the flags
 import jax  # noqa: E402

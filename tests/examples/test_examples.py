@@ -1,5 +1,6 @@
 """The examples run, each in a process of its own, and print what they promise."""
 
+import os
 import pathlib
 import re
 import subprocess
@@ -11,8 +12,10 @@ FOLDER = pathlib.Path(__file__).parents[2] / "examples"
 
 
 def run(name):
+    """As a user would, without the compiler flags that make the tests fast."""
     command = [sys.executable, str(FOLDER / f"{name}.py")]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
 
 
 def shares(text):
@@ -27,9 +30,7 @@ def test_the_plain_model_is_plain():
     assert len(lines) <= 40
 
 
-@pytest.mark.parametrize(
-    "name", ["linen_resnet", pytest.param("nnx_resnet", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["linen_resnet", "nnx_resnet"])
 def test_models_that_stand_are_compressed_and_served(name):
     text = run(name)
     trained, projected, tuned, compressed = shares(text)
@@ -37,7 +38,6 @@ def test_models_that_stand_are_compressed_and_served(name):
     assert text.count("the same logits in a new process") == 2
 
 
-@pytest.mark.slow
 def test_nothing_assumes_residual_networks():
     text = run("beyond_resnets")
     plain, small, transformer, small_transformer = shares(text)

@@ -6,7 +6,7 @@ from unittest import mock
 import flax.linen as nn
 from jax import lax
 
-from mlg_jax.models import _blocks
+from mlg_jax.models import Layers, Partial, _blocks
 
 
 class PlainConv(nn.Conv):
@@ -34,6 +34,18 @@ class PlainDense(nn.Dense):
     @nn.compact
     def __call__(self, x, *, train=False):
         return super().__call__(x)
+
+
+def plain_layers(*, has_norm=True, dtype=None, **options):
+    """The `Layers` of a model that is made of Flax's own; options as those of `Layers`."""
+    own = {"conv": PlainConv, "dense": PlainDense, "norm": PlainNorm if has_norm else None}
+    made = {name: layer and Partial.of(layer, dtype=dtype) for name, layer in own.items()}
+    return Layers(**made, **options)
+
+
+def is_plain(model):
+    """Whether a model is made of Flax's own layers."""
+    return model.layers.conv.layer is PlainConv
 
 
 class CheckpointedBlocks:

@@ -25,7 +25,7 @@ import time
 import jax
 import jax.numpy as jnp
 from _measure import RESULTS, compiled_bytes, save
-from _plain import PlainConv, PlainDense, PlainNorm, without_our_gradients
+from _plain import is_plain, plain_layers, without_our_gradients
 from train_step import training_step
 
 from mlg_jax import GenerationSpec, create_model
@@ -56,14 +56,8 @@ STORED = GenerationSpec.from_bits(2, 44)
 def contestants(network, dtype, *, is_training):
     """Models by name, plain Flax first."""
     stages, block, stem, num_classes, _ = NETWORKS[network]
-    layers = {"conv": PlainConv, "dense": PlainDense, "norm": PlainNorm}
-    plain = ResNet(
-        stages,
-        block,
-        num_classes=num_classes,
-        stem=stem,
-        **{name: functools.partial(layer, dtype=dtype) for name, layer in layers.items()},
-    )
+    layers = plain_layers(dtype=dtype)
+    plain = ResNet(stages, block, num_classes=num_classes, stem=stem, layers=layers)
     create = functools.partial(
         create_model, network, num_classes=num_classes, stem=stem, dtype=dtype
     )
@@ -83,8 +77,7 @@ def compiled_call(model, is_training, batch, size):
     key = jax.random.key(0)
     images = jax.random.normal(key, (batch, size, size, 3))
     variables = jax.jit(model.init)(key, images[:1])
-    is_plain = getattr(model.conv, "func", None) is PlainConv
-    with without_our_gradients() if is_plain else contextlib.nullcontext():
+    with without_our_gradients() if is_plain(model) else contextlib.nullcontext():
         if is_training:
             args = (variables, images, jax.random.randint(key, (batch,), 0, 10))
             return jax.jit(training_step(model)).lower(*args).compile(), args

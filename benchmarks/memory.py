@@ -11,7 +11,6 @@ entries; images are random. On a GPU, the allocator's peak is recorded as well.
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import json
 import pathlib
@@ -21,11 +20,11 @@ import sys
 import jax
 import jax.numpy as jnp
 from _measure import RESULTS, compiled_bytes, environment, median_seconds
-from _plain import CheckpointedBlocks, PlainConv, PlainDense, PlainNorm, without_our_gradients
+from _plain import CheckpointedBlocks, plain_layers, without_our_gradients
 
 from mlg_jax import create_model
 from mlg_jax._tables import table_head, table_row
-from mlg_jax.models import MODELS, Layers
+from mlg_jax.models import MODELS
 from mlg_jax.remat import PRESETS, RematSpec
 
 # stem, batch, image size
@@ -50,8 +49,8 @@ def contestants(name, stem, capacity):
         stem=stem,
         width=1.0,
     )
-    layers = Layers(conv=PlainConv, dense=PlainDense, norm=PlainNorm if has_norm else None)
-    checkpointed = dataclasses.replace(layers, remat=CheckpointedBlocks())
+    layers = plain_layers(has_norm=has_norm)
+    checkpointed = plain_layers(has_norm=has_norm, remat=CheckpointedBlocks())
     yield "flax", plain(layers=layers), without_our_gradients(), {}
     options = KEEPS_BARRIERS if jax.default_backend() == "cpu" else {}
     yield "flax, nn.remat", plain(layers=checkpointed), without_our_gradients(), options

@@ -7,16 +7,15 @@ The three networks are compiled and timed in one process; ratios are relative to
 
 import argparse
 import contextlib
-import functools
 
 import jax
 import jax.numpy as jnp
 from _measure import compiled_bytes, median_seconds, save
-from _plain import PlainConv, PlainDense, PlainNorm, without_our_gradients
+from _plain import is_plain, plain_layers, without_our_gradients
 
 from mlg_jax import GenerationSpec, create_model
 from mlg_jax._tables import table_head, table_row
-from mlg_jax.models import BasicBlock, Layers, ResNet
+from mlg_jax.models import BasicBlock, ResNet
 
 COLUMNS = ("batch", "network", "ms", "vs Flax", "temporary MiB", "vs Flax", "parameters MiB")
 PAPER = GenerationSpec.from_bits(2, 44, 3, 6, 3)
@@ -28,11 +27,7 @@ def networks(dtype):
         (2, 2, 2, 2),
         BasicBlock,
         num_classes=10,
-        layers=Layers(
-            conv=functools.partial(PlainConv, dtype=dtype),
-            dense=functools.partial(PlainDense, dtype=dtype),
-            norm=functools.partial(PlainNorm, dtype=dtype),
-        ),
+        layers=plain_layers(dtype=dtype),
     )
     return {
         "flax": plain,
@@ -70,11 +65,7 @@ def measure(model, batch, num_runs):
     images = jax.random.normal(key, (batch, 32, 32, 3))
     labels = jax.random.randint(key, (batch,), 0, 10)
     variables = jax.jit(model.init)(key, images[:1])
-    tracing = (
-        without_our_gradients()
-        if getattr(model.conv, "func", None) is PlainConv
-        else contextlib.nullcontext()
-    )
+    tracing = without_our_gradients() if is_plain(model) else contextlib.nullcontext()
     with tracing:
         compiled = jax.jit(training_step(model)).lower(variables, images, labels).compile()
     parameter_bytes = sum(p.nbytes for p in jax.tree.leaves(variables["params"]))

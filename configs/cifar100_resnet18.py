@@ -9,7 +9,7 @@ from configs import cifar10_resnet18
 
 
 def get_config():
-    """The CIFAR-10 experiment with CIFAR-100."""
+    """The CIFAR-10 experiment, on CIFAR-100."""
     config = cifar10_resnet18.get_config()
     config.data.name = "cifar100"
     return config

@@ -2,8 +2,8 @@
 
     python launch.py --config=configs/cifar10_resnet18.py --workdir=runs/cifar10_resnet18
 
-Published accuracy: teacher 94.10 %, student 93.72 %. Teacher 200 epochs, projection 3,000 steps,
-student 200 epochs. Intended for a GPU.
+Published accuracy: teacher 94.10 %, student 93.72 %. The teacher is trained for 200 epochs,
+projected in 3,000 steps, and the student trained for 200 epochs. Intended for a GPU.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""ResNet-18 with a quarter of the width on 10,000 CIFAR-10 images, for CPUs.
+"""ResNet-18 at a quarter of its width on 10,000 CIFAR-10 images, for CPUs.
 
     python launch.py --config=configs/cifar10_resnet18_narrow.py --workdir=runs/narrow
 

@@ -13,7 +13,7 @@ NUM_TRAIN = 1437
 
 
 def digits():
-    """`(images, labels)` for training and for testing; images `[N, 8, 8, 1]`, normalised."""
+    """`(images, labels)` for training and for testing; images are `[N, 8, 8, 1]`, normalised."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
     images = ((images - images.mean()) / images.std()).astype(np.float32).reshape(-1, *SHAPE[1:])
@@ -49,12 +49,12 @@ def train(model, variables, images, labels, *, num_epochs, learning_rate=2e-3, b
 
 
 def accuracy(model, variables, images, labels):
-    """Share of right labels."""
+    """Share of correctly classified images."""
     logits = jax.jit(model.apply)(variables, jnp.asarray(images))
     return float(np.mean(np.argmax(logits, -1) == labels))
 
 
 def score(model, variables, images, labels):
-    """Accuracy, and KB as stored."""
+    """Accuracy and stored size in KB."""
     size = mlg_jax.size_report(model, variables, input_shape=SHAPE)
     return accuracy(model, variables, images, labels), size.kb

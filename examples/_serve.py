@@ -1,4 +1,4 @@
-"""What the examples share: packed files that a new process reads, and their command line."""
+"""Shared by the examples: packed files that are checked in new processes, and a command line."""
 
 import argparse
 import pathlib
@@ -14,14 +14,14 @@ import mlg_jax
 
 
 def save(path, model, variables, images):
-    """A packed file, and beside it the images and the logits that it has to give for them."""
+    """Writes a packed file and, next to it, images with the logits expected for them."""
     mlg_jax.save_packed(path, model, variables, input_shape=SHAPE)
     logits = jax.jit(model.apply)(variables, images)
     np.savez(path.with_suffix(".npz"), images=images, logits=logits)
 
 
 def check(path, model):
-    """The file and a fresh model give the same logits, bit for bit."""
+    """Checks that the file, loaded into a fresh model, gives bit-identical logits."""
     expected = np.load(path.with_suffix(".npz"))
     predictor = mlg_jax.load_packed(path, model=model, batch_sizes=(len(expected["images"]),))
     np.testing.assert_array_equal(predictor(expected["images"]), expected["logits"])
@@ -31,7 +31,7 @@ def check(path, model):
 def run(main, make_model):
     """Runs `main(folder) -> {network: (accuracy, KB)}`, then checks its files in new processes."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--check", type=pathlib.Path, help="a file that another process wrote")
+    parser.add_argument("--check", type=pathlib.Path, help="packed file to check in this process")
     path = parser.parse_args().check
     if path:
         check(path, make_model(path.stem))

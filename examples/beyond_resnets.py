@@ -2,7 +2,7 @@
 
     python examples/beyond_resnets.py
 
-trains both on digits for a minute on two CPU cores.
+trains both on digits, in about a minute on two CPU cores.
 """
 
 import flax.linen as nn
@@ -56,7 +56,7 @@ NETWORKS = {
 
 
 def main(*, num_epochs=24):
-    """Trains each network as it is and generated; accuracy and KB by name."""
+    """Trains each network with plain and with generated kernels; accuracy and KB by name."""
     (images, labels), test = digits()
     results = {}
     for name, (plain, spec) in NETWORKS.items():

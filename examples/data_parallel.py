@@ -22,12 +22,12 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from mlg_jax import GenerationSpec, layers  # noqa: E402
 
-# Not quantised: rounding can turn the last bits, which depend on the order of sums, into steps.
+# Not quantised: rounding could amplify differences in the last bits (from the order of summation).
 SPEC = GenerationSpec(2, 12)
 
 
 class Network(nn.Module):
-    """Generated convolutions, and norms over all devices' parts of the batch."""
+    """Generated convolutions, with norms whose statistics cover the batch on all devices."""
 
     axis_name: str | None = None
 
@@ -55,10 +55,10 @@ def gradients(variables, x, y, axis_name=None):
 
 @jax.jit
 def on_all_devices(variables, x, y):
-    """A part of the batch on each device, with the default checks of `jax.shard_map`.
+    """`gradients` with the batch split over all devices, under `jax.shard_map`'s default checks.
 
-    The parameters are the same on all devices, so JAX adds up their gradients; it does so before
-    these pass a quantiser, whose clamp then sees the gradient of the whole batch.
+    The parameters are replicated, so JAX sums their gradients over the devices. It does so before
+    a quantiser's backward pass, whose clamp therefore sees the gradient of the whole batch.
     """
     step = jax.shard_map(
         functools.partial(gradients, axis_name="data"),

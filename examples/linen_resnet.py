@@ -21,7 +21,7 @@ from mlg_jax.compress import (
 
 
 def main(folder, *, num_epochs=4, target_kb=16.0):
-    """Runs every step; accuracy and KB by the name of the network."""
+    """Runs every step; returns accuracy and KB by network name."""
     (images, labels), test = digits()
     teacher = ResNet()
     variables = jax.jit(teacher.init)(jax.random.key(0), images[:1])
@@ -40,7 +40,7 @@ def main(folder, *, num_epochs=4, target_kb=16.0):
     results["generated, two epochs"] = score(small, tuned, *test)
     _serve.save(folder / "generated.mlg", small, tuned, test[0][:16])
 
-    # Every layer its own spec, such that the whole fits into `target_kb`.
+    # A separate spec for each layer, such that the whole network fits into `target_kb`.
     choices = AllocationSpec(base_in=(0, 2), base_out=(1 / 4, 1 / 2), bits=(4, 8), num_measured=2)
     fitted = compress(
         teacher,

@@ -50,7 +50,7 @@ class ResNet(nnx.Module):
 
 
 def train(model, images, labels, *, num_epochs, learning_rate=2e-3, batch_size=64):
-    """Adam on cross-entropy, in NNX's own way; changes the model."""
+    """Adam on cross-entropy with NNX's own tools; updates the model in place."""
     steps = len(images) // batch_size
     schedule = optax.cosine_decay_schedule(learning_rate, num_epochs * steps)
     optimizer = nnx.Optimizer(model, optax.adam(schedule), wrt=nnx.Param)
@@ -72,7 +72,7 @@ def train(model, images, labels, *, num_epochs, learning_rate=2e-3, batch_size=6
 
 
 def main(folder, *, num_epochs=4, target_kb=16.0):
-    """Runs every step; accuracy and KB by the name of the network."""
+    """Runs every step; returns accuracy and KB by network name."""
     (images, labels), test = digits()
     teacher = ResNet(rngs=nnx.Rngs(0))
     train(teacher, images, labels, num_epochs=num_epochs)
@@ -104,7 +104,7 @@ def generated(model):
 
 
 def make_model(name):
-    """What a file needs: of generated layers the model that has them, otherwise the plain one."""
+    """The model for a packed file: with generated layers if the file is `generated.mlg`."""
     model = ResNet(rngs=nnx.Rngs(1))
     return mlg_jax.nnx.to_linen(generated(model) if name == "generated" else model)[0]
 

@@ -1,4 +1,4 @@
-"""A small ResNet in plain Flax Linen. Nothing here knows of mlg_jax."""
+"""A small ResNet in plain Flax Linen, without any use of mlg_jax."""
 
 import flax.linen as nn
 

@@ -1,4 +1,4 @@
-"""The ordinary product of a layer, and the layouts of its kernel."""
+"""The ordinary product of a layer, and conversions between layouts of its kernel."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -15,10 +15,11 @@ def convolve(
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
 ) -> Float[Array, "n p q o"]:
-    """An ordinary two-dimensional convolution (a cross-correlation, as everywhere).
+    """An ordinary two-dimensional convolution (a cross-correlation, as usual in deep learning).
 
-    One tap without padding is a matrix product: on a CPU up to five times faster forward and
-    backward than XLA's convolution, whose weight gradient copies x and the cotangent first.
+    A 1 x 1 kernel without padding is applied as a matrix product. On CPU, this is up to five times
+    faster in both passes than XLA's convolution, whose weight gradient first copies x and the
+    cotangent.
     """
     if kernel.shape[:2] == (1, 1) and groups == 1 and not any(map(any, padding)):
         x = x[:, :: strides[0], :: strides[1]]
@@ -37,13 +38,13 @@ def convolve(
 def convolve_as(
     layer: LayerGeometry, x: Array, kernel: Array, *, groups: int | None = None
 ) -> Array:
-    """The product of a layer: its convolution, for a dense layer `x @ kernel`.
+    """The product of a layer: a convolution, or `x @ kernel` for a dense layer.
 
     Args:
-        layer: its window, strides, padding, dilation and groups.
+        layer: its strides, padding, dilation and groups are used.
         x: `[N, H, W, C]`, or `[..., C]` for a dense layer.
         kernel: in Flax's layout, with any number of outputs.
-        groups: in the place of the layer's.
+        groups: overrides the layer's groups.
     """
     if kernel.ndim == 2:
         return x @ kernel

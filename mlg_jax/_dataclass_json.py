@@ -1,4 +1,4 @@
-"""Frozen dataclasses to plain JSON values and back, checked."""
+"""Converts frozen dataclasses to plain JSON values and, with checks, back."""
 
 import dataclasses
 import typing
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses as mappings, tuples as lists, numbers as Python's own."""
+    """Converts dataclasses to mappings, tuples to lists and numbers to Python's own types."""
     if dataclasses.is_dataclass(value):
         fields = dataclasses.fields(value)
         return {field.name: to_plain(getattr(value, field.name)) for field in fields}
@@ -24,10 +24,10 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(cls: type[T], tree: Any, where: str) -> T:
-    """Inverts `to_plain`: fields that are dataclasses are read likewise, lists become tuples.
+    """Inverts `to_plain`, also for fields that are dataclasses; lists become tuples.
 
     Raises:
-        TypeError, ValueError: another structure, or a value that the dataclass refuses.
+        TypeError, ValueError: the keys are not those of the fields, or a value is invalid.
     """
     types = typing.get_type_hints(cls)
     values = {}
@@ -41,16 +41,16 @@ def from_plain(cls: type[T], tree: Any, where: str) -> T:
 def entries(
     cls: type, tree: Any, where: str, *, absent: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The mapping `tree`, whose keys must be the fields of the dataclass `cls`.
+    """Returns the mapping `tree`, whose keys must be the fields of the dataclass `cls`.
 
     Args:
         cls: a dataclass.
-        tree: what was read.
+        tree: the parsed JSON value.
         where: its place in the file, for messages.
         absent: values of fields that older files do not have.
 
     Raises:
-        ValueError: not a mapping, or one with other keys.
+        ValueError: `tree` is not a mapping, or has other keys.
     """
     names = [field.name for field in dataclasses.fields(cls)]
     if isinstance(tree, Mapping):

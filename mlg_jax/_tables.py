@@ -12,7 +12,7 @@ def table_head(names: Sequence[str], align: str = "lr") -> str:
     """The two lines above the rows of a table.
 
     Args:
-        names: of the columns.
+        names: column names.
         align: `l` or `r` for each column; the last letter also serves the columns after it.
     """
     rules = {"l": "---", "r": "--:"}
@@ -21,7 +21,7 @@ def table_head(names: Sequence[str], align: str = "lr") -> str:
 
 
 def table(names: Sequence[str], rows: Iterable[Sequence[str]], align: str = "lr") -> str:
-    """A whole table, without a line break at its end; arguments as of `table_head`."""
+    """A whole table, without a line break at its end; arguments as in `table_head`."""
     return "\n".join([table_head(names, align), *map(table_row, rows)])
 
 

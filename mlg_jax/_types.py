@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 Key = PRNGKeyArray
-CONV_OUTPUT = "mlg_jax_conv_output"  # the `checkpoint_name` of what convolutions give
+CONV_OUTPUT = "mlg_jax_conv_output"  # the `checkpoint_name` of the outputs of convolutions
 Params = Any  # a nested mapping of parameter arrays
 Initializer = Callable[[jax.Array, Sequence[int], Any], jax.Array]
 
@@ -26,7 +26,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class KernelShape:
-    """The kernel `[out_channels, in_channels, taps]` that a layer multiplies with."""
+    """The shape of the kernel `[out_channels, in_channels, taps]` of a layer."""
 
     out_channels: int  # Co
     in_channels: int  # Ci, per group
@@ -34,7 +34,7 @@ class KernelShape:
 
     @property
     def taps(self) -> int:
-        """k^2: the spatial positions of one kernel."""
+        """K: the number of spatial positions of one kernel."""
         return 1 if self.window is None else self.window[0] * self.window[1]
 
     @property
@@ -44,13 +44,13 @@ class KernelShape:
 
     @property
     def layout(self) -> tuple[int, ...]:
-        """The shape as Flax stores it: `[height, width, in, out]`, dense layers `[in, out]`."""
+        """The shape as Flax stores it: `[height, width, in, out]`, or `[in, out]` if dense."""
         return (*(self.window or ()), self.in_channels, self.out_channels)
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerGeometry:
-    """Everything about a layer but its parameters: where it is and which product it computes."""
+    """A layer without its parameters: its path and the product that it computes."""
 
     path: tuple[str, ...] = ()  # module path, outermost first
     kind: str = "conv"  # "conv" | "dense" | "norm" | "other"
@@ -59,7 +59,7 @@ class LayerGeometry:
     strides: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     padding: tuple[tuple[int, int], ...] = ()
-    input_shape: tuple[int, ...] = ()  # of the call that is described
+    input_shape: tuple[int, ...] = ()  # in the call from which the layer is recorded
 
     @property
     def name(self) -> str:

@@ -2,10 +2,10 @@
 
 Shapes: `logits` `[..., classes]`; `labels` integers `[...]`; `mask` `[...]`, booleans or weights:
 1 for samples that count, 0 for padding. Every loss is a mean over the samples that count (0 if
-none does) and is computed in float32 whatever the model's dtype (float64 stays float64).
+there are none) and is computed in float32 whatever the model's dtype (float64 stays float64).
 
-A label outside `[0, classes)` of a sample that counts raises an error where labels are concrete,
-and makes the loss NaN where they are traced (inside `jax.jit`).
+If a sample that counts has a label outside `[0, classes)`, concrete labels raise an error, and
+traced ones (inside `jax.jit`) make the loss NaN.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""Flax NNX: layers with any kernel, NNX models with other kernels, and the way to packed files."""
+"""Flax NNX: layers with any kernel, kernel replacement in NNX models, conversion to Linen."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ Path = tuple[Any, ...]
 
 
 class _Layer(nnx.Module):
-    """A Linen layer of this package with its parameters as NNX variables of the same names."""
+    """A Linen layer of this package, with its parameters as NNX variables of the same names."""
 
     def __init__(self, layer: linen.Module, params: Mapping[str, Array]) -> None:
         self.layer, self.names = layer, tuple(params)
@@ -30,8 +30,8 @@ class _Layer(nnx.Module):
         """The layer's output.
 
         Args:
-            x: as the Linen layer takes it.
-            rngs: in training with partial quantisation, has the stream `quantize`; None rounds
+            x: as in the Linen layer.
+            rngs: for training with partial quantisation, streams including `quantize`; None rounds
                 every entry.
         """
         params = {name: getattr(self, name)[...] for name in self.names}
@@ -46,16 +46,16 @@ class Conv(_Layer):
 
     Args:
         in_features, out_features: channels.
-        kernel_size: height and width, or both.
-        strides: per axis or for both.
-        kernel: the parametrisation of the kernel, as `mlg_jax.layers.Conv` takes it.
+        kernel_size: height and width, or one number for both.
+        strides: per axis, or one number for both.
+        kernel: the parametrisation of the kernel, as in `mlg_jax.layers.Conv`.
         implementation: how the kernel is applied, likewise.
-        rngs: has the stream `params`.
-        **options: the other arguments of `flax.nnx.Conv`, of which `mlg_jax.layers.Conv` says which
-            values are supported.
+        rngs: streams including `params`, for the initial values.
+        **options: the other arguments of `flax.nnx.Conv`; `mlg_jax.layers.Conv` lists the supported
+            values.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Conv(_Layer):
 
 
 class Linear(_Layer):
-    """`flax.nnx.Linear`, `[..., in_features]` to `[..., out_features]`; arguments as of `Conv`."""
+    """`flax.nnx.Linear`, `[..., in_features]` to `[..., out_features]`; arguments as in `Conv`."""
 
     def __init__(
         self,
@@ -105,22 +105,22 @@ def generate(
     weight_bits: int | None = None,
     implementation: str = "auto",
 ) -> Any:
-    """A copy of an NNX model with other kernels, projected from its present ones.
+    """Copies an NNX model with kernels of another parametrisation, projected from its own.
 
     Args:
         model: any NNX module; its two-dimensional `nnx.Conv` and its `nnx.Linear` layers get
             kernels of the given parametrisation.
-        kernels: a `KernelSpec`, or `{path pattern: spec or None}`, as `mlg_jax.generated` takes it;
-            paths are the attributes joined by slashes.
+        kernels: a `KernelSpec`, or `{path pattern: spec or None}`, as in `mlg_jax.generated`;
+            paths are attribute names joined by slashes.
         weight_bits: width of ordinary kernels; None does not quantise them.
         implementation: how kernels are applied.
 
     Returns:
-        The new model. Its parameters start at the projection of the old kernels.
+        The new model; its kernels start at the projection of the old ones.
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: a pattern that matches no layer.
+        TypeError: an argument has the wrong type.
+        ValueError: a pattern matches no layer.
     """
     check_instance("model", model, nnx.Module)
     choices, model = by_path(kernels, weight_bits), nnx.clone(model)
@@ -141,7 +141,7 @@ class FromNNX(KernelSwap):
     """An NNX model as a Linen module; made by `to_linen`.
 
     Attributes:
-        source: the model.
+        source: the NNX model, split into its graph and its state.
     """
 
     source: "_Source" = dataclasses.field(kw_only=True)
@@ -154,7 +154,7 @@ class FromNNX(KernelSwap):
 
     @linen.compact
     def __call__(self, x: Array, *, train: bool = False) -> Any:
-        """Calls the model in one of its modes."""
+        """Calls the model in training or evaluation mode."""
         assert self.scope is not None
         replaced = self.source.replaced
         flat = [
@@ -175,7 +175,7 @@ class FromNNX(KernelSwap):
         return outputs
 
     def _keep(self, flat: Any) -> None:
-        """What the call has changed, in the collections that may change."""
+        """Stores the model's variables in the mutable collections after a call."""
         for path, variable in flat:
             collection = _collection(variable)
             if collection not in (None, "params") and self.is_mutable_collection(collection):
@@ -183,7 +183,7 @@ class FromNNX(KernelSwap):
                 scope.put_variable(collection, str(path[-1]), variable[...])
 
     def _value(self, path: Path, variable: Any) -> Any:
-        """The Linen variable in place of an NNX one."""
+        """The value of the Linen variable that replaces an NNX one."""
         if isinstance(variable, nnx.RngKey):
             return self.make_rng("dropout") if self.has_rng("dropout") else variable[...]
         collection = _collection(variable)
@@ -199,12 +199,16 @@ def to_linen(model: Any) -> tuple[FromNNX, dict[str, Any]]:
     """An NNX model as a Linen module, for `compress`, `size_report`, `save_packed` and the like.
 
     Args:
-        model: an NNX module called with images; of plain layers, or from `generate`.
+        model: an NNX module called with images, made of plain layers or by `generate`.
 
     Returns:
         The Linen module, called as `(variables, x, train=…)`, and its variables: the collections
-        `params`, `batch_stats` and one for every other type, named as in the model. Packed files
-        name the model's class; `load_packed` takes what this function makes of such a model.
+        `params`, `batch_stats` and one per other variable type, with the names in the model. A
+        packed file names the model's class; to load it, convert a model of this class and pass it
+        to `load_packed`.
+
+    Raises:
+        TypeError: `model` is not an NNX module.
 
     Example:
         >>> network, variables = to_linen(model)  # doctest: +SKIP
@@ -225,7 +229,7 @@ def to_linen(model: Any) -> tuple[FromNNX, dict[str, Any]]:
 
 
 def _collection(variable: Any) -> str | None:
-    """The Linen collection of an NNX variable; None: random state, which Linen has streams for."""
+    """The Linen collection of an NNX variable; None for random state (a stream in Linen)."""
     if isinstance(variable, nnx.RngState):
         return None
     kinds = {nnx.Param: "params", nnx.BatchStat: "batch_stats"}
@@ -235,7 +239,7 @@ def _collection(variable: Any) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A model taken apart; two are equal if they are built alike, whatever their numbers."""
+    """A split model; comparison covers structure, shapes and dtypes, but not values."""
 
     graph: Any
     shapes: tuple[Any, ...]
@@ -243,7 +247,7 @@ class _Source:
 
     @property
     def replaced(self) -> dict[Path, tuple[Any, Any]]:
-        """The layers that are replaced while the model is called, by path, with their options."""
+        """The layers that are replaced during a call, by path, with their options."""
         model = nnx.merge(self.graph, self.state)
         return dict(_replaceable(model)) | dict(_own(model))
 
@@ -268,7 +272,7 @@ def _own(model: Any) -> Iterator[tuple[Path, tuple[_Layer, None]]]:
 
 
 def _replaceable(model: Any) -> Iterator[tuple[Path, tuple[Any, dict[str, Any]]]]:
-    """Plain layers, by path, with the options of the Linen layer that computes the same."""
+    """Plain layers, by path, with the options of the equivalent Linen layer."""
     for path, module in nnx.iter_modules(model):
         if type(module) is nnx.Conv and layers.is_planar(
             module.kernel_size, module.input_dilation, module.mask
@@ -292,9 +296,9 @@ def _linen_of(plain: Any, options: Any, kernel: KernelSpec, implementation: Any)
 
 
 def _projected(layer: Any, plain: Any, kernel: KernelSpec, path: Path) -> _Layer:
-    """A layer with the kernel nearest to that of a plain layer.
+    """A layer whose kernel is projected from that of a plain layer.
 
-    Paths end here: the new layer's spec is the one that `kernel` chooses at its path.
+    The new layer has no path in a Linen model, so `kernel` is resolved for `path` here.
     """
     image = _image(
         getattr(layer, "kernel_size", None),
@@ -310,7 +314,7 @@ def _projected(layer: Any, plain: Any, kernel: KernelSpec, path: Path) -> _Layer
 
 
 def _image(kernel_size: Any, options: Mapping[str, Any], channels: int) -> tuple[int, ...]:
-    """The shape of an input that a layer can take."""
+    """A valid input shape of a layer, for one sample."""
     if kernel_size is None:
         return (1, channels)
     dilation = options.get("kernel_dilation", 1) or 1
@@ -331,7 +335,7 @@ def _scope_at(scope: Scope | None, path: Path) -> Scope:
 
 
 def _set(model: Any, path: Path, value: Any) -> None:
-    """Puts a module in the place of another."""
+    """Replaces the module at `path` by `value`."""
     *parents, last = path
     for name in parents:
         model = model[name] if isinstance(name, int) else getattr(model, name)

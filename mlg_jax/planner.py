@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from mlg_jax._checks import check_real
 
-# Exact presets from fast to slow: from no recomputation to recomputing and packing twice.
+# Exact presets, from no recomputation (fast) to recomputing and packing twice (slow).
 CANDIDATES = ("none", "convs", "blocks", "bitmap_blocks", "bitmap_units")
 
 MIB = 2**20
@@ -29,8 +29,8 @@ def plan_policy(
 
     Raises:
         TypeError: `budget_bytes` is not a number.
-        ValueError: `budget_bytes` is not positive, or no candidate fits; the message names the
-            smallest budget that one fits.
+        ValueError: `budget_bytes` is not positive, or no candidate fits; the message states the
+            smallest sufficient budget.
     """
     check_real("budget_bytes", budget_bytes, 0.0, exclusive_minimum=True)
     found: dict[str, int] = {}
@@ -40,6 +40,6 @@ def plan_policy(
             return name, found
     best = min(found, key=lambda name: found[name])
     raise ValueError(
-        f"`budget_mib` must be at least {found[best] / MIB:.1f}, the need of the smallest exact "
-        f"policy, {best!r}; got {budget_bytes / MIB:.1f}."
+        f"`budget_mib` must be at least {found[best] / MIB:.1f}, which the smallest exact policy, "
+        f"{best!r}, needs; got {budget_bytes / MIB:.1f}."
     )

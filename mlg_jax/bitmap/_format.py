@@ -12,7 +12,7 @@ from mlg_jax._types import Array
 
 WORD = 32  # entries per word
 BLOCK = 1024  # entries per offset
-SPARE = WORD  # slots beyond the capacity: all reads of a word that starts there are in bounds
+SPARE = WORD  # extra slots that keep the reads of a word that starts at the capacity in bounds
 
 
 @functools.partial(

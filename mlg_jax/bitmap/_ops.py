@@ -115,7 +115,7 @@ def _unpack(bitmap: Bitmap, implementation: str) -> Array:
         bits = _pallas.expand(bitmap)
     else:
         bits = _expand(bitmap)
-    # Slice integers, not floats: some versions of XLA:CPU convert bfloat16 to float32 for it.
+    # Slice integers, not floats: some versions of XLA:CPU convert bfloat16 to float32 to slice it.
     bits = bits[: bitmap.size].reshape(bitmap.shape)
     return jax.lax.bitcast_convert_type(bits, bitmap.dtype)
 
@@ -131,7 +131,10 @@ def words_and_offsets(flat: Float[Array, " n"]) -> tuple[Array, Array]:
 
 
 def _whole_words(bits: Array) -> tuple[Array, Array]:
-    """The entries of all full words, and the rest padded to a word; padding all would copy all."""
+    """The entries of all full words, and the rest padded to a word.
+
+    Padding the whole array instead would copy it.
+    """
     size = bits.size - bits.size % WORD
     tail = bits[size:]
     return bits[:size], jnp.pad(tail, (0, -tail.size % WORD))
@@ -170,7 +173,7 @@ def _compact_by_loop(flat: Array, words: Array, offsets: Array, *, num_slots: in
 
 
 def _append(state: tuple[Array, Array], entries: Array, words: Array) -> tuple[Array, Array]:
-    """Appends the non-zeros among `entries`, as told by `words`, to `state = (values, start)`.
+    """Appends the non-zeros of `entries`, which `words` marks, to `state = (values, start)`.
 
     `start` is the next free slot of `values`.
     """
@@ -205,7 +208,7 @@ def _compact_by_scatter(flat: Array, words: Array, offsets: Array, *, num_slots:
 
 
 def _expand(bitmap: Bitmap) -> Array:
-    """The bit patterns of all entries; the last word is filled up with zeros."""
+    """The bit patterns of all entries; the last word is padded with zeros."""
     num_words = -(-bitmap.size // WORD)
     is_set, slots = _slots(bitmap.words, bitmap.offsets, bitmap.capacity)
     # In bounds: no word starts after the capacity, and `values` has SPARE slots beyond it.

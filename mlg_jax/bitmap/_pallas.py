@@ -33,7 +33,7 @@ def compact(
         kernel,
         grid=(num_blocks,),
         out_shape=jax.ShapeDtypeStruct((num_slots,), flat.dtype),
-        input_output_aliases={2: 0},  # slots that no value is written to keep their zeros
+        input_output_aliases={2: 0},  # slots without a value stay zero
         compiler_params=_PARAMS,
         interpret=interpret,
         name="bitmap_compact",

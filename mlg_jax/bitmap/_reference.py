@@ -1,4 +1,4 @@
-"""The definition of packing and unpacking in few array operations: an oracle for tests."""
+"""A direct implementation of packing and unpacking: an oracle for tests."""
 
 import jax
 import jax.numpy as jnp

@@ -111,7 +111,7 @@ def _find(path: Path) -> tuple[ExperimentConfig, Path]:
     for work_dir in (path, *itertools.islice(path.absolute().parents, 2)):
         file = work_dir / FINGERPRINT_FILE
         tree = json.loads(file.read_text()) if file.is_file() else {}
-        if "student" not in tree:  # of a single stage
+        if "student" not in tree:  # the file of a single stage
             continue
         config = parse_config(tree)
         if work_dir != path:

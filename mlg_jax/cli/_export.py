@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=PLATFORMS,
         choices=PLATFORMS,
-        help="platforms to compile for (default: all)",
+        help="platforms on which the artefact can run (default: all)",
     )
 
 

@@ -12,7 +12,7 @@ from mlg_jax._errors import user_message
 # seconds to import.
 COMMANDS = ("predict", "inspect", "bench", "import", "export", "compress")
 
-INPUT_ERROR = 2  # as argparse exits
+INPUT_ERROR = 2  # the exit status of argparse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

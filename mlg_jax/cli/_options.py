@@ -21,7 +21,10 @@ def positive_integer(text: str) -> int:
 
 
 def linen_module(text: str) -> nn.Module:
-    """Imports `MODULE:NAME`, a Linen module or what makes one; argparse reports errors."""
+    """Imports `MODULE:NAME`, a Linen module or a callable that returns one.
+
+    argparse reports the errors.
+    """
     module, _, name = text.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
@@ -60,7 +63,7 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_weight_arguments(group: argparse._ActionsContainer) -> None:
-    """How weights are held, and how generated layers compute."""
+    """How weights are held in memory, and how layers with generated kernels are computed."""
     group.add_argument(
         "--residency",
         default="float",
@@ -86,8 +89,8 @@ def add_weight_arguments(group: argparse._ActionsContainer) -> None:
         "--model",
         type=linen_module,
         metavar="MODULE:NAME",
-        help="Flax Linen module of a file that holds a model of your own: an instance, or a class "
-        "or function that makes it without arguments",
+        help="for a file that holds a custom model: its Flax Linen module, given as an instance, "
+        "or as a class or function that creates it without arguments",
     )
 
 

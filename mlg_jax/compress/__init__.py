@@ -1,4 +1,4 @@
-"""Turning a trained model into a small one."""
+"""Compression of trained models."""
 
 from mlg_jax.compress._allocate import Allocation as Allocation
 from mlg_jax.compress._allocate import allocate as allocate

@@ -1,4 +1,4 @@
-"""Shapes and widths of every layer's factors under one budget of bytes."""
+"""Shapes and widths of every layer's factors under one size budget."""
 
 import dataclasses
 import math
@@ -13,12 +13,12 @@ from mlg_jax.compress._sensitivity import Candidate, Sensitivity
 from mlg_jax.kernels import GenerationSpec
 
 _BITS_PER_KB = 8 * 1024
-_NUM_CELLS = 50_000  # of the budget's table; its resolution is the budget over this
+_NUM_CELLS = 50_000  # in the table of `knapsack`; with more cells, sizes are rounded less
 
 
 @dataclasses.dataclass(frozen=True)
 class Allocation:
-    """What was chosen: `generation` and `weight_bits` are arguments of `create_model`."""
+    """The chosen kernels; `generation` and `weight_bits` are arguments of `create_model`."""
 
     choices: dict[str, Candidate]  # by layer
     weight_bits: int | None
@@ -26,7 +26,7 @@ class Allocation:
 
     @property
     def generation(self) -> dict[str, GenerationSpec | None]:
-        """By layer name."""
+        """The chosen specs by layer name; None keeps a kernel ordinary."""
         return {name: choice.generation for name, choice in self.choices.items()}
 
     @property
@@ -36,7 +36,7 @@ class Allocation:
 
     @property
     def kl(self) -> float:
-        """The sum of the layers' measured divergences, nats an image."""
+        """The sum of the divergences of the chosen kernels, in nats per image."""
         return sum(choice.kl for choice in self.choices.values())
 
     @property
@@ -54,28 +54,28 @@ class Allocation:
         ]
 
     def to_markdown(self) -> str:
-        """A table, one row a layer."""
+        """A table with one row per layer."""
         formats = {"layer": "", "setting": "", "kb": ".2f", "error": ".3f", "kl": ".4f"}
         rows = ([format(row[name], spec) for name, spec in formats.items()] for row in self.rows)
         return table(("layer", "Bi-Bo-qb-qu-qv", "KB", "error", "KL"), rows, "llr")
 
 
 def allocate(sensitivity: Sensitivity, *, target_kb: float) -> Allocation:
-    """Chooses for every layer such that the sum of divergences is least within the budget.
+    """Chooses a kernel for every layer, minimising the sum of divergences within the budget.
 
     A multiple-choice knapsack, solved by dynamic programming over the bits above the smallest
-    model; divergences of several layers are taken to add up.
+    model; it assumes that the divergences of several layers add up.
 
     Args:
         sensitivity: from `measure_sensitivity`.
-        target_kb: the whole model's size may be at most this, in KB of 1024 bytes as `size_report`
-            counts them (norms and classifier included, running statistics not).
+        target_kb: largest size of the whole model in KB of 1024 bytes, as `size_report` counts it
+            (norms and classifier included, running statistics excluded).
 
     Returns:
-        The choice of every layer.
+        The choice for every layer.
 
     Raises:
-        TypeError, ValueError: a target that is no number, or smaller than the smallest model.
+        TypeError, ValueError: `target_kb` is not a number, or below the size of the smallest model.
 
     Example:
         >>> sensitivity = measure_sensitivity(model, variables, images)  # doctest: +SKIP
@@ -99,7 +99,7 @@ def allocate(sensitivity: Sensitivity, *, target_kb: float) -> Allocation:
 
 
 def budget_bits(target_kb: float, smallest: int) -> int:
-    """The target in bits; raises unless it is a number that `smallest` bits fit into."""
+    """`target_kb` in bits; raises unless it is a number and at least `smallest` bits."""
     check_real("target_kb", target_kb, 0.0, exclusive_minimum=True)
     budget = math.floor(target_kb * _BITS_PER_KB)
     if budget < smallest:
@@ -118,15 +118,16 @@ def knapsack(
     *,
     num_cells: int = _NUM_CELLS,
 ) -> list[int]:
-    """One index a row: the least sum of divergences whose sum of sizes is at most `budget`.
+    """One index per row, minimising the sum of divergences within a sum of sizes of `budget`.
 
-    Exact while the budget exceeds the smallest sum by at most `num_cells`; beyond, what a choice
-    adds to its row's smallest is rounded up to `1 / num_cells` of that, so the budget is kept.
+    Exact if the budget exceeds the smallest sum of sizes by at most `num_cells`. Otherwise each
+    size's excess over the smallest of its row is rounded up to whole cells, `num_cells` of which
+    cover the spare budget, so that the budget is never exceeded.
     """
     smallest = [min(row) for row in sizes]
     spare = budget - sum(smallest)
     cell = max(1, -(-spare // num_cells))
-    best = np.zeros(spare // cell + 1)  # the least sum of the rows so far within so many cells
+    best = np.zeros(spare // cell + 1)  # by number of cells: the least sum of the rows so far
     tables = []
     for row, row_divergences, base in zip(sizes, divergences, smallest, strict=True):
         extras = [-(-(size - base) // cell) for size in row]
@@ -145,7 +146,7 @@ def knapsack(
 
 
 def _words(spec: GenerationSpec | None, weight_bits: int | None) -> str:
-    """The paper's notation; a factor that is not there has no bits."""
+    """The paper's notation, with a dot for the width of a factor that is absent."""
     if spec is None:
         return f"ordinary, {32 if weight_bits is None else weight_bits} bits"
     return spec.notation(unquantized="·")

@@ -1,4 +1,4 @@
-"""A trained network into one of at most so many bytes: measure, allocate, project, distill."""
+"""Compression of a trained network to a given size: measure, allocate, project, distil."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ _DEFAULT = AllocationSpec()
 
 @dataclasses.dataclass(frozen=True)
 class Compressed:
-    """A compressed network and how it came about."""
+    """A compressed network, with the measurements and the allocation that led to it."""
 
     model: nn.Module
     variables: dict[str, Any]
@@ -46,29 +46,29 @@ def compress(
     distillation: DistillationSpec | None = None,
     on_report: Callable[[LayerChoices], None] = lambda layer: None,
 ) -> Compressed:
-    """Compresses a trained network to a number of bytes; labels are not needed.
+    """Compresses a trained network to a given size, without labels.
 
-    `measure_sensitivity`, `allocate`, `fit_generated` and, if asked for, `distill`, in turn.
+    Calls `measure_sensitivity`, `allocate`, `fit_generated` and, with `distillation`, `distill`.
 
     Args:
         model: a trained network with ordinary kernels: from `create_model`, or any Linen module of
             plain Flax layers.
         variables: its parameters and statistics.
-        images: some hundreds of real images or more, normalised as the network takes them.
+        images: `[N, H, W, C]`, at least some hundreds of real images, normalised for the network.
         target_kb: largest size in KB of 1024 bytes, as `size_report` counts it: with norms and
             classifier, without running statistics.
-        key: of what is random.
-        allocation: the choices of a layer, and how much is measured.
-        projection: as `fit_generated` takes it.
-        distillation: a short training after the original; None leaves it out.
+        key: seeds projection (`l2`) and distillation.
+        allocation: the candidates for each layer, and the effort spent on measuring them.
+        projection: as in `fit_generated`.
+        distillation: a short training on the original's predictions; None skips it.
         on_report: called with each layer once its sensitivity is measured.
 
     Returns:
-        The network, its variables, what was chosen and what was measured.
+        The compressed network, its variables, the allocation and the measurements.
 
     Raises:
-        TypeError, ValueError: no images, a target that cannot be reached, a model with generated
-            kernels, variables of another model.
+        TypeError, ValueError: `images` is empty, `target_kb` cannot be reached, `model` has
+            generated kernels, or `variables` do not fit it.
 
     Example:
         >>> small = compress(model, variables, images, target_kb=64.0,

@@ -1,4 +1,4 @@
-"""A short training of a compressed network after the one it came from."""
+"""A short training of a compressed network on the original's predictions."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -19,16 +19,16 @@ from mlg_jax.train import OptimizerSpec, ScheduleSpec, Task, TrainSpec, train
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationSpec:
-    """How a compressed network is trained after its original, without labels.
+    """How a compressed network is trained on the original's predictions, without labels.
 
     Args:
-        num_epochs: over the calibration images, >= 1.
-        batch_size: images a step, >= 1; at most as many as there are.
-        learning_rate: of AdamW, at the start of a cosine to zero.
-        temperature: T of `T^2 KL(original || compressed)`, > 0.
+        num_epochs: epochs over the calibration images, >= 1.
+        batch_size: images per step, from 1 to the number of images.
+        learning_rate: initial rate of AdamW, > 0, decayed to zero by a cosine schedule.
+        temperature: T in the loss `T^2 KL(original || compressed)`, > 0.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     num_epochs: int = 1
@@ -56,23 +56,23 @@ def distill(
     spec: DistillationSpec = _DEFAULT,
     key: Key,
 ) -> dict[str, Any]:
-    """Trains all parameters on the teacher's predictions of the images.
+    """Trains all parameters on the teacher's predictions for the images.
 
     Args:
         model: the network to train.
-        variables: where it starts from.
-        teacher: the network it came from.
-        teacher_variables: and its variables.
-        images: normalised as both networks take them.
-        spec: how long, and how.
-        key: of the random streams; the order of the images follows from it too.
+        variables: its initial variables.
+        teacher: the original network.
+        teacher_variables: the original's variables.
+        images: `[N, H, W, C]`, normalised for both networks.
+        spec: duration and hyperparameters.
+        key: seeds the random streams and the order of the images.
 
     Returns:
         The trained variables.
 
     Raises:
         NonFiniteError: a loss or gradient is not finite.
-        TypeError, ValueError: no images, or fewer than a batch.
+        TypeError, ValueError: `images` is empty or smaller than a batch.
     """
     check_images(images)
     check_integer("batch_size", spec.batch_size, 1, len(images))

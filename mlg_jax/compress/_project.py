@@ -25,17 +25,17 @@ _DEFAULT = ProjectionSpec()
 
 History = tuple[tuple[int, float], ...]
 Factors = dict[str, Array]  # of a group of layers with equal shapes, stacked on a leading axis
-GroupKey = Kernel  # as if bound to a layer of nothing but this kernel shape
+GroupKey = Kernel  # bound to a layer that has only a kind, a kernel shape and groups
 
 
 class ProjectionStore(Protocol):
-    """Where a projection's state outlives its process."""
+    """Persistent storage for the state of a projection, so that another process can resume it."""
 
     def load(self) -> tuple[Sequence[Any], History] | None:
-        """What `save` was last given; None before the first time."""
+        """The arguments of the last `save`; None if nothing was saved."""
 
     def save(self, leaves: Sequence[Array], history: History) -> None:
-        """Keeps the state's arrays, in order, and the loss curve so far."""
+        """Stores the state's arrays, in this order, and the loss curve so far."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,21 +70,21 @@ def project_model(
         teacher_variables: `params` and `batch_stats` of the same architecture with ordinary
             kernels.
         key: seeds the initial values of `l2`.
-        spec: the method.
+        spec: the method and its settings.
         input_shape: `[N, H, W, C]` to call the model with; None takes `model.input_shape`.
-        report_every: steps between two calls of `on_report` and entries of the history.
+        report_every: number of steps between calls of `on_report` and entries of the history.
         on_report: called with the step and the loss before that step.
-        store: keeps the state of `l2` every `report_every` steps, and what it holds is gone on
-            with: the result is the same, bit for bit. None keeps nothing.
-        start: the factors of every generated layer, by layer and factor name, in the place of
-            those that the method starts from; None takes the method's own.
+        store: stores the state of least squares every `report_every` steps. A stored state is
+            resumed, and the result is bit-identical. None stores nothing.
+        start: initial factors of every generated layer, by layer and factor name; None uses those
+            of the method.
 
     Returns:
         Variables of the student, relative errors by layer, the loss curve.
 
     Raises:
-        ValueError: the teacher lacks an array of the student, or has it with another shape; or
-            `start` does.
+        ValueError: the arrays in `teacher_variables` do not have the student's names and shapes, or
+            `start` does not have the factors of the student.
 
     Reference: https://arxiv.org/abs/2108.11430, section 3 ("l2 projection").
     """
@@ -125,7 +125,7 @@ def _copy(
 ) -> dict[str, Flat]:
     """The student's variables by path, taken from the teacher; generated factors are left out.
 
-    A teacher may lack the ranges of activation quantisers, which start unset, and nothing else.
+    The teacher may lack only the ranges of activation quantisers, which then start unset.
     """
     shapes = variable_shapes(model, input_shape)
     left_out = {
@@ -156,7 +156,7 @@ def _copy(
         if surplus:
             raise ValueError(
                 f"`teacher_variables` must be of the student's architecture; got {collection} "
-                f"{surplus[0]}, which the student has not."
+                f"{surplus[0]}, which the student does not have."
             )
     return copied
 
@@ -172,7 +172,7 @@ def _check_shape(
 
 
 def _group(records: Sequence[LayerRecord]) -> dict[GroupKey, list[LayerRecord]]:
-    """Layers without an ordinary kernel, by spec and kernel shape."""
+    """Layers whose kernel is not ordinary, grouped by spec and kernel shape."""
     groups: dict[GroupKey, list[LayerRecord]] = collections.defaultdict(list)
     for record in records:
         kernel = record.kernel
@@ -207,7 +207,7 @@ def trained_kernel(teacher_params: Any, record: LayerRecord) -> Array:
 def _drawn(
     groups: Mapping[GroupKey, Sequence[LayerRecord]], dtypes: Mapping[GroupKey, Any], key: Key
 ) -> dict[GroupKey, Factors]:
-    """Initial values as the layers draw theirs, stacked by group."""
+    """Random initial factors from the layers' initialisers, stacked by group."""
     start: dict[GroupKey, Factors] = {}
     for group, members in groups.items():
         start[group] = {}
@@ -241,7 +241,7 @@ def _given(
 
 
 def _decomposed(targets: Mapping[GroupKey, Array]) -> dict[GroupKey, Factors]:
-    """The closed-form start, stacked by group."""
+    """The closed-form factors, stacked by group."""
     return {group: jax.vmap(group.project)(kernels) for group, kernels in targets.items()}
 
 

@@ -1,4 +1,4 @@
-"""What each choice of each layer costs in bits, and what it does to the network's output."""
+"""Candidate kernels for each layer, with their sizes and their effect on the network's output."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -32,18 +32,18 @@ _BATCH_SIZE = 128  # images that share their batch statistics while divergences 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """What one layer's kernel may become, and what that costs."""
+    """A possible replacement of one layer's kernel, with its size and its errors."""
 
     generation: GenerationSpec | None  # None: an ordinary kernel at the model's `weight_bits`
     num_bits: int
-    error: float  # of the kernel, |W' - W|^2 / |W|^2
-    # KL(network || network with this kernel replaced), nats an image, measured or interpolated
+    error: float  # relative squared error of the kernel, |W' - W|^2 / |W|^2
+    # KL(network || network with this kernel replaced), nats per image, measured or interpolated
     kl: float
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerChoices:
-    """The choices of one layer, by bits."""
+    """The candidates for one layer, in order of size."""
 
     name: str
     choices: tuple[Candidate, ...]
@@ -51,10 +51,10 @@ class LayerChoices:
 
 @dataclasses.dataclass(frozen=True)
 class Sensitivity:
-    """What `allocate` chooses from."""
+    """The candidates for all layers, from which `allocate` chooses."""
 
     layers: tuple[LayerChoices, ...]
-    fixed_bits: int  # of all that is not chosen: norms, biases, classifier
+    fixed_bits: int  # of everything that has no candidates: norms, biases, classifier
     weight_bits: int | None  # of the classifier and of ordinary kernels
 
 
@@ -66,27 +66,29 @@ def measure_sensitivity(
     spec: AllocationSpec = _DEFAULT,
     on_report: Callable[[LayerChoices], None] = lambda layer: None,
 ) -> Sensitivity:
-    """Measures, on real images, what generating one kernel at a time does to the network's output.
+    """Measures on real images how generating one kernel at a time changes the network's output.
 
-    For every convolution the grid of `spec` is projected in closed form, and thinned to the convex
-    hull of squared error against bits. Some kernels of the hull replace the layer's own, alone,
-    and the network runs over the images with batch statistics, as it will after its running
-    statistics are estimated again. `kl` is the divergence of the predicted classes; no labels
-    are needed. For kernels between two measured ones it is interpolated by their errors.
+    Candidates are measured for every convolution, and for dense layers if `create_model` did not
+    make the model. The grid of `spec` is projected in closed form and reduced to the convex hull
+    of squared error against bits. Some kernels of the hull then replace the layer's own, one layer
+    at a time, while the network runs with batch statistics, because running statistics will be
+    estimated again. `kl` is the divergence of the predicted class probabilities, which needs no
+    labels; for kernels between two measured ones it is interpolated by their errors.
 
     Args:
         model: a trained network with ordinary kernels: from `create_model`, or any Linen module of
             plain Flax layers.
         variables: its parameters and statistics.
-        images: normalised as the network takes them; the first `spec.num_images` are used.
-        spec: choices and effort.
+        images: `[N, H, W, C]`, normalised for the network; the first `spec.num_images` are used.
+        spec: the candidates, and how many kernels and images are measured.
         on_report: called with each layer once it is measured.
 
     Returns:
-        The choices of every convolution, with bits and harms.
+        The candidates for each of these layers, with sizes and divergences.
 
     Raises:
-        TypeError, ValueError: no images, a model with generated kernels, variables of another one.
+        TypeError, ValueError: `images` is empty, `model` has generated kernels, or `variables` do
+            not fit it.
     """
     fixed_bits = check_compressible(model, variables, images, spec)
     kl_of = _harm_function(model, variables, images[: spec.num_images])
@@ -100,7 +102,7 @@ def measure_sensitivity(
 def check_compressible(
     model: nn.Module, variables: Mapping[str, Any], images: Any, spec: AllocationSpec
 ) -> int:
-    """Raises unless all fit together; the bits of what is not chosen by layer."""
+    """Raises unless the arguments fit together; returns the bits of all that has no candidates."""
     check_trained(model, variables, images)
     ordinary = variant(model, None, spec.weight_bits)
     sizes = size_report(ordinary, variables, input_shape=(1, *images.shape[1:]))
@@ -111,7 +113,7 @@ def check_compressible(
 def compressible(model: nn.Module, images: Array) -> list[LayerRecord]:
     """The layers whose kernels may be generated.
 
-    Of a model of `create_model` its convolutions; of another all whose kernels can be replaced.
+    In a model from `create_model` the convolutions; in others all layers with replaceable kernels.
     """
     records = layer_records(variant(model, None, None), (1, *images.shape[1:]))
     kinds = ("conv",) if is_own(model) else ("conv", "dense")
@@ -148,7 +150,7 @@ def check_trained(model: nn.Module, variables: Mapping[str, Any], images: Any) -
 
 
 def check_images(images: Any) -> None:
-    """Raises unless there is at least one normalised image."""
+    """Raises unless `images` is floating `[N, H, W, C]` and not empty."""
     check_floating("images", images)
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(
@@ -162,7 +164,7 @@ def _measure(
     spec: AllocationSpec,
     kl_of: Callable[[LayerRecord, np.ndarray], float],
 ) -> LayerChoices:
-    """One layer's choices: generated kernels, and the ordinary one."""
+    """The candidates for one layer: generated kernels and the ordinary one."""
     kernel = np.asarray(from_layout(layer_params(params, record)["kernel"]), np.float32)
     candidates = spec.grid.candidates(kernel, record.kernel_shape)
     curve = {
@@ -187,7 +189,7 @@ def _measure(
 
 
 def _spread(candidates: list[ClosedForm], count: int) -> list[ClosedForm]:
-    """At most `count`, the ends among them, evenly in the logarithm of bits."""
+    """At most `count` candidates, spread evenly in the logarithm of bits, including both ends."""
     if not candidates:  # a kernel too small for any factors
         return []
     sizes = np.log([c.num_bits for c in candidates])
@@ -203,7 +205,7 @@ def _ordinary_bits(record: LayerRecord, weight_bits: int | None) -> int:
 def _harm_function(
     model: nn.Module, variables: Mapping[str, Any], images: Array
 ) -> Callable[[LayerRecord, np.ndarray], float]:
-    """From a layer and its new kernel `[Co, Ci, K]` to the mean divergence; compiled once."""
+    """A function from a layer and its new kernel `[Co, Ci, K]` to the mean divergence."""
     batches = np.array_split(np.asarray(images), -(-len(images) // _BATCH_SIZE))
     state = {name: value for name, value in variables.items() if name != "params"}
     streams = {"dropout": jax.random.key(0)}  # the same units are dropped in both networks

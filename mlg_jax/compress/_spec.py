@@ -1,4 +1,4 @@
-"""What may be chosen for the layers of a network that is compressed."""
+"""The candidate kernels for the layers of a network that is compressed."""
 
 import dataclasses
 
@@ -10,20 +10,20 @@ from mlg_jax.quant import QuantSpec
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AllocationSpec:
-    """What may be chosen for a layer, and how much is measured.
+    """The candidates for each layer, and the effort spent on measuring them.
 
     Args:
         base_in: choices of Bi; 0 leaves level 1 out.
-        base_out: choices of Bo as shares in (0, 1) of `min(Co, Ci K)`; leaving level 2 out is
+        base_out: choices of Bo as shares in (0, 1] of `min(Co, Ci K)`; leaving level 2 out is
             always a choice.
         bits: choices of each factor's width, 2 to 16; all triples are tried.
-        weight_bits: width of the classifier and of kernels left ordinary; None is 32.
-        num_measured: generated kernels of each layer whose divergence is measured, >= 2; that of
-            those between is interpolated by their squared errors.
-        num_images: calibration images used to measure, >= 1.
+        weight_bits: width of the classifier and of kernels left ordinary; None stores 32 bits.
+        num_measured: number of generated kernels per layer whose divergence is measured, >= 2; for
+            the others it is interpolated by squared error.
+        num_images: number of calibration images for the measurements, >= 1.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     base_in: tuple[int, ...] = (0, 1, 2, 3, 4, 6)
@@ -51,10 +51,10 @@ class AllocationSpec:
 
     @property
     def grid(self) -> CandidateGrid:
-        """What is tried for every kernel."""
+        """The candidates for every kernel."""
         return CandidateGrid(self.base_in, self.base_out, self.bits)
 
     def smallest_bits(self, shape: KernelShape) -> int:
-        """The least that a layer with a kernel of this shape can take."""
+        """The size in bits of the smallest candidate for a kernel of this shape."""
         ordinary = shape.size * QuantSpec(self.weight_bits).stored_bits
         return min(ordinary, self.grid.smallest_bits(shape) or ordinary)

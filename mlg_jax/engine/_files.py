@@ -1,4 +1,4 @@
-"""A trained model into a packed file, and a packed file into a predictor."""
+"""Saves a trained model to a packed file, and loads a packed file as a predictor."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -30,27 +30,27 @@ def save_packed(
     metrics: Mapping[str, float] | None = None,
     input_shape: Sequence[int] | None = None,
 ) -> int:
-    """Writes a trained model with every quantised tensor at its true width.
+    """Writes a trained model to a file; quantised tensors take only their own number of bits.
 
     Args:
-        path: of the file, which is replaced as a whole or not at all.
-        model: as `create_model` made it; or any Linen module that maps images to logits, for which
-            the file keeps the name of its class: `load_packed` then needs the module.
-        variables: its parameters and statistics, trained.
-        preprocessing: what was done to the pixels; without it the predictor takes floats only.
-        class_names: one a logit.
-        metrics: what the model reached, finite numbers by name, such as `test_accuracy`.
-        input_shape: `[N, H, W, C]` of a module without an `input_shape` of its own, where there is
-            no preprocessing.
+        path: the file to write, atomically: an existing file is either replaced or unchanged.
+        model: a model from `create_model`, or any Linen module that maps images to logits. Of the
+            latter the file stores only the class name, so `load_packed` needs the module again.
+        variables: the trained parameters and statistics of the model.
+        preprocessing: of the pixels in training; without it, the predictor takes only floats.
+        class_names: one name per logit.
+        metrics: finite numbers by name, such as `test_accuracy`.
+        input_shape: `[N, H, W, C]`; required if `preprocessing` is None and the module has no
+            attribute `input_shape`.
 
     Returns:
-        The bytes written.
+        The size of the file in bytes.
 
     Raises:
-        TypeError, ValueError: variables of another model, class names that are not one per logit,
-            or a module that returns anything but logits.
-        PackedFileError: a model for images so large that no file may ask for the memory.
-        OSError: the file cannot be written; one that was there is whole.
+        TypeError, ValueError: the variables are those of another model, the number of class names
+            is not the number of logits, or the module does not return logits.
+        PackedFileError: the model's images or kernels are larger than `load_packed` allows.
+        OSError: the file cannot be written.
 
     Example:
         >>> num_bytes = save_packed("model.mlg", model, variables)  # doctest: +SKIP
@@ -62,7 +62,7 @@ def save_packed(
     shape = None if input_shape is None else tuple(input_shape)
     if preprocessing is not None:
         shape = (1, *preprocessing.image_shape)
-    size_report(model, variables, input_shape=shape)  # raises unless they are the model's
+    size_report(model, variables, input_shape=shape)  # raises if the variables do not fit
     manifest = Manifest(
         model=describe(model, variables, shape and shape[1:]),
         preprocessing=preprocessing,
@@ -70,7 +70,8 @@ def save_packed(
         metrics=metrics or {},
     )
     packed = pack_variables(layer_records(model, shape), variables, manifest.tree)
-    bounded_records(os.fspath(path), model, shape and shape[1:], packed.nbytes)  # as when loaded
+    # Raises for a file that `load_packed` would reject.
+    bounded_records(os.fspath(path), model, shape and shape[1:], packed.nbytes)
     return write_packed(path, packed)
 
 
@@ -85,29 +86,28 @@ def load_packed(
 ) -> Predictor:
     """Reads a packed file; nothing is compiled before the first call.
 
-    The logits are those of `model.apply(variables, x, train=False)` of the model that was saved,
-    bit for bit under the same implementation at a batch size that is not padded, without `fold`.
+    The logits equal `model.apply(variables, x, train=False)` of the saved model. They are
+    bit-identical without `fold`, with the same implementation and without padding of the batch.
 
     Args:
-        path: of the file.
-        residency: what the weights are in memory between calls: `float` (factors, 32 bits an
-            entry), `codes` (8 or 16 bits an entry) or `packed` (as in the file). The latter two
-            are decoded inside the program, at every call.
-        fold: norms become part of the convolutions; the same up to rounding.
-        implementation: how generated kernels are applied, as `create_model` takes it.
-        batch_sizes: that programs are compiled for, when first needed; other numbers of images are
-            cut and padded to them.
-        model: the module of a file that holds one `create_model` did not make.
+        path: the file to read.
+        residency: how the weights are kept in memory between calls: `float` (factors, 32 bits per
+            entry), `codes` (8 or 16 bits per entry) or `packed` (the bytes of the file). The
+            latter two are decoded inside the program, in every call.
+        fold: whether to fold norms into the convolutions; changes the logits by rounding errors.
+        implementation: how generated kernels are applied; see `create_model`.
+        batch_sizes: batch sizes to compile programs for, each when it is first needed; other
+            numbers of images are split and padded to these.
+        model: the module, required if the saved model was not made by `create_model`.
 
     Returns:
-        A predictor: called with images `[N, H, W, C]` it gives logits; uint8 images get the
-        stored preprocessing, floating ones are already normalised.
+        A predictor. Called with images `[N, H, W, C]`, it returns logits; it applies the stored
+        preprocessing to uint8 images and takes floating-point images as already normalised.
 
     Raises:
-        TypeError, ValueError: an option of another type or not among the choices, or another
-            `model` than the file needs.
-        PackedFileError: a file that is no packed model, or a damaged one.
-        OSError: a file that cannot be read.
+        TypeError, ValueError: an option is invalid, or `model` is not the module of the file.
+        PackedFileError: the file is not a packed model, or is damaged.
+        OSError: the file cannot be read.
 
     Reference: https://arxiv.org/abs/2108.11430.
     """

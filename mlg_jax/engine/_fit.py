@@ -1,4 +1,4 @@
-"""Whether a file fits what it says: tensors the model, memory the bytes of the file."""
+"""Checks that a file's tensors fit its model, and that its memory is bounded by its size."""
 
 import contextlib
 import math
@@ -12,9 +12,9 @@ from mlg_jax.export import PackedFileError
 from mlg_jax.kernels import LayerRecord
 from mlg_jax.layers import layer_records
 
-ENTRIES_PER_BYTE = 8  # of an array in the file, at one bit an entry
-# Entries of one kernel or of one layer's output for one image beyond that, 64 MiB: 64 channels at
-# 512 x 512, or at 1024 x 1024 after a stride of 2.
+ENTRIES_PER_BYTE = 8  # of an array in the file, at one bit per entry
+# Entries allowed in addition, for a kernel or for a layer's output for one image. In float32 they
+# take 64 MiB: 64 channels at 512 x 512, that is, for images of 1024 x 1024 after a stride of 2.
 FREE_ENTRIES = 2**24
 
 
@@ -31,8 +31,8 @@ def naming_misfits(name: str, *more: type[Exception]) -> Iterator[None]:
     """Re-raises errors caused by another model's tensors as `PackedFileError` of the file `name`.
 
     Args:
-        name: of the file.
-        more: classes of errors that have no other cause here.
+        name: the file, for the message.
+        more: further error classes that can have no other cause in this context.
     """
     try:
         yield
@@ -46,20 +46,20 @@ def naming_misfits(name: str, *more: type[Exception]) -> Iterator[None]:
 def bounded_records(
     name: str, network: Any, image_shape: Sequence[int] | None, num_bytes: int
 ) -> tuple[LayerRecord, ...]:
-    """The records of a file's network, which takes memory in proportion to the file.
+    """The records of a file's network, after checking its memory against the size of the file.
 
-    Kernels are generated and images are resized: a file of a few bytes can describe any amount of
-    either. What lies between the factors of a kernel takes at most `taps` times its output.
+    Without this check, a file of a few bytes could describe generated kernels and resized images of
+    any size. Intermediates of a factored convolution take at most `taps` times its output.
 
     Args:
-        name: of the file, for messages.
-        network: from `decoded_network`.
-        image_shape: `(height, width, channels)` of what it is called with; None takes its own.
-        num_bytes: of the file's arrays.
+        name: the file, for messages.
+        network: from `network_of`.
+        image_shape: `(height, width, channels)` of its images; None takes the network's own.
+        num_bytes: size of the file's arrays.
 
     Raises:
-        PackedFileError: no network for such images, or a kernel, or a layer's output for one
-            image, has too many entries.
+        PackedFileError: the network cannot take such images; or a kernel, or a layer's output for
+            one image, has too many entries.
     """
     with naming_misfits(name, ValueError):
         records = layer_records(network, image_shape and (1, *image_shape))
@@ -75,7 +75,7 @@ def bounded_records(
 
 
 def _largest(record: LayerRecord) -> int:
-    """Entries of the kernel, or of the output for one image."""
+    """The larger of the number of entries of the kernel and of the output for one image."""
     if record.shape is None:
         return record.num_params
     steps = zip(record.input_shape[1:-1], record.strides, strict=False)

@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolutions before it: fewer arrays, fewer operations."""
+"""Folds batch normalisation into the preceding convolutions: fewer arrays, fewer operations."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,25 +10,25 @@ from mlg_jax.kernels import LayerRecord
 from mlg_jax.layers import layer_factors
 
 Path = tuple[str, ...]
-_ABSENT = {"scale": 1.0, "bias": 0.0}  # what a norm without them computes with
+_ABSENT = {"scale": 1.0, "bias": 0.0}  # values for norms without these parameters
 
 
 def fold_norms(records: Sequence[LayerRecord], variables: Mapping[str, Any]) -> dict[str, Any]:
     """Variables of the same network without norms, whose convolutions have biases instead.
 
-    `norm(W x) = g (W x) + h` with `g = scale / sqrt(var + epsilon)` and `h = bias - mean g`; g
-    multiplies the output channels of W (`Kernel.scale_outputs`), whose factors are then off their
-    grids.
+    `norm(W x) = g (W x) + h` with `g = scale / sqrt(var + epsilon)` and `h = bias - mean g`. The
+    gain g multiplies the output channels of W (`Kernel.scale_outputs`), after which the factors of
+    W no longer lie on their quantisation grids.
 
     Args:
-        records: the network's layers; a norm's says which convolution it follows.
-        variables: decoded, nested: NumPy or JAX arrays, the result is of the same kind.
+        records: the network's layers; the record of a norm names the convolution it follows.
+        variables: decoded and nested, either NumPy or JAX arrays; the results are of the same type.
 
     Returns:
-        `params`, and `batch_stats` if anything but norms has any, for `decoded_variables`.
+        `params`, and `batch_stats` if layers other than norms have any, for `decoded_variables`.
 
     Raises:
-        ValueError: a norm that follows no convolution, or a kernel that cannot take up its scale.
+        ValueError: a norm does not follow a convolution, or a kernel cannot absorb its scale.
     """
     params = traverse_util.flatten_dict(variables["params"])
     stats = traverse_util.flatten_dict(variables.get("batch_stats", {}))
@@ -55,7 +55,7 @@ def _folded(
     norm: Mapping[str, Array],
     record: LayerRecord,
 ) -> dict[str, Any]:
-    """The convolution's parameters with the norm in them."""
+    """The convolution's parameters with the norm folded in."""
     assert conv.kernel is not None
     gain = norm["scale"] * (norm["var"] + record.epsilon) ** -0.5
     bias = params.get((*conv.path, "bias"), 0.0)

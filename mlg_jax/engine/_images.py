@@ -1,4 +1,4 @@
-"""From image files and uint8 pixels to what a network takes, as a packed file says it."""
+"""Preprocessing stored in a packed file: from image files and uint8 pixels to network inputs."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ from mlg_jax._types import Array
 from mlg_jax.data import decode_image, normalize_images
 
 RESIZES = ("center_bicubic",)
-MAX_SIDE = 4096  # so that no file can ask for images that fill the memory
+MAX_SIDE = 4096  # so that images of the size given by a file cannot fill the memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,13 +22,13 @@ class ImagePreprocessing:
 
     Args:
         image_size: height and width in pixels, at most `MAX_SIDE`.
-        mean: of the pixels in [0, 1], one number a channel, of which there are 1 or 3.
-        std: standard deviation likewise, > 0.
-        resize: how files of another size are fitted: `center_bicubic` cuts the largest central
-            square out and resizes it, with anti-aliasing.
+        mean: mean of the pixels, scaled to [0, 1], per channel; 1 or 3 numbers.
+        std: standard deviation of the pixels, scaled to [0, 1], per channel; > 0.
+        resize: how files of another size are resized: `center_bicubic` crops the largest central
+            square and resizes it with anti-aliasing. Requires a square `image_size`.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     image_size: tuple[int, int]
@@ -57,11 +57,11 @@ class ImagePreprocessing:
         return normalize_images(images, self.mean, self.std)
 
     def read(self, paths: Sequence[str | os.PathLike[str]]) -> np.ndarray:
-        """The pixels of PNG, JPEG or WebP files, uint8 [N, H, W, C]; see `decode_image`.
+        """The pixels of PNG, JPEG or WebP files, uint8 `[N, H, W, C]`; see `decode_image`.
 
         Raises:
-            ValueError: a file that is no image, or one that cannot be fitted.
-            FileNotFoundError: there is no such file.
+            ValueError: a file is not an image, or has another size that cannot be resized.
+            FileNotFoundError: a file does not exist.
         """
         return np.stack([self._read(os.fspath(path)) for path in paths])
 
@@ -71,8 +71,8 @@ class ImagePreprocessing:
         image = decode_image(path, channels=channels, size=size, where=path)
         if image.shape != self.image_shape:
             raise ValueError(
-                f"The image {path} must have {width} x {height} pixels, as only squares are "
-                f"resized; got {image.shape[1]} x {image.shape[0]}."
+                f"The image {path} must have {width} x {height} pixels, as images are resized to "
+                f"square sizes only; got {image.shape[1]} x {image.shape[0]}."
             )
         return image
 
@@ -82,16 +82,16 @@ class ImagePreprocessing:
 
     @classmethod
     def from_json(cls, tree: Any) -> "ImagePreprocessing":
-        """What `to_json` gave.
+        """The inverse of `to_json`.
 
         Raises:
-            TypeError, ValueError: another structure, type or range.
+            TypeError, ValueError: `tree` has another structure, or a value is invalid.
         """
         return from_plain(cls, tree, "preprocessing")
 
 
 def _check_length(name: str, value: Any, lengths: tuple[int, ...]) -> None:
-    """Raises unless `value` is a tuple of one of these lengths."""
+    """Raises ValueError unless `value` is a tuple of one of these lengths."""
     if not isinstance(value, tuple) or len(value) not in lengths:
         allowed = " or ".join(map(str, lengths))
         raise ValueError(f"`{name}` must be a tuple of {allowed} numbers; got {value!r}.")

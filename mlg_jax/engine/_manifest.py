@@ -1,4 +1,4 @@
-"""The part of a packed file that is no tensor, checked: model, preprocessing, names, metrics."""
+"""The validated metadata of a packed file: model, preprocessing, class names, metrics."""
 
 import dataclasses
 import sys
@@ -15,16 +15,17 @@ from mlg_jax.export import PackedFileError, PackedModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a file says besides its tensors.
+    """The metadata of a packed file.
 
     Args:
-        model: makes the network, or names the module that it is.
-        preprocessing: of uint8 images; None: not known.
-        class_names: one a logit; empty: not known.
-        metrics: finite numbers by name, as they were when the file was written.
+        model: the spec of the model, or the name and shapes of a custom module.
+        preprocessing: of uint8 images; None if unknown.
+        class_names: one name per logit; empty if unknown.
+        metrics: finite numbers by name, as given to `save_packed`.
 
     Raises:
-        TypeError, ValueError: an argument of another type, or names that are not one a logit.
+        TypeError, ValueError: an argument has the wrong type, or the number of class names is not
+            the number of logits.
     """
 
     model: NetworkSpec
@@ -40,7 +41,7 @@ class Manifest:
             check_instance("class_names", name, str)
         if self.class_names and len(self.class_names) != self.model.num_classes:
             raise ValueError(
-                f"`class_names` must be {self.model.num_classes}, one a logit; "
+                f"`class_names` must be {self.model.num_classes} names, one per logit; "
                 f"got {len(self.class_names)}."
             )
         check_instance("metrics", self.metrics, Mapping)
@@ -49,7 +50,7 @@ class Manifest:
             check_real(f"metrics[{name!r}]", value, -sys.float_info.max)
 
     def image_shape(self, network: Any) -> tuple[int, int, int]:
-        """`(height, width, channels)` of what the network is called with."""
+        """`(height, width, channels)` of the network's input images."""
         if self.preprocessing is not None:
             return self.preprocessing.image_shape
         model = self.model
@@ -57,7 +58,7 @@ class Manifest:
 
     @property
     def tree(self) -> dict[str, Any]:
-        """Plain JSON values, as they are written."""
+        """The metadata as plain JSON values, as stored in the file."""
         preprocessing = self.preprocessing
         return {
             "model": self.model.to_json(),
@@ -69,10 +70,10 @@ class Manifest:
 
     @classmethod
     def of(cls, packed: PackedModel, name: str) -> "Manifest":
-        """A packed model's.
+        """The manifest of a packed model from the file `name`.
 
         Raises:
-            PackedFileError: something is missing or does not fit; the message names the file.
+            PackedFileError: an entry is missing or invalid; the message begins with `name`.
         """
         tree = packed.manifest
         try:

@@ -1,4 +1,4 @@
-"""A packed model with ordinary kernels, for runtimes that generate none."""
+"""Converts a packed model to ordinary kernels, for runtimes that cannot generate them."""
 
 from typing import Any
 
@@ -13,24 +13,24 @@ from mlg_jax.models import ModelSpec
 
 
 def dense_state(packed: PackedModel, *, name: str = "the packed model") -> dict[str, np.ndarray]:
-    """The PyTorch state dict of a packed model, its kernels generated; see `to_torch`.
+    """The PyTorch state dict of a packed model, with generated kernels computed; see `to_torch`.
 
     Args:
         packed: from `read_packed`.
-        name: of the file, for messages.
+        name: the file, for messages.
 
     Returns:
         float32 arrays by torchvision's names.
 
     Raises:
-        PackedFileError: tensors or a manifest that do not fit.
-        ValueError: a network with quantised activations, which has no such state dict.
+        PackedFileError: the tensors do not fit the model, or the manifest is invalid.
+        ValueError: the model was not made by `create_model`, or has quantised activations.
     """
     manifest = Manifest.of(packed, name)
     if not isinstance(manifest.model, ModelSpec):
         raise ValueError(
-            f"`packed` must be of a model of `create_model`, as only these have counterparts in "
-            f"torchvision; got {manifest.model.module}."
+            f"`packed` must hold a model made by `create_model`, as only these have counterparts "
+            f"in torchvision; got {manifest.model.module}."
         )
     with naming_misfits(name):
         network: Any = network_of(manifest.model, None, "generate")

@@ -1,4 +1,4 @@
-"""The network of a packed file: made from the file's spec, or the caller's own module."""
+"""The network of a packed file: created from the file's spec, or the caller's own module."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,21 +23,21 @@ from mlg_jax.layers import (
 from mlg_jax.models import ImplementationChoice, ModelSpec, with_layers
 from mlg_jax.remat import NO_REMAT
 
-MAX_NAME = 256  # characters of a module's name in a file
+MAX_NAME = 256  # maximum number of characters of a module's name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModuleSpec:
-    """A model that `create_model` did not make, as a packed file describes it.
+    """Description, in a packed file, of a model that was not made by `create_model`.
 
     Args:
         module: the full name of its class.
-        kernel: the parametrisation of its kernels, of a model from `generated`; None: its own.
-        image_shape: `(height, width, channels)` of what it is called with.
+        kernel: the parametrisation of its kernels if it was made by `generated`; otherwise None.
+        image_shape: `(height, width, channels)` of its input images.
         num_classes: number of logits.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     module: str
@@ -63,10 +63,10 @@ class ModuleSpec:
 
     @classmethod
     def from_json(cls, tree: Any) -> "ModuleSpec":
-        """What `to_json` returned.
+        """The inverse of `to_json`.
 
         Raises:
-            TypeError, ValueError: another structure, type or range.
+            TypeError, ValueError: `tree` has another structure, or a value is invalid.
         """
         values = entries(cls, tree, "model")
         if values["kernel"] is not None:
@@ -80,10 +80,10 @@ NetworkSpec = ModelSpec | ModuleSpec
 
 
 def spec_from_json(tree: Any) -> NetworkSpec:
-    """What `to_json` of either kind returned.
+    """The inverse of `ModelSpec.to_json` and `ModuleSpec.to_json`.
 
     Raises:
-        TypeError, ValueError: another structure, type or range.
+        TypeError, ValueError: `tree` has another structure, or a value is invalid.
     """
     if isinstance(tree, Mapping) and "module" in tree:
         return ModuleSpec.from_json(tree)
@@ -93,7 +93,7 @@ def spec_from_json(tree: Any) -> NetworkSpec:
 def describe(
     model: nn.Module, variables: Any, image_shape: Sequence[int] | None = None
 ) -> NetworkSpec:
-    """The spec under which a model is saved, without what matters in training only.
+    """The spec that is stored with a model, without its rematerialisation policy.
 
     Args:
         model: any Linen module.
@@ -101,8 +101,8 @@ def describe(
         image_shape: `(height, width, channels)`; None takes the model's own.
 
     Raises:
-        TypeError: not a Linen module.
-        ValueError: no image shape, or outputs that are not logits `[N, num_classes]`.
+        TypeError: `model` is not a Linen module.
+        ValueError: the image shape is unknown, or the outputs are not logits `[N, num_classes]`.
     """
     check_instance("model", model, nn.Module)
     spec = getattr(model, "spec", None)
@@ -130,18 +130,19 @@ def network_of(
     """The network of a file.
 
     Args:
-        spec: what the file says.
-        model: the caller's module; None: `spec` must be that of a model of `create_model`.
-        implementation: as `create_model` takes it; `auto` leaves a caller's module as it is.
+        spec: the spec stored in the file.
+        model: the caller's module, required if and only if `spec` is a `ModuleSpec`.
+        implementation: see `create_model`; must be `auto` for a module with its own kernels.
 
     Raises:
-        ValueError: the file needs another module, or one with another choice of implementations.
+        TypeError: `model` is not a Linen module.
+        ValueError: `model` is not the module of the file, or the implementation cannot be chosen.
     """
     if isinstance(spec, ModelSpec):
         if model is not None:
             raise ValueError(
-                f"`model` must be None, as the file holds a {spec.name} of `create_model`; got a "
-                f"{type(model).__name__}."
+                f"`model` must be None, as the file holds a {spec.name} made by `create_model`; "
+                f"got a {type(model).__name__}."
             )
         return dataclasses.replace(spec, implementation=implementation).create()
     if model is None:
@@ -176,7 +177,7 @@ def _full_name(model: nn.Module) -> str:
 
 
 def _class_name(full_name: str) -> str:
-    """Without the module: a script is `__main__` only where it is run."""
+    """The name without its Python module: that of a script is `__main__` only when it is run."""
     return full_name.rpartition(".")[2]
 
 
@@ -190,7 +191,7 @@ def _without_remat(model: Any) -> nn.Module:
 
 
 def check_tensors(network: nn.Module, image_shape: Sequence[int], packed: PackedModel) -> None:
-    """Raises ValueError unless the file's arrays have the model's names, shapes and types."""
+    """Raises ValueError unless the file's arrays have the network's names, shapes and types."""
     wanted = traverse_util.flatten_dict(variable_shapes(network, (1, *image_shape)))
     ours = {path: _type_of(leaf.dtype == bool, leaf.shape) for path, leaf in wanted.items()}
     theirs = {t.path: _type_of(t.scheme == "bool", t.shape) for t in packed.tensors}

@@ -1,4 +1,4 @@
-"""Images to logits, probabilities and labels, with the weights of a packed file."""
+"""Computes logits, probabilities and labels of images with the weights of a packed file."""
 
 import collections
 import dataclasses
@@ -24,36 +24,36 @@ from mlg_jax.engine._resident import RESIDENCIES, make_resident
 from mlg_jax.export import PackedModel
 from mlg_jax.models import ImplementationChoice, ModelSpec
 
-MAX_UNDER_WAY = 2  # batches that the device has before the host waits for the first of them
+MAX_UNDER_WAY = 2  # batches in flight on the device; beyond that the host waits for the oldest
 
 Images = np.ndarray | jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """A class and how probable it is."""
+    """A class and its probability."""
 
     index: int
-    name: str  # the index in words where the file names no classes
+    name: str  # the index as a string if the file has no class names
     probability: float
 
 
 class Predictor:
-    """A network in evaluation mode; its kernels are never stored, whatever `residency` says.
+    """A network in evaluation mode; generated kernels are not stored under any `residency`.
 
-    Images are `[N, H, W, C]`, any N: uint8 pixels, to which the file's preprocessing is applied
-    inside the program, or floating and already normalised. Programs are compiled when they are
-    first needed, one for each of `batch_sizes` and image type.
+    Images are `[N, H, W, C]` with any N: uint8 pixels, to which the program applies the file's
+    preprocessing, or floating-point and already normalised. One program is compiled for each of
+    `batch_sizes` and each image dtype, when it is first needed.
 
     Args:
-        packed: the content of a file.
-        residency, fold, implementation, batch_sizes, model: as `load_packed` takes them.
-        name: of the file, for messages.
+        packed: from `read_packed`.
+        residency, fold, implementation, batch_sizes, model: see `load_packed`.
+        name: the file, for messages.
 
     Raises:
-        TypeError, ValueError: an option of another type or not among the choices.
-        PackedFileError: a manifest that does not fit, or one that asks for more memory than a
-            file of its bytes may.
+        TypeError, ValueError: an option is invalid, or `model` is not the module of the file.
+        PackedFileError: the manifest is invalid, does not fit the tensors, or describes a network
+            that needs too much memory for the size of the file.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Predictor:
         if model is None and isinstance(spec, ModelSpec):
             with naming_misfits(name):
                 network = network_of(spec, None, implementation)
-        else:  # what the caller gives is the caller's fault
+        else:  # errors are those of the caller's arguments, not of the file
             network = network_of(spec, model, implementation)
         self._network: Any = network
         records = bounded_records(name, network, self.image_shape, packed.nbytes)
@@ -97,49 +97,50 @@ class Predictor:
 
     @property
     def manifest(self) -> Mapping[str, Any]:
-        """What the file says of itself: model, preprocessing, class names, metrics, maker."""
+        """The file's metadata: model, preprocessing, class names, metrics and writing version."""
         return self._tree
 
     @property
     def spec(self) -> NetworkSpec:
-        """The model that was saved: what makes it, or the module that it is."""
+        """The spec of the saved model: a `ModelSpec`, or the description of a custom module."""
         return self._manifest.model
 
     @property
     def preprocessing(self) -> ImagePreprocessing | None:
-        """What is applied to uint8 images; None: the file does not say, so they must be floats."""
+        """The preprocessing of uint8 images; None if unknown: then images must be floats."""
         return self._manifest.preprocessing
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One a logit; empty where the file names none."""
+        """One name per logit; empty if the file has none."""
         return self._manifest.class_names
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """`(height, width, channels)`; of the network's usual images where the file has none."""
+        """`(height, width, channels)` of the images; the network's usual shape if not stored."""
         return self._manifest.image_shape(self._network)
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of all arrays that live between calls, on the device."""
+        """Bytes of all arrays kept on the device between calls."""
         return sum(array.nbytes for array in self._arrays)
 
     @property
     def program(self) -> tuple[Any, list[Array]]:
-        """The jitted `(arrays, images) -> logits` of any batch size, and the arrays."""
+        """The jitted function `(arrays, images) -> logits` for any batch size, and the arrays."""
         return self._forward, self._arrays
 
     def __call__(self, images: Images) -> np.ndarray:
-        """As `logits`."""
+        """The same as `logits`."""
         return self.logits(images)
 
     def logits(self, images: Images) -> np.ndarray:
         """Logits, `[N, num_classes]`.
 
         Raises:
-            TypeError: images that are neither uint8 nor floating, or uint8 without preprocessing.
-            ValueError: images of another shape than the network's.
+            TypeError: the images are neither uint8 nor floating-point, or are uint8 although the
+                file has no preprocessing.
+            ValueError: the images do not have the shape that the network takes.
         """
         self._check(images)
         images = _native(images)
@@ -154,13 +155,18 @@ class Predictor:
         return np.concatenate(rows) if rows else empty
 
     def probabilities(self, images: Images) -> np.ndarray:
-        """Softmax of the logits, float32 `[N, num_classes]`. Raises as `logits`."""
+        """Softmax of the logits, float32 `[N, num_classes]`. Raises the errors of `logits`."""
         logits = self.logits(images).astype(np.float32)
         weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return weights / weights.sum(axis=-1, keepdims=True)
 
     def labels(self, images: Images, *, top: int = 1) -> list[list[Label]]:
-        """The `top` most probable classes of each image, best first. Raises as `logits`."""
+        """The `top` most probable classes of each image, in descending order of probability.
+
+        Raises:
+            TypeError, ValueError: `top` is not an integer from 1 to the number of classes, or an
+                error of `logits`.
+        """
         check_integer("top", top, 1, self.spec.num_classes)
         probabilities = self.probabilities(images)
         best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
@@ -191,12 +197,12 @@ class Predictor:
 
 
 def _native(images: Images) -> Images:
-    """In this machine's byte order: JAX takes arrays of the other one as if they were in this."""
+    """Converts to the machine's byte order: JAX misreads arrays with the other one."""
     if isinstance(images, jax.Array):
         return images
     return images.astype(images.dtype.newbyteorder("="), copy=False)
 
 
 def _real_rows(chunk: Chunk, logits: jax.Array) -> np.ndarray:
-    """Without those that were filled in; waits for them."""
+    """Waits for a chunk's logits; returns them without the rows of padding."""
     return np.asarray(logits)[: chunk.stop - chunk.start]

@@ -1,4 +1,4 @@
-"""What the weights are in memory between calls, and how a program gets numbers from them."""
+"""Representations of the weights in memory between calls, and their decoding in a program."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,22 +16,22 @@ Transform = Callable[[Tree], Tree]
 
 
 class Resident(NamedTuple):
-    """Arrays on the device, and what a traced program makes of them."""
+    """Arrays on the device, and the traceable function that decodes them to variables."""
 
     arrays: list[Array]
     to_variables: Callable[[list[Array]], Tree]
 
 
 def make_resident(packed: PackedModel, residency: str, to_served: Transform) -> Resident:
-    """A packed model's tensors on the default device.
+    """Moves the tensors of a packed model to the default device.
 
     Args:
         packed: the model.
         residency: one of `RESIDENCIES`.
-        to_served: applied to the decoded variables: once, or by the program that decodes them.
+        to_served: applied to the decoded variables: once for `float`, otherwise in every call.
     """
     stored, to_variables = RESIDENCIES[residency](packed, to_served)
-    # Leaves only: a program's arguments are looked at in every call, and trees take longer.
+    # A flat list, because JAX processes a program's arguments in every call: trees take longer.
     leaves, structure = jax.tree.flatten(stored)
     return Resident(
         jax.device_put(leaves),
@@ -40,12 +40,12 @@ def make_resident(packed: PackedModel, residency: str, to_served: Transform) -> 
 
 
 def _floats(packed: PackedModel, to_served: Transform) -> tuple[Any, Callable[[Any], Tree]]:
-    """Factors of 32 bits an entry, made on the host."""
+    """Factors with 32 bits per entry, decoded on the host."""
     return to_served(unpack_variables(packed)), lambda variables: variables
 
 
 def _codes(packed: PackedModel, to_served: Transform) -> tuple[Any, Callable[[Any], Tree]]:
-    """Integers of 8 or 16 bits an entry."""
+    """Integers with 8 or 16 bits per entry."""
     quantized = {t.path: to_codes(t) for t in packed.tensors if t.bits is not None}
     plain = traverse_util.flatten_dict(unpack_variables(packed))
     stored = {path: quantized.get(path, value) for path, value in plain.items()}

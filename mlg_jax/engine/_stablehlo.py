@@ -1,4 +1,4 @@
-"""A predictor's program in StableHLO: an artefact that runs without this package."""
+"""Exports a predictor's program as StableHLO, which runs without this package."""
 
 from collections.abc import Sequence
 
@@ -34,35 +34,37 @@ def export_stablehlo(
     model: nn.Module | None = None,
     name: str = "the packed model",
 ) -> bytes:
-    """The network of a packed file, to be run by `jax.export.deserialize(data).call(images)`.
+    """Exports the network of a packed file; `jax.export.deserialize(data).call(images)` runs it.
 
-    The call needs JAX and nothing of this package. JAX reads an artefact for six months after the
-    version that wrote it, so keep the packed file.
+    The call needs JAX, but not this package. JAX guarantees to read an artefact for six months
+    only, so keep the packed file.
 
     Args:
         packed: from `read_packed`.
-        images: `float32`, normalised, or `uint8`, to which the stored preprocessing is applied.
-        weights: `constants` in the program; or `arguments`: it is called with `(list of arrays,
-            images)`, for the residency `float` the leaves of the file's variables in the order of
-            `jax.tree.leaves`.
-        residency: as `load_packed` takes it; `packed` makes a small artefact, which decodes the
-            weights in every call.
-        fold: as `load_packed` takes it.
-        implementation: as `load_packed` takes it.
-        batch_size: what `auto` chooses implementations for; the artefact takes any.
-        platforms: what the program is lowered for, `cpu`, `cuda` or both.
-        model: as `load_packed` takes it.
-        name: of the file, for messages.
+        images: `float32` for normalised images, or `uint8` for pixels, to which the program applies
+            the stored preprocessing.
+        weights: `constants` of the program, or `arguments`: then it is called with `(list of
+            arrays, images)`. For the residency `float` these arrays are the leaves of the served
+            variables in the order of `jax.tree.leaves`.
+        residency: see `load_packed`; `packed` gives a small artefact that decodes the weights in
+            every call.
+        fold: see `load_packed`.
+        implementation: see `load_packed`.
+        batch_size: the batch size for which `auto` chooses implementations; the artefact accepts
+            any batch size.
+        platforms: the platforms to lower for: `cpu`, `cuda` or both.
+        model: see `load_packed`.
+        name: the file, for messages.
 
     Returns:
-        A serialised `jax.export.Exported`: images `[b, height, width, channels]`, any b, to logits
-        `[b, num_classes]`.
+        A serialised `jax.export.Exported` that maps images `[b, height, width, channels]`, for any
+        b, to logits `[b, num_classes]`.
 
     Raises:
         ImportError: the package `flatbuffers` is missing.
-        TypeError, ValueError: an argument of another type or not among the choices, or uint8
-            images without preprocessing.
-        PackedFileError: tensors or a manifest that do not fit.
+        TypeError, ValueError: an argument is invalid, or `images` is `uint8` although the file has
+            no preprocessing.
+        PackedFileError: the tensors do not fit the model, or the manifest is invalid.
 
     Example:
         >>> data = export_stablehlo(read_packed("model.mlg"))  # doctest: +SKIP
@@ -111,7 +113,10 @@ def _implementations(
     batch_size: int,
     name: str,
 ) -> ImplementationChoice:
-    """By layer, as nothing can be chosen while the batch is a symbol; a module chooses its own."""
+    """Implementations by layer, because `auto` cannot choose them for a symbolic batch size.
+
+    A custom module with its own kernels keeps the caller's argument.
+    """
     manifest = Manifest.of(packed, name)
     if isinstance(manifest.model, ModuleSpec) and manifest.model.kernel is None:
         return implementation

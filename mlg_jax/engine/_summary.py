@@ -1,4 +1,4 @@
-"""What is in a packed file: its layers, their tensors, bits and bytes."""
+"""A table of the content of a packed file: its layers, their tensors, bits and bytes."""
 
 import dataclasses
 import itertools
@@ -13,18 +13,18 @@ Path = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class LayerSummary:
-    """One layer, its statistics included."""
+    """One layer, including its running statistics."""
 
     name: str
-    tensors: tuple[str, ...]  # "kernel 3x3x16x32"
-    bits: tuple[int, ...]  # of an entry of each
+    tensors: tuple[str, ...]  # name and shape, such as "kernel 3x3x16x32"
+    bits: tuple[int, ...]  # per entry, for each tensor
     num_entries: int
     num_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
 class FileSummary:
-    """A packed model without its numbers."""
+    """The layers of a packed model, without the values of its tensors."""
 
     layers: tuple[LayerSummary, ...]
 
@@ -42,7 +42,7 @@ class FileSummary:
         return "\n".join(_line(row, widths) for row in rows)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Plain values, one mapping a layer."""
+        """Plain JSON values, one mapping per layer."""
         return [dataclasses.asdict(layer) for layer in self.layers]
 
 
@@ -51,7 +51,7 @@ def summarize(packed: PackedModel) -> FileSummary:
     layers = {t.path[1:-1] for t in packed.tensors if t.path[0] == "params"}
 
     def layer_of(tensor: PackedTensor) -> Path:
-        """The layer with parameters that a tensor belongs to, be it some way below."""
+        """The innermost layer with parameters that contains a tensor."""
         path = tensor.path[1:-1]
         while path not in layers and path:
             path = path[:-1]

@@ -1,4 +1,4 @@
-"""A model's variables from a PyTorch state dict, or the name of the model that it fits."""
+"""Imports a PyTorch state dict into a given model, or finds the model that it fits."""
 
 import dataclasses
 import itertools
@@ -22,20 +22,21 @@ def import_torch(
     options: Mapping[str, str],
     input_shape: Sequence[int] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """A model with the numbers of a PyTorch network.
+    """Creates a model with the variables of a PyTorch network.
 
     Args:
         state: arrays by name, from `read_torch`.
-        spec: of the model; its number of classes is not looked at, the state dict's counts.
-        options: what users write in front of a model's `name`, `stem` and `width` to choose them.
+        spec: the model; its number of classes is replaced by that of the state dict.
+        options: for error messages, the prefixes with which users choose a `name`, `stem` and
+            `width`, such as `{"name": "--model "}`.
         input_shape: `[N, H, W, C]` of the images; None takes the model's own.
 
     Returns:
-        The model, and its variables.
+        The model and its variables.
 
     Raises:
-        ValueError: a state dict of another network. Where it is another one of `MODELS`, the
-            message says how to choose that; nothing is compiled for it.
+        ValueError: the state dict belongs to another network. If that is one of `MODELS`, the
+            message says how to choose it; nothing is compiled to find it.
     """
     try:
         return _imported(state, spec, input_shape)
@@ -65,7 +66,7 @@ def _imported(
 
 
 def _fitting(state: State, spec: ModelSpec) -> Iterator[ModelSpec]:
-    """Specs of other models that have these arrays, the most similar first."""
+    """Specs of other models that these arrays fit, the most similar first."""
     widths = dict.fromkeys((spec.width, 1.0))
     stems = sorted(STEMS, key=lambda stem: stem != spec.stem)
     for width, stem, name in itertools.product(widths, stems, MODELS):
@@ -75,7 +76,7 @@ def _fitting(state: State, spec: ModelSpec) -> Iterator[ModelSpec]:
 
 
 def _is_alike(state: State, spec: ModelSpec) -> bool:
-    """Whether names look like the model's: most need not be traced, which takes a second each."""
+    """Whether the names look like the model's; spares most models the tracing, a second each."""
     blocks = {match[0] for name in state if (match := re.search(r"\blayer\d+\.\d+\.", name))}
     model = spec.create()
     if isinstance(model, ResNet):
@@ -84,7 +85,7 @@ def _is_alike(state: State, spec: ModelSpec) -> bool:
 
 
 def _fits(state: State, spec: ModelSpec) -> bool:
-    """Whether names and shapes are those of the model, for any number of classes."""
+    """Whether the names and shapes are those of the model, for any number of classes."""
     try:
         model = spec.create()
         kind = type(model).__name__

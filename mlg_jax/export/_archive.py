@@ -127,7 +127,7 @@ def _read(file: IO[bytes], num_bytes: int) -> PackedModel:
 
 
 def _take(file: IO[bytes], count: int, available: int, what: str) -> bytes:
-    """Reads the next `count` bytes; raises PackedFileError if the file ends before."""
+    """Reads the next `count` bytes; raises PackedFileError if the file has fewer."""
     data = file.read(count) if count <= available else b""
     if len(data) != count:
         raise PackedFileError(f"it ends within its {what} of {count} bytes")
@@ -165,7 +165,10 @@ def _split(data: np.ndarray, layouts: Sequence[Layout]) -> list[PackedTensor]:
 
 
 def _check_content(tensor: PackedTensor) -> None:
-    """Raises for invalid values and unused bits; these would give one model several files."""
+    """Raises PackedFileError for invalid values and for unused bits that are set.
+
+    Unused bits are rejected so that every model has exactly one file.
+    """
     num_spare = 8 * tensor.data.size - tensor.size * (tensor.bits or 0)
     is_damaged = (
         int(tensor.data[-1]) >> (8 - num_spare) > 0

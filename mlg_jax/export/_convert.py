@@ -1,4 +1,4 @@
-"""State dicts of PyTorch networks to our variables and back: names, layouts, norms."""
+"""Converts state dicts of PyTorch networks to our variables and back: names, layouts, norms."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ from mlg_jax.kernels import Kernel, LayerRecord
 State = Mapping[str, np.ndarray]  # parameters and buffers by name, as PyTorch's `state_dict`
 Path = tuple[str, ...]
 
-_EPSILON = 1e-5  # of the norms, PyTorch's and ours
+_EPSILON = 1e-5  # of the norms, in PyTorch and here
 _NORM_LEAVES = {
     "weight": ("params", "scale"),
     "bias": ("params", "bias"),
     "running_mean": ("batch_stats", "mean"),
     "running_var": ("batch_stats", "var"),
 }
-# Counters, and what the original's quantisers hold beside the ranges that are asked for.
+# Counters, and the arrays of the original code's quantisers apart from the ranges.
 _IGNORED = r".*\.(num_batches_tracked|\w+_quantizer\..*)"
 _MAX_LISTED = 8  # names of one kind in an error message
 
@@ -35,28 +35,28 @@ def from_torch(
     *,
     architecture: str,
 ) -> dict[str, Any]:
-    """Variables of a model with the numbers of a PyTorch network of the same architecture.
+    """Converts the state dict of a PyTorch network to variables of the same architecture.
 
-    The names are torchvision's (ResNet-18 to 152, VGG-16, MobileNetV2, AlexNet, SqueezeNet 1.1),
-    those of its CIFAR variants (`shortcut`, `linear`) or the original MLG code's, whose full
-    weights hold the bases. A bias before a norm is taken off the norm's running mean; norms that
-    the model has not (vgg16_bn to `vgg16` with stem `imagenet`) are folded into the kernels, which
-    keeps the logits in evaluation.
+    Supported are the names of torchvision (ResNet-18 to 152, VGG-16, MobileNetV2, AlexNet,
+    SqueezeNet 1.1), of its CIFAR variants (`shortcut`, `linear`) and of the original MLG code,
+    which stores each basis in a corner of a full-size weight. A bias before a norm is subtracted
+    from the running mean of the norm. Norms that the model does not have (vgg16_bn to `vgg16` with
+    stem `imagenet`) are folded into the kernels, which preserves the logits in evaluation mode.
 
     Args:
-        state: arrays by name, e.g. from `read_torch`; scopes of wrappers (`module.`, `_orig_mod.`,
-            `model.`, any that all names share) and their counters are left out.
-        records: the model's, from `layer_records`.
+        state: arrays by name, e.g. from `read_torch`. The prefixes of wrappers (`module.`,
+            `_orig_mod.`, `model.`, any that all names share) and their counters are ignored.
+        records: of the model, from `layer_records`.
         template: the model's variables, or their shapes and dtypes.
-        architecture: the name of the model's class, or the one that `create_model` takes.
+        architecture: the model's name in `create_model`, or the name of its class.
 
     Returns:
-        Variables as the template's. Ranges of activation quantisers that the state has not start
-        unset.
+        Variables with the structure and dtypes of the template. Activation ranges that the state
+        dict does not contain are unset.
 
     Raises:
-        ValueError: another architecture; names that are missing, left over or of another shape,
-            all of them in one message.
+        ValueError: the architecture is not supported; or arrays are missing, left over or of
+            another shape, in which case the message lists all of them.
 
     Reference: https://pytorch.org/vision/stable/models.html, https://arxiv.org/abs/2108.11430.
     """
@@ -81,29 +81,31 @@ def from_torch(
 def to_torch(
     records: Sequence[LayerRecord], variables: Mapping[str, Any], *, architecture: str
 ) -> dict[str, np.ndarray]:
-    """The state dict of the same network with ordinary kernels, in torchvision's names.
+    """The state dict of the same network with ordinary kernels and torchvision's names.
 
-    Kernels are generated from quantised factors, and quantised where they are quantised as a whole:
-    the logits are those of the model in evaluation. Convolutions of a VGG with norms get biases of
-    zero, which theirs have. `num_batches_tracked` is left out; PyTorch then starts it.
+    Kernels are generated from quantised factors, and ordinary kernels are quantised, so the logits
+    are those of the model in evaluation mode. Convolutions of a VGG with norms get zero biases,
+    because torchvision's have biases. `num_batches_tracked` is omitted; PyTorch initialises it.
 
     Args:
-        records: the model's, from `layer_records`.
-        variables: the model's `params` and `batch_stats`; factors in the collection `factors` are
-            on their grids already.
-        architecture: the name of the model's class, or the one that `create_model` takes.
+        records: of the model, from `layer_records`.
+        variables: the model's `params` and `batch_stats`; factors in a collection `factors` are
+            taken as already quantised.
+        architecture: the model's name in `create_model`, or the name of its class.
 
     Returns:
         float32 arrays by name, kernels `[out, in, height, width]` or `[out, in]`.
 
     Raises:
-        ValueError: another architecture, or quantised activations, which that network has not.
+        ValueError: the architecture is not supported, or activations are quantised, which
+            torchvision's networks cannot represent.
     """
     flat = traverse_util.flatten_dict(dict(variables))
     quantized = next((path for path in flat if "input_quant" in path), None)
     if quantized is not None:
         raise ValueError(
-            f"`variables` must be of a network without activation bits; got {'/'.join(quantized)}."
+            f"`variables` must come from a network without activation bits; got "
+            f"{'/'.join(quantized)}."
         )
     has_norms = any(record.kind == "norm" for record in records)
     names = torch_names(architecture, records, has_norms=has_norms)
@@ -133,7 +135,7 @@ def torch_num_classes(state: State, records: Sequence[LayerRecord], *, architect
     """The number of classes of a state dict: the rows of its classifier.
 
     Raises:
-        ValueError: it has no classifier, or one without rows.
+        ValueError: the architecture is not supported, or the classifier is missing or empty.
     """
     source = _Source(state)
     names = torch_names(architecture, records, has_norms=source.has_norms).layers["classifier"]
@@ -145,7 +147,7 @@ def torch_num_classes(state: State, records: Sequence[LayerRecord], *, architect
 
 
 class _Source:
-    """A state dict that knows what was asked for, and what of it was not there."""
+    """A state dict that records which arrays were used, missing or of another shape."""
 
     def __init__(self, state: State) -> None:
         self._state = {own: np.asarray(state[name]) for name, own in own_names(state).items()}
@@ -161,7 +163,7 @@ class _Source:
         return any(f"{module}.{leaf}" in self._state for module in modules)
 
     def optional(self, modules: Names, leaf: str) -> np.ndarray | None:
-        """The array of the first module that is there."""
+        """The array `leaf` of the first of `modules` that has it, or None."""
         for name in (f"{module}.{leaf}" for module in modules):
             if name in self._state:
                 self._used.add(name)
@@ -169,7 +171,7 @@ class _Source:
         return None
 
     def take(self, modules: Names, leaf: str, *shapes: tuple[int, ...]) -> np.ndarray:
-        """The array, in the first of these shapes that it can have; zeros where it is amiss."""
+        """The array, reshaped from any of `shapes` to the first; zeros if absent or misshapen."""
         value = self.optional(modules, leaf)
         if value is None:
             self._missing.append(f"{modules[0]}.{leaf}")
@@ -180,7 +182,7 @@ class _Source:
         return np.zeros(shapes[0], np.float32)
 
     def check(self) -> None:
-        """Raises ValueError unless everything was there, and nothing else."""
+        """Raises ValueError if arrays were missing, misshapen or not used."""
         extra = sorted(
             name for name in set(self._state) - self._used if not re.fullmatch(_IGNORED, name)
         )
@@ -213,7 +215,7 @@ def _take_norm(source: _Source, record: LayerRecord, names: TorchNames) -> dict[
 def _take_product(
     source: _Source, record: LayerRecord, names: TorchNames
 ) -> dict[Path, np.ndarray]:
-    """A convolution or dense layer."""
+    """The parameters of a convolution or dense layer."""
     assert record.kernel is not None
     modules, norm = names.layers[record.name], names.norms.get(record.name, ())
     values = record.kernel.from_torch(_Module(source, modules))
@@ -230,7 +232,7 @@ def _take_product(
 
 
 class _Module:
-    """One module of a state dict, as kernels see it."""
+    """One module of a state dict: the argument of `Kernel.from_torch`."""
 
     def __init__(self, source: _Source, modules: Names) -> None:
         self._source, self._modules = source, modules
@@ -245,7 +247,7 @@ class _Module:
 def _folded(
     source: _Source, norm: Names, kernel: Kernel, values: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Makes one layer of a convolution and its norm."""
+    """The parameters of a convolution with its norm folded in."""
     scale, shift, mean, var = (
         source.take(norm, leaf, values["bias"].shape).astype(np.float64) for leaf in _NORM_LEAVES
     )
@@ -258,7 +260,10 @@ def _folded(
 def _take_bias_off_mean(
     source: _Source, norm: LayerRecord, names: TorchNames, found: dict[Path, np.ndarray]
 ) -> None:
-    """A bias before a norm, which takes it off again; in training as a part of the batch's mean."""
+    """Subtracts a convolution's bias from the running mean of the norm that follows.
+
+    In training the bias has no effect, because it is part of the batch mean.
+    """
     mean, modules = ("batch_stats", *norm.path, "mean"), names.layers[_conv_of(norm)]
     if source.has(modules, "bias"):
         found[mean] = found[mean] - source.take(modules, "bias", found[mean].shape)
@@ -286,7 +291,7 @@ def _norm_values(arrays: Mapping[Path, Any], record: LayerRecord) -> dict[str, A
 
 
 def _kernels(records: Sequence[LayerRecord], arrays: Mapping[Path, Any]) -> dict[str, Any]:
-    """The kernels of all layers as the network uses them, by one program that is compiled once."""
+    """The kernels of all layers as the network uses them, computed by a single program."""
     kernels = {r.name: (r.path, r.kernel) for r in records if r.kernel is not None}
     collection = "factors" if any(path[0] == "factors" for path in arrays) else "params"
 

@@ -48,7 +48,9 @@ def read_index(data: bytes) -> tuple[list[Layout], dict[str, Any]]:
     if not (isinstance(encodings, list) and isinstance(manifest, dict) and isinstance(tree, dict)):
         raise PackedFileError("its index does not hold a list of encodings and two objects")
     if len(encodings) > MAX_ENCODINGS:
-        raise PackedFileError(f"its index has {len(encodings)} encodings")
+        raise PackedFileError(
+            f"its index has {len(encodings)} encodings; {MAX_ENCODINGS} are allowed"
+        )
     kinds = [_read_encoding(encoding) for encoding in encodings]
     return list(_read_tree((), tree, kinds)), manifest
 
@@ -68,7 +70,7 @@ def _read_encoding(text: Any) -> tuple[str, int | None]:
         return text, None
     match = ENCODING.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise PackedFileError(f"its index has an encoding {text!r:.60}")
+        raise PackedFileError(f"its index has the invalid encoding {text!r:.60}")
     try:
         return match[1], QuantSpec(int(match[2]), match[1]).bits
     except ValueError:
@@ -84,7 +86,7 @@ def _read_tree(path: Path, node: Any, kinds: Sequence[tuple[str, int | None]]) -
         raise PackedFileError(f"its index has no arrays at {'/'.join(path)!r:.60}")
     for name in sorted(node):
         if not NAME.fullmatch(name):
-            raise PackedFileError(f"its index has a name {name!r:.60}")
+            raise PackedFileError(f"its index has the invalid name {name!r:.60}")
         yield from _read_tree((*path, name), node[name], kinds)
 
 

@@ -231,7 +231,7 @@ def _arrays(state: Mapping[str, Any], num_bytes: int) -> dict[str, np.ndarray]:
 
 
 def _named(key: Any) -> str:
-    """A printable key; of other objects than strings only the type, since they may be huge."""
+    """A printable key; for objects other than strings only the type, since they may be huge."""
     return repr(printable(key, 80)) if isinstance(key, str) else f"the {type(key).__name__} key"
 
 

@@ -1,4 +1,4 @@
-"""What PyTorch's networks call the layers of ours: torchvision's names, and the original's."""
+"""Names of our layers in PyTorch networks: those of torchvision and of the original MLG code."""
 
 import itertools
 import re
@@ -7,17 +7,18 @@ from typing import NamedTuple
 
 from mlg_jax.kernels import LayerRecord
 
-Names = tuple[str, ...]  # of one module, in the order of preference; the first is written
-_HIDDEN = {3: ("classifier.1", "classifier.4"), 5: ("classifier.0", "classifier.3")}  # by stages
-# The number of each fire module in `features`, where poolings stand between them.
+Names = tuple[str, ...]  # alternatives for one module, by preference; the first one is exported
+# The hidden layers by the number of stages: 3 for AlexNet, 5 for VGG.
+_HIDDEN = {3: ("classifier.1", "classifier.4"), 5: ("classifier.0", "classifier.3")}
+# The index of each fire module in `features`, which also contains the poolings.
 _FIRES = {2: 3, 3: 4, 4: 6, 5: 7, 6: 9, 7: 10, 8: 11, 9: 12}
 
 
 class TorchNames(NamedTuple):
-    """Names of PyTorch modules, by the path of our layer."""
+    """Names of PyTorch modules by the paths of our layers."""
 
-    layers: dict[str, Names]  # of every convolution and dense layer
-    norms: dict[str, Names]  # of the norm behind a convolution, whether there is one or not
+    layers: dict[str, Names]  # of all convolutions and dense layers
+    norms: dict[str, Names]  # of the norm that may follow a convolution, by the convolution's path
 
 
 def torch_names(
@@ -26,12 +27,12 @@ def torch_names(
     """Names of the PyTorch modules of a network.
 
     Args:
-        architecture: the name of its class, or one of `mlg_jax.models.MODELS`.
-        records: of that network.
-        has_norms: whether norms follow the convolutions there; VGG's numbers depend on it.
+        architecture: one of `mlg_jax.models.MODELS`, or the name of its class.
+        records: of our network.
+        has_norms: whether the PyTorch network has norms; the indices of a VGG depend on it.
 
     Raises:
-        ValueError: an architecture that has no counterpart.
+        ValueError: the architecture has no counterpart in PyTorch.
     """
     name = architecture.lower()
     family = next((f for prefix, f in _FAMILIES.items() if name.startswith(prefix)), None)

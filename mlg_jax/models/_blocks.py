@@ -1,4 +1,4 @@
-"""The blocks residual networks are made of."""
+"""The blocks of residual networks."""
 
 import functools
 
@@ -10,7 +10,12 @@ from mlg_jax.models._layers import Layers
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions, the stride in the first, added to a shortcut; ReLU last.
+    """Two 3 x 3 convolutions, of which the first has the strides, plus a shortcut, then ReLU.
+
+    Attributes:
+        channels: of the output.
+        strides: of the first convolution and of the shortcut.
+        layers: the factories of its layers.
 
     Reference: https://arxiv.org/abs/1512.03385.
     """
@@ -30,7 +35,12 @@ class BasicBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """1 x 1, 3 x 3 with the stride, 1 x 1 to four times the channels; ReLU last.
+    """Convolutions of 1 x 1, 3 x 3 with the strides, and 1 x 1, plus a shortcut, then ReLU.
+
+    Attributes:
+        channels: of the first two convolutions; the output has four times as many.
+        strides: of the 3 x 3 convolution and of the shortcut.
+        layers: the factories of its layers.
 
     Reference: https://arxiv.org/abs/1512.03385, with the stride in the 3 x 3 convolution.
     """
@@ -51,10 +61,10 @@ class BottleneckBlock(nn.Module):
 
 
 def _shortcut(block: BasicBlock | BottleneckBlock, x: Array, y: Array, train: bool) -> Array:
-    """`x`, or where the shape changes its 1 x 1 convolution and norm."""
+    """`x` or, if the block changes the shape, its 1 x 1 convolution and norm."""
     if x.shape == y.shape:
         return x
-    # One branch after the other, in the backward pass too: each has its own working memory.
+    # Running one branch after the other, in both passes, keeps only one working set in memory.
     return block.layers.unit(
         block,
         run_after(x, y),

@@ -34,27 +34,27 @@ def create_model(
         width: factor on every channel count, > 0; rounded, at least one channel (mobilenet_v2:
             to multiples of 8).
         generation: how convolution kernels are generated: None (ordinary kernels), one spec, or
-            `{path pattern: spec or None}`, where the first pattern that matches (`fnmatch`, e.g.
+            `{path pattern: spec or None}`, where the first matching pattern (`fnmatch`, e.g.
             `"stage4_*/conv?"`) decides and layers without a match stay ordinary.
         weight_bits: width of dense layers and of kernels that cannot be generated, 1 to 16; None
             does not quantise them.
         activation_bits: width of the inputs of convolutions and dense layers, 1 to 16; None does
             not quantise them.
         implementation: how a generated kernel is applied; `auto` chooses.
-        remat: what is saved for the backward pass: a preset's name (`mlg_jax.remat.PRESETS`), a
-            `mlg_jax.remat.RematSpec` with its capacities, or a `mlg_jax.remat.ResidualPolicy` for
-            every block; None saves what JAX would.
+        remat: policy for the residuals of the backward pass: the name of a preset
+            (`mlg_jax.remat.PRESETS`), a `mlg_jax.remat.RematSpec` with its capacities, or a
+            `mlg_jax.remat.ResidualPolicy` for every block; None leaves the choice to JAX.
         dtype: of the computation, e.g. `jnp.bfloat16`; None is float32. Parameters are float32,
-            or float64 if `dtype` is (which needs `jax_enable_x64`).
+            or float64 if `dtype` is float64 (which needs `jax_enable_x64`).
 
     Returns:
-        A Linen module: `model.init(key, x)`, `model.apply(variables, x, train=False)` with x
-        `[N, H, W, C]`. Collections `params`, and `batch_stats` with norms or quantised
-        activations. Random streams, in training: `quantize` with partial quantisation, `dropout`
-        in vgg16 (stem `imagenet`), alexnet, squeezenet, mobilenet_v2.
+        A Linen module: `model.init(key, x)`, `model.apply(variables, x, train=False)` with `x`
+        `[N, H, W, C]`. Its collections are `params` and, with norms or quantised activations,
+        `batch_stats`. Random streams in training: `quantize` with partial quantisation, `dropout`
+        in vgg16 (stem `imagenet`), alexnet, squeezenet and mobilenet_v2.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range, or a pattern that
+        TypeError, ValueError: an argument has the wrong type or is out of range, or a pattern
             matches no layer.
 
     Example:

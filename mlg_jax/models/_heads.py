@@ -1,4 +1,4 @@
-"""What stands between the last convolution and the logits: pooling to a fixed grid, dropout."""
+"""Operations between the last convolution and the logits: pooling to a fixed grid, dropout."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -10,7 +10,7 @@ DROPOUT_STREAM = "dropout"
 
 
 def adaptive_mean_pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n s s c"]:
-    """Means over a grid of `size` x `size` cells, the identity for images of that size.
+    """Means over a grid of `size` x `size` cells; the identity for images of that size.
 
     Cell i of an axis of n positions covers `floor(i n / size)` to `ceil((i + 1) n / size)`, as in
     PyTorch: cells overlap where `size` does not divide n.
@@ -30,14 +30,14 @@ def flatten_channels_first(x: Float[Array, "n h w c"]) -> Float[Array, "n chw"]:
 
 
 def dropout(module: nn.Module, x: Array, rate: float, *, name: str, train: bool) -> Array:
-    """Zeroes entries by chance and scales the others by `1 / (1 - rate)`, in training only.
+    """Zeroes random entries and scales the others by `1 / (1 - rate)`, in training only.
 
     Args:
         module: the compact Linen module in whose scope this is called.
         x: floating, any shape.
-        rate: the chance, in [0, 1].
-        name: of the layer, which its random numbers follow from.
-        train: whether anything happens.
+        rate: the probability of zeroing an entry, in [0, 1].
+        name: of the layer; its random numbers depend on it.
+        train: False returns `x` unchanged.
 
     Raises:
         ValueError: training without the random stream `dropout`.
@@ -46,7 +46,7 @@ def dropout(module: nn.Module, x: Array, rate: float, *, name: str, train: bool)
     """
     if not train or module.is_initializing():
         return x
-    # Linen would fall back on the stream "params", if there is one, or fail without our hint.
+    # Otherwise Linen falls back on the stream "params" or, without it, fails with a vaguer message.
     if not module.has_rng(DROPOUT_STREAM):
         raise ValueError(
             f"`rngs` must hold {DROPOUT_STREAM!r} to train with dropout (layer "

@@ -1,4 +1,4 @@
-"""The layers a model is made of, as one value, and the units that they form."""
+"""The factories of a model's layers as one value, and the units built from these layers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from flax import linen as nn
 from mlg_jax._types import Array
 from mlg_jax.remat import NO_REMAT, RematSpec
 
-LayerFactory = Callable[..., Any]  # makes a module, called as module(x, train=train)
+LayerFactory = Callable[..., Any]  # makes a module that is called as module(x, train=train)
 
 
 @dataclasses.dataclass(frozen=True)
 class Partial:
-    """A partial of a layer that is a value: equal parts make equal, hashable models."""
+    """Like `functools.partial`, but comparable and hashable, as the models that hold it must be."""
 
     layer: type[nn.Module]
     options: tuple[tuple[str, Any], ...]
@@ -30,15 +30,15 @@ class Partial:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layers:
-    """What a model builds its layers with.
+    """The factories that a model builds its layers with.
 
-    Its methods are called in the compact method of a module, which gets the layers.
+    The methods must be called in a module's compact method; the layers become its submodules.
 
     Args:
-        conv, dense: factories of convolutions and dense layers with Flax's arguments.
+        conv, dense: factories of convolutions and dense layers, with Flax's arguments.
         norm: factory of norms; None gives the convolutions biases instead.
         act: the activation.
-        remat: what is kept for the backward pass.
+        remat: policy for the residuals of the backward pass.
     """
 
     conv: LayerFactory
@@ -64,8 +64,8 @@ class Layers:
         Args:
             x: `[N, H, W, C]`.
             features: output channels.
-            name: of the convolution, with `conv` in it; the norm's has `norm` there.
-            train: as in the layers.
+            name: of the convolution; the norm's has `norm` in place of `conv`.
+            train: passed to the layers.
             act: False leaves the activation out.
             kernel_size: of the convolution.
             padding: None pads `k // 2` on both sides.
@@ -99,9 +99,9 @@ class Layers:
         is_sparse: bool = True,
         **options: Any,
     ) -> Array:
-        """`conv_norm_act` in the scope of `module`, kept as `remat` keeps units.
+        """`conv_norm_act` in the scope of `module`, under the policy that `remat` has for units.
 
-        `is_sparse`: whether x comes from an activation that makes zeros.
+        `is_sparse`: whether `x` is the output of an activation that produces zeros.
         """
 
         def run(module: nn.Module, x: Array) -> Array:
@@ -110,7 +110,7 @@ class Layers:
         return self.remat.unit(run, name.replace("conv", "unit"), is_sparse=is_sparse)(module, x)
 
     def block(self, block: nn.Module, x: Array, *, train: bool, is_sparse: bool = True) -> Array:
-        """`block(x)`, kept as `remat` keeps blocks."""
+        """`block(x)`, under the policy that `remat` has for blocks."""
         run = self.remat.block(
             lambda block, x: block(x, train=train),
             is_sparse=is_sparse,
@@ -119,7 +119,7 @@ class Layers:
         return run(block, x)
 
     def stem(self, block: nn.Module, x: Array, *, train: bool) -> Array:
-        """`block(images)`, the first block, kept as `remat` keeps it."""
+        """`block(x)` for the first block, under the policy that `remat` has for the stem."""
         run = self.remat.stem(
             lambda block, x: block(x, train=train), "", is_per_example=self.norm is None
         )

@@ -1,4 +1,4 @@
-"""Architectures by name; each is data, its layers are partials of one convolution."""
+"""Architectures by name, each a partial application of a network class."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ def _resnet(stage_sizes: Any, block: Any, *, width: float, **options: Any) -> Re
 
 
 def _with(network: Callable[..., nn.Module], changes: Any, **options: Any) -> nn.Module:
-    """The network with other layers than those that all share."""
+    """Builds the network with `changes` to the fields of its `Layers`."""
     layers = dataclasses.replace(options.pop("layers"), **changes)
     return network(layers=layers, **options)
 

@@ -1,4 +1,4 @@
-"""Sizes of images and channels that architectures agree on."""
+"""Image sizes and channel counts, as all architectures define them."""
 
 from mlg_jax._checks import check_choice, check_floating
 from mlg_jax._types import Array
@@ -6,7 +6,7 @@ from mlg_jax.models.resnet import IMAGE_SIZES, STEMS
 
 
 def image_shape(stem: str) -> tuple[int, int, int, int]:
-    """One image of the size the stem is made for."""
+    """The shape of one image at the resolution that the stem is designed for."""
     size = IMAGE_SIZES[stem]
     return (1, size, size, 3)
 
@@ -25,5 +25,5 @@ def check_images(x: Array, stem: str, min_size: int) -> None:
 
 
 def scaled(channels: int, width: float) -> int:
-    """`channels` times `width`, rounded, at least one."""
+    """`channels` times `width`, rounded, at least 1."""
     return max(1, round(channels * width))

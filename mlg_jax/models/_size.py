@@ -1,4 +1,4 @@
-"""The size of a model, exactly: parameters, bits and ratios, per layer and in total."""
+"""The exact size of a model: parameters, bits and ratios, per layer and in total."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class LayerSize:
     kind: str
     num_params: int
     num_bits: int
-    num_dense_params: int  # the same layer with an ordinary kernel
+    num_dense_params: int  # of the same layer with an ordinary kernel
 
     @property
     def kb(self) -> float:
@@ -32,7 +32,7 @@ class LayerSize:
 
     @property
     def dense_kb(self) -> float:
-        """Size of the ordinary layer in KB, at 32 bits an entry."""
+        """Size of the ordinary layer in KB, at 32 bits per entry."""
         return self.num_dense_params * 32 / BITS_PER_KB
 
     @property
@@ -58,12 +58,12 @@ class SizeReport:
 
     @property
     def num_params(self) -> int:
-        """Stored entries."""
+        """Number of stored parameters."""
         return self.total.num_params
 
     @property
     def num_dense_params(self) -> int:
-        """Entries of the ordinary model."""
+        """Number of parameters of the ordinary model."""
         return self.total.num_dense_params
 
     @property
@@ -82,7 +82,7 @@ class SizeReport:
         return self.total.ratio
 
     def to_markdown(self) -> str:
-        """A table, one row a layer and the total."""
+        """A table with one row per layer and the total."""
         names = ("layer", "kind", "parameters", "KB", "dense KB", "ratio")
         rows = (
             (
@@ -112,21 +112,21 @@ def size_report(
     *,
     input_shape: Sequence[int] | None = None,
 ) -> SizeReport:
-    """Counts what a model stores: `|B| qb + |U| qu + |V| qv` bits a generated layer.
+    """Counts the stored bits of a model: `|B| qb + |U| qu + |V| qv` per generated layer.
 
-    Entries that are not quantised count 32 bits; norms count scale and bias, not their running
-    statistics. 1 KB is 1024 bytes.
+    Entries that are not quantised count 32 bits each; norms count scale and bias, but not their
+    running statistics. 1 KB is 1024 bytes.
 
     Args:
-        model: a model of this package, or any Linen module of its layers.
-        variables: what `model.init` returned or training made of it; shapes alone suffice.
+        model: a model of this package, or any Linen module built from its layers.
+        variables: from `model.init` or training; shapes alone suffice.
         input_shape: `[N, H, W, C]` to call the model with; None takes `model.input_shape`.
 
     Returns:
-        Sizes per layer and in total, beside those of the same model with ordinary kernels.
+        Sizes per layer and in total, and those of the same model with ordinary kernels.
 
     Raises:
-        ValueError: `variables` are not this model's, or hold parameters that no layer declares.
+        ValueError: `variables` do not fit the model, or hold parameters that no layer declares.
 
     Reference: https://arxiv.org/abs/2108.11430, section 4.
     """

@@ -1,4 +1,4 @@
-"""What a model is: all arguments of `create_model`, as a value that can be written down."""
+"""All arguments of `create_model` as one serialisable value."""
 
 import dataclasses
 import typing
@@ -30,8 +30,8 @@ from mlg_jax.models.resnet import STEMS
 from mlg_jax.quant import ActivationSpec, QuantSpec
 from mlg_jax.remat import NO_REMAT, PRESETS, RematSpec, ResidualPolicy
 
-_LATER = {"on_overflow": "warn", "policy": None}  # of a `RematSpec`, absent from older files
-_OLD_NAMES = {"execution": "implementation"}  # of arguments, in files of version 0.1
+_LATER = {"on_overflow": "warn", "policy": None}  # `RematSpec` fields that older files lack
+_OLD_NAMES = {"execution": "implementation"}  # of arguments in files of version 0.1
 
 Patterns = tuple[tuple[str, KernelSpec | None], ...]
 Remat = RematSpec | ResidualPolicy | str | None
@@ -41,17 +41,17 @@ Generation = KernelSpec | Mapping[str, KernelSpec | None] | Patterns | None
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """All arguments of `create_model`, frozen and hashable; every model it makes carries its own.
+    """All arguments of `create_model`, frozen and hashable; stored in every model as `spec`.
 
     Args:
-        name, num_classes, stem, width, weight_bits, activation_bits: as there.
-        generation, implementation: as there; a mapping becomes a tuple of its items, whose order
-            counts.
-        remat: as there; becomes a `RematSpec`.
-        dtype: as there; becomes its name.
+        name, num_classes, stem, width, weight_bits, activation_bits: as in `create_model`.
+        generation, implementation: likewise; a mapping is converted to a tuple of its items, whose
+            order matters.
+        remat: likewise; converted to a `RematSpec`.
+        dtype: likewise; converted to its name.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     name: str
@@ -76,14 +76,14 @@ class ModelSpec:
         if self.dtype is not None:
             check_float_dtype("dtype", self.dtype)
             self._set("dtype", jnp.dtype(self.dtype).name)
-        assert QuantSpec(self.weight_bits) and ActivationSpec(self.activation_bits)  # their checks
+        assert QuantSpec(self.weight_bits) and ActivationSpec(self.activation_bits)  # run checks
         self._set("generation", _generation(self.generation))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
     def create(self) -> nn.Module:
-        """The model; patterns of `generation` that match no layer are `create_model`'s to find."""
+        """Builds the model; only `create_model` checks that each pattern matches a layer."""
         dtype = None if self.dtype is None else jnp.dtype(self.dtype)
         param_dtype = jnp.float32 if dtype is None else jnp.promote_types(dtype, jnp.float32)
         weights = QuantSpec(self.weight_bits)
@@ -110,25 +110,25 @@ class ModelSpec:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, nested.
+        """Nested plain JSON values.
 
         Raises:
-            ValueError: a custom policy, or one with a mesh, whose devices are this process's own.
+            ValueError: `remat` has a custom policy or a mesh, whose devices belong to this process.
         """
         assert isinstance(self.remat, RematSpec)
         if self.remat.policy is not None:
-            raise ValueError("`remat` must be a preset to be written down; got a custom policy.")
+            raise ValueError("`remat` must be a preset to be serialised; got a custom policy.")
         if self.remat.mesh is not None:
-            raise ValueError("`remat` must have no mesh to be written down; got one.")
+            raise ValueError("`remat` must have no mesh to be serialised; got one.")
         tree = to_plain(dataclasses.replace(self, generation=None))
         return tree | {"generation": _generation_to_json(self.generation)}
 
     @classmethod
     def from_json(cls, tree: Any) -> "ModelSpec":
-        """What `to_json` gave, checked: no key may be missing and none unknown.
+        """Inverse of `to_json`; no key may be missing or unknown.
 
         Raises:
-            TypeError, ValueError: another structure, type or range.
+            TypeError, ValueError: a value has the wrong structure, type or range.
         """
         values = entries(cls, _renamed(tree), "model")
         values["generation"] = _generation_from_json(values["generation"])
@@ -167,7 +167,7 @@ def _generation(generation: Generation) -> KernelSpec | Patterns | None:
 
 
 def _items(value: Any) -> Any:
-    """A mapping as the tuple of its items; anything else as it is."""
+    """The items of a mapping as a tuple; any other value unchanged."""
     return tuple(value.items()) if isinstance(value, Mapping) else value
 
 
@@ -176,7 +176,7 @@ def _is_pairs(value: Any) -> bool:
 
 
 def _renamed(tree: Any) -> Any:
-    """The same tree with the names of this version in place of those of older files."""
+    """Replaces the names of arguments in older files by the current ones."""
     if not isinstance(tree, Mapping) or "implementation" in tree:
         return tree
     return {_OLD_NAMES.get(name, name): value for name, value in tree.items()}

@@ -1,4 +1,4 @@
-"""Stages of networks without shortcuts: convolutions in a row, then max-pooling."""
+"""Stages of networks without shortcuts: successive convolutions, then max-pooling."""
 
 from flax import linen as nn
 
@@ -8,16 +8,16 @@ from mlg_jax.models._layers import Layers
 
 
 class PlainStage(nn.Module):
-    """Convolutions of one kernel size, each with norm and activation, then max-pooling by stride 2.
+    """Convolutions of one kernel size with norm and activation, then max-pooling with stride 2.
 
-    The pooling is inside, so that a checkpointed stage keeps its small input and nothing else.
+    The pooling is part of the stage, so that a checkpointed stage saves only a small input.
 
     Attributes:
         features: output channels of each convolution.
-        layers: what it is built with.
+        layers: the factories of its layers.
         kernel_size, strides, padding: of every convolution.
         pool_window: of the pooling, which is not padded.
-        takes_image: the input is no result of an activation.
+        takes_image: whether the input is the image rather than the output of an activation.
     """
 
     features: tuple[int, ...]

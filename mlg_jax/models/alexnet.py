@@ -25,18 +25,18 @@ DROPOUT_RATE = 0.5
 class AlexNet(nn.Module):
     """Five convolutions and three dense layers, `[N, H, W, C]` to logits `[N, num_classes]`.
 
-    The variant of one tower (Krizhevsky 2014), without local response normalisation.
+    The single-tower variant (Krizhevsky 2014), without local response normalisation.
 
     Attributes:
         num_classes: number of logits.
-        layers: what it is built with, published without norms; what lies between two poolings is a
-            block.
+        layers: the factories of its layers; the published network has no norms. For `remat`, a
+            stage (the convolutions up to a pooling, and this pooling) is a block.
         stem: `imagenet` (11 x 11, stride 4, features pooled to 6 x 6) or `cifar` (3 x 3, stride 1,
-            features of 3 x 3; the rest is the same).
-        width: factor on every channel count, the hidden layers' too.
-        spec: the `ModelSpec` that it was made from; None: made by hand.
+            features pooled to 3 x 3; otherwise the same).
+        width: factor on every channel count, including those of the hidden layers.
+        spec: the `ModelSpec` that the model was created from; None if it was built directly.
 
-    Random streams: `dropout`, in training (0.5 before each hidden layer).
+    Random streams: `dropout` in training (rate 0.5 before each hidden layer).
 
     Reference: https://arxiv.org/abs/1404.5997.
     """
@@ -49,7 +49,7 @@ class AlexNet(nn.Module):
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """One image of the size the stem is made for."""
+        """The shape of one image at the resolution that the stem is designed for."""
         return image_shape(self.stem)
 
     @nn.compact

@@ -11,7 +11,7 @@ from mlg_jax.models._heads import dropout
 from mlg_jax.models._layers import Layers
 from mlg_jax.models._shapes import check_images, image_shape
 
-# (expansion, channels, blocks) of each stage; the strides of stem and stages are the stem's.
+# (expansion, channels, blocks) of each stage; `STRIDES` has those of the stem and the stages.
 STAGES = (
     (1, 16, 1),
     (6, 24, 2),
@@ -28,13 +28,13 @@ DROPOUT_RATE = 0.2
 
 
 class InvertedResidual(nn.Module):
-    """1 x 1 to more channels, 3 x 3 depthwise, 1 x 1 to few, linear; added to x where it fits.
+    """A 1 x 1 expansion, a 3 x 3 depthwise convolution and a linear 1 x 1 projection.
 
     Attributes:
         channels: of the output.
         expansion: factor on the input's channels; 1 leaves the first convolution out.
-        strides: of the depthwise convolution; only (1, 1) has a shortcut.
-        layers: what it is built with.
+        strides: of the depthwise convolution; (1, 1) adds a shortcut if C equals `channels`.
+        layers: the factories of its layers.
 
     Reference: https://arxiv.org/abs/1801.04381.
     """
@@ -61,19 +61,19 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """Inverted residuals in seven stages, `[N, H, W, C]` to logits `[N, num_classes]`.
 
-    Depthwise kernels have one input channel, so they have no level 1 of generation, and level 2
-    only where a spec asks for fewer than nine bases; else they stay ordinary.
+    Depthwise kernels have one input channel, so their generation has no level 1, and level 2 only
+    if the spec asks for fewer than nine bases; otherwise they stay ordinary.
 
     Attributes:
         num_classes: number of logits.
-        layers: what it is built with; an inverted residual is a block.
+        layers: the factories of its layers; for `remat`, an inverted residual is a block.
         stem: `imagenet` (the published strides, 224 x 224 to 7 x 7) or `cifar` (stride 1 in the
-            stem and in stage 2, 32 x 32 to 4 x 4; the rest is the same).
-        width: factor on every channel count, rounded to a multiple of 8, at least 8, and up where
-            that would take more than a tenth; the last 1280 channels never become fewer.
-        spec: the `ModelSpec` that it was made from; None: made by hand.
+            stem and in stage 2, 32 x 32 to 4 x 4; otherwise the same).
+        width: factor on every channel count; the results are rounded to multiples of 8, but not
+            below 8 or 0.9 of the exact value. The 1280 channels of the head are never reduced.
+        spec: the `ModelSpec` that the model was created from; None if it was built directly.
 
-    Random streams: `dropout`, in training (0.2 before the classifier).
+    Random streams: `dropout` in training (rate 0.2 before the classifier).
 
     Reference: https://arxiv.org/abs/1801.04381.
     """
@@ -86,7 +86,7 @@ class MobileNetV2(nn.Module):
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """One image of the size the stem is made for."""
+        """The shape of one image at the resolution that the stem is designed for."""
         return image_shape(self.stem)
 
     @nn.compact
@@ -114,7 +114,7 @@ class MobileNetV2(nn.Module):
 
 
 def divisible(channels: float) -> int:
-    """The multiple of 8 nearest to `channels`, at least 8 and at least 0.9 of it."""
+    """The multiple of 8 nearest to `channels` that is at least 8 and at least 0.9 `channels`."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
@@ -133,7 +133,7 @@ def _stem(net: MobileNetV2, x: Array, *, train: bool) -> Array:
 
 
 def _head(net: MobileNetV2, x: Array, *, train: bool) -> Array:
-    """The last convolution and the mean over positions, which is all the block hands on."""
+    """The last convolution and the mean over positions, so that the block's output is small."""
     y = net.layers.unit(
         net,
         x,

@@ -24,8 +24,8 @@ class ResNet(nn.Module):
         stem: `cifar` (3 x 3, stride 1, classifier without bias) or `imagenet` (7 x 7, stride 2,
             3 x 3 max-pooling with stride 2, classifier with bias).
         base_channels: channels of the stem and the first stage; doubled by every later stage.
-        layers: what it is built with, and what its blocks keep for the backward pass.
-        spec: the `ModelSpec` that it was made from; None: made by hand.
+        layers: the factories of its layers, and the policy for residuals.
+        spec: the `ModelSpec` that the model was created from; None if it was built directly.
 
     Reference: https://arxiv.org/abs/1512.03385.
     """
@@ -40,7 +40,7 @@ class ResNet(nn.Module):
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """One image of the size the stem is made for."""
+        """The shape of one image at the resolution that the stem is designed for."""
         size = IMAGE_SIZES[self.stem]
         return (1, size, size, 3)
 

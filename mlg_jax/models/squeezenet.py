@@ -13,7 +13,7 @@ from mlg_jax.models._layers import Layers
 from mlg_jax.models._shapes import check_images, image_shape, scaled
 
 STEM_CHANNELS = 64
-# Channels of squeeze and of either expansion; the published numbering starts at 2.
+# Channels of the squeeze and of each expand convolution; the published numbering starts at 2.
 FIRES = {
     "fire2": (16, 64),
     "fire3": (16, 64),
@@ -34,11 +34,11 @@ DROPOUT_RATE = 0.5
 
 
 class Fire(nn.Module):
-    """1 x 1 to few channels, then 1 x 1 and 3 x 3 side by side, `[N, H, W, 2 expand]`.
+    """A 1 x 1 convolution to few channels, then a 1 x 1 and a 3 x 3 convolution in parallel.
 
     Attributes:
         squeeze, expand: channels of the first convolution, and of each of the other two.
-        layers: what it is built with.
+        layers: the factories of its layers.
 
     Reference: https://arxiv.org/abs/1602.07360.
     """
@@ -49,7 +49,7 @@ class Fire(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Convolves `x`, `[N, H, W, C]`."""
+        """`[N, H, W, C]` to `[N, H, W, 2 expand]`."""
         unit = functools.partial(self.layers.unit, self, train=train)
         x = unit(x, self.squeeze, "squeeze_conv", kernel_size=(1, 1))
         branches = [
@@ -60,21 +60,22 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """Eight fire modules, `[N, H, W, C]` to logits `[N, num_classes]`, which are not negative.
+    """Eight fire modules, `[N, H, W, C]` to non-negative logits `[N, num_classes]`.
 
-    The classifier is applied at every position; its output passes the activation, then the mean
-    over positions, as published. It is a 1 x 1 convolution and made by `dense`: like every
-    network's classifier it is never generated.
+    As published, the classifier is applied at every position, followed by the activation and the
+    mean over positions. It is a 1 x 1 convolution, but made by `dense`, because classifiers are
+    never generated.
 
     Attributes:
         num_classes: number of logits.
-        layers: what it is built with, published without norms; a fire module is a block.
+        layers: the factories of its layers; the published network has no norms. For `remat`, a
+            fire module is a block.
         stem: `imagenet` (3 x 3, stride 2, not padded, then max-pooling) or `cifar` (3 x 3,
-            stride 1, padded, no pooling; the rest is the same, its last features are 8 x 8).
+            stride 1, padded, no pooling; otherwise the same, with last features of 8 x 8).
         width: factor on every channel count.
-        spec: the `ModelSpec` that it was made from; None: made by hand.
+        spec: the `ModelSpec` that the model was created from; None if it was built directly.
 
-    Random streams: `dropout`, in training (0.5 before the classifier).
+    Random streams: `dropout` in training (rate 0.5 before the classifier).
 
     Reference: https://arxiv.org/abs/1602.07360, version 1.1.
     """
@@ -87,7 +88,7 @@ class SqueezeNet(nn.Module):
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """One image of the size the stem is made for."""
+        """The shape of one image at the resolution that the stem is designed for."""
         return image_shape(self.stem)
 
     @nn.compact
@@ -126,6 +127,6 @@ def _stem(net: SqueezeNet, x: Array, *, train: bool) -> Array:
 
 
 def _max_pool(x: Array) -> Array:
-    """3 x 3 with stride 2, padded below and right where a last window would not fit (`ceil`)."""
+    """3 x 3 with stride 2, padded below and right to complete the last window (ceil mode)."""
     below, right = (1 - n % 2 for n in x.shape[1:3])
     return max_pool(x, (3, 3), (2, 2), ((0, below), (0, right)))

@@ -25,15 +25,15 @@ class VGG(nn.Module):
     Attributes:
         stage_sizes: convolutions in each of the five stages; every stage halves the image.
         num_classes: number of logits.
-        layers: what it is built with; a stage is a block.
+        layers: the factories of its layers; for `remat`, a stage is a block.
         stem: `imagenet` is the published network: no norms, convolutions with biases, features
             pooled to 7 x 7, two hidden dense layers with dropout 0.5 after each. `cifar` is the
-            field's small one: a norm after every convolution, which then has no bias, the mean
-            over positions, one dense layer, no dropout.
-        width: factor on every channel count, the hidden layers' too.
-        spec: the `ModelSpec` that it was made from; None: made by hand.
+            usual variant for small images: norms in place of biases, the mean over positions, one
+            dense layer, no dropout.
+        width: factor on every channel count, including those of the hidden layers.
+        spec: the `ModelSpec` that the model was created from; None if it was built directly.
 
-    Random streams: `dropout`, in training with stem `imagenet`.
+    Random streams: `dropout` in training with stem `imagenet`.
 
     Reference: https://arxiv.org/abs/1409.1556; for CIFAR https://arxiv.org/abs/1608.08710.
     """
@@ -47,7 +47,7 @@ class VGG(nn.Module):
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """One image of the size the stem is made for."""
+        """The shape of one image at the resolution that the stem is designed for."""
         return image_shape(self.stem)
 
     @nn.compact

@@ -15,7 +15,7 @@ KB = 8 * 1024
 
 
 def least_harm(sizes, harms, budget):
-    """By trying every combination; infinite where none fits."""
+    """The smallest total harm over all combinations; infinite if none fits the budget."""
     combinations = itertools.product(*(range(len(row)) for row in sizes))
     return min(
         (
@@ -33,7 +33,7 @@ def total(rows, picks):
 
 @st.composite
 def problems(draw, largest=60):
-    """Sizes, harms, and a budget that the smallest choices fit."""
+    """Random sizes and harms, and a budget that at least the smallest choices fit."""
     lengths = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
     sizes = [draw(st.lists(st.integers(1, largest), min_size=n, max_size=n)) for n in lengths]
     harms = [draw(st.lists(st.integers(0, 50), min_size=n, max_size=n)) for n in lengths]
@@ -55,18 +55,18 @@ def test_coarse_cells_keep_the_budget_and_lose_little(problem):
     picks = knapsack(sizes, harms, budget, num_cells=50)
     cell = -(-(budget - sum(map(min, sizes))) // 50)
     assert total(sizes, picks) <= budget
-    # Rounding wastes less than a cell a row, and the table's end less than one more.
+    # Rounding wastes less than one cell per row, and the end of the table less than one more.
     assert total(harms, picks) <= least_harm(sizes, harms, budget - (len(sizes) + 1) * cell)
 
 
 def test_many_choices_just_below_two_cells_keep_the_budget():
-    """Rounded down to one cell of 100, all of the 50 would seem to fit."""
+    """If 200 were rounded down to one cell of 100, all 50 would seem to fit."""
     picks = knapsack([[1, 200]] * 50, [[1.0, 0.0]] * 50, 50 + 5000, num_cells=50)
     assert sum(picks) == 25
 
 
 def sensitivity(*layers, fixed_bits=100):
-    """Choices from pairs of bits and kl."""
+    """A `Sensitivity` from `(name, [(bits, kl), ...])` per layer."""
     spec = GenerationSpec.from_bits(2, 4, 3, 6, 3)
     rows = tuple(
         LayerChoices(name, tuple(Candidate(spec, bits, 0.5, kl) for bits, kl in pairs))

@@ -1,4 +1,4 @@
-"""Compression as a whole, on a small network: what is measured, fitted, trained and refused."""
+"""Compression of a small network: measuring, fitting, distillation and rejected arguments."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ PLAIN = {"generation": None, "weight_bits": None, "activation_bits": None}
 
 @pytest.fixture(scope="module")
 def network():
-    """An ordinary network that knows nothing, and real enough images."""
+    """An ordinary network with random weights and matching statistics, and its images."""
     with tiny_networks():
         model, variables = _trained.trained("tiny", **PLAIN)
         images = jnp.asarray(_trained.images(16))
@@ -46,7 +46,7 @@ def measured(network):
 
 
 def divergence(p_logits, q_logits):
-    """Mean KL in float64."""
+    """Mean Kullback-Leibler divergence in float64."""
     p, q = (np.asarray(logits, np.float64) for logits in (p_logits, q_logits))
     log_p, log_q = (v - np.log(np.sum(np.exp(v), -1, keepdims=True)) for v in (p, q))
     return np.mean(np.sum(np.exp(log_p) * (log_p - log_q), -1))
@@ -123,7 +123,7 @@ def test_distillation_brings_a_compressed_network_closer(network, measured):
 
 @pytest.fixture(scope="module")
 def fitted(network):
-    """By least squares from the closed form."""
+    """The network fitted by least squares, starting from the closed form."""
     spec = ProjectionSpec(num_steps=40, learning_rate=1e-3)
     return fit_generated(
         *network, generation=SPEC, weight_bits=8, projection=spec, key=jax.random.key(0)
@@ -141,7 +141,7 @@ def test_fitted_networks_hold_the_classifier(network, fitted):
 
 
 def test_running_statistics_are_averages_over_the_images(network, fitted):
-    """All images are one batch, whose statistics are the same at each of the 40 steps."""
+    """All images form one batch, so its statistics are the same in each of the 40 steps."""
     small, variables = fitted
     _, updated = small.apply(variables, network[2], train=True, mutable=["batch_stats"])
     leaves = (jax.tree.leaves(s["batch_stats"]) for s in (network[1], variables, updated))

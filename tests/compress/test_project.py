@@ -1,4 +1,4 @@
-"""Projection of a model: what is fitted, what is copied, what is refused."""
+"""Projection of a model: fitted kernels, copied variables and rejected arguments."""
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +107,7 @@ def test_high_rank_and_many_bits_cost_what_the_rank_costs(teacher):
         projection = project_model(
             model, teacher, key=jax.random.key(0), spec=ProjectionSpec(method="svd")
         )
-        errors[bits] = projection.errors["stage1_block1/conv1"]  # rank 15 of 16, 8 of 9
+        errors[bits] = projection.errors["stage1_block1/conv1"]  # ranks 15 of 16 and 8 of 9
     assert errors[None] < 0.05
     assert errors[16] == pytest.approx(errors[None], rel=1e-2)
 
@@ -124,7 +124,7 @@ def test_same_key_same_bits(teacher):
 
 @pytest.mark.parametrize("bits", [None, 16])
 def test_large_kernels_are_held_as_well_as_small_ones(teacher, bits):
-    # 16 bits for V only: what a bounded factor cannot hold goes to the unquantised ones.
+    # 16 bits for V only: its entries are bounded, so the unquantised factors take up the scale.
     model = make(GenerationSpec.from_bits(8, 15, None, None, bits))
     errors = []
     for scale in (1.0, 100.0):

@@ -1,4 +1,4 @@
-"""A small network with every kind of stored tensor, as if trained, and its packed file."""
+"""A small network with every kind of stored tensor and random variables, and its packed file."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ OPTIONS = {"width": 0.25, "generation": GENERATION, "weight_bits": 8, "activatio
 
 
 def trained(name="tiny", *, size=SIZE, **options):
-    """A model, and variables that no initialisation gives."""
+    """A model with random variables, none of which has its initial value."""
     model = create_model(name, num_classes=len(CLASS_NAMES), **(OPTIONS | options))
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -38,7 +38,7 @@ def trained(name="tiny", *, size=SIZE, **options):
 
 
 def saved(path, model, variables):
-    """Writes the file with everything in it."""
+    """Writes the file with all optional entries."""
     return save_packed(
         path,
         model,
@@ -50,10 +50,10 @@ def saved(path, model, variables):
 
 
 def images(num, *, size=SIZE):
-    """Normalised images."""
+    """Random normalised images."""
     return np.random.default_rng(3).standard_normal((num, size, size, 3)).astype(np.float32)
 
 
 def pixels(num):
-    """Raw images."""
+    """Random uint8 images."""
     return np.random.default_rng(4).integers(0, 256, (num, SIZE, SIZE, 3), np.uint8)

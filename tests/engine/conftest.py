@@ -22,7 +22,7 @@ def model_and_variables(tiny):
 
 @pytest.fixture(scope="package")
 def path(model_and_variables, tmp_path_factory):
-    """Its file."""
+    """The path of the network's packed file."""
     path = tmp_path_factory.mktemp("packed") / "model.mlg"
     assert _trained.saved(path, *model_and_variables) == path.stat().st_size
     return path

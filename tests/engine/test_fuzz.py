@@ -1,4 +1,4 @@
-"""Manifests with any value in any place: refused in one line, or shown harmlessly; never large."""
+"""Randomly changed manifests are rejected in one line or accepted, with bounded memory."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ KEYS = ("\x1b[1m", "a\nb")
 
 
 def changed(rng, node, chance):
-    """A tree of JSON in which some values are others, some keys are gone and some are new."""
+    """A JSON tree with some values replaced, some keys removed and some added."""
     if rng.random() < chance:
         alike = [value for value in VALUES if isinstance(value, type(node))]
         return rng.choice(alike if alike and rng.random() < 0.7 else VALUES)
@@ -36,7 +36,7 @@ def changed(rng, node, chance):
 
 
 def outcome(path, capsys):
-    """What becomes of a file."""
+    """Whether a file is refused or taken."""
     status = main(["inspect", str(path)])
     out, err = capsys.readouterr()
     assert all(map(str.isprintable, out.split("\n")))
@@ -54,7 +54,7 @@ def outcome(path, capsys):
 
 
 def peak_bytes():
-    """Of this process, since it began."""
+    """Peak resident memory of this process since its start."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -67,7 +67,7 @@ def test_any_manifest(path, tmp_path, capsys, count):
     outcomes = {"refused": 0, "taken": 0}
     before = peak_bytes()
     for _ in range(count):
-        # Without names the number of classes is free.
+        # Without class names, the number of classes can change without an error.
         names = rng.choice(([], packed.manifest["class_names"]))
         given = {**packed.manifest, "class_names": names}
         manifest = changed(rng, given, rng.choice((0.01, 0.03, 0.1)))
@@ -75,5 +75,5 @@ def test_any_manifest(path, tmp_path, capsys, count):
         write_packed(tmp_path / "a.mlg", dataclasses.replace(packed, manifest=tree))
         outcomes[outcome(tmp_path / "a.mlg", capsys)] += 1
     assert min(outcomes.values()) > count // 50, outcomes
-    # Networks that are described leave something behind.
+    # Flax and JAX cache something for each traced network.
     assert peak_bytes() - before < 2**27 + count * 2**16

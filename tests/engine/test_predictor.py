@@ -1,4 +1,4 @@
-"""What is served is what was trained: bit for bit, however the weights are kept in memory."""
+"""Predictors reproduce the trained model bit for bit, under every residency of the weights."""
 
 import copy
 import dataclasses
@@ -33,7 +33,7 @@ def predictor(path):
 
 @functools.lru_cache
 def evaluation(model):
-    """The training model in evaluation mode, compiled."""
+    """The compiled training model in evaluation mode."""
     return jax.jit(functools.partial(model.apply, train=False))
 
 
@@ -60,7 +60,7 @@ def test_pixels_get_the_stored_preprocessing(model_and_variables, predictor):
     normalised = ((pixels / 255.0 - mean) / std).astype(np.float32)
     expected = evaluation(model)(variables, normalised)
     error = _tolerances.relative_error(predictor(pixels), expected)
-    # One unit in the last place of a pixel may move an activation by a step of its grid (6 bits).
+    # A pixel that differs by one unit in the last place may move an activation by one 6-bit step.
     assert error < 1e-2
     assert _tolerances.relative_error(predictor(normalised), expected) == 0.0
 
@@ -117,7 +117,7 @@ def test_bytes_in_memory(model_and_variables, path, fold):
         residency: load_packed(path, residency=residency, fold=fold).resident_bytes
         for residency in RESIDENCIES
     }
-    if fold:  # scale and mean, variance and bias become one bias, where floats are folded for good
+    if fold:  # float: one bias replaces the norm's four arrays; the others are folded in every call
         norms = [r for r in layer_records(model) if r.kind == "norm"]
         expected["float"] -= 3 * 4 * sum(r.factors[0].num_params for r in norms)
     assert found == expected
@@ -169,7 +169,7 @@ def test_what_the_file_says(predictor, model_and_variables):
 
 
 def test_options_do_not_mix_up_what_trained_with_what_serves(tmp_path):
-    """Dtype, patterns and a training policy come with the file or are left behind."""
+    """The file stores the dtype and the generation patterns, but not the remat policy."""
     generation = {"stage2_*": None, "*": _trained.GENERATION}
     options = {"generation": generation, "remat": "blocks", "dtype": jax.numpy.bfloat16}
     model, variables = _trained.trained(**options, activation_bits=None)
@@ -190,7 +190,7 @@ def test_options_do_not_mix_up_what_trained_with_what_serves(tmp_path):
         ({"residency": "disk"}, ValueError, "`residency` must be one of"),
         ({"implementation": "quick"}, ValueError, "`implementation` must be one of"),
         ({"fold": 1}, TypeError, "`fold` must be bool; got 1"),
-        ({"batch_sizes": ()}, ValueError, "`batch_sizes` must be integers, at least one"),
+        ({"batch_sizes": ()}, ValueError, "`batch_sizes` must be a non-empty sequence of integers"),
         ({"batch_sizes": (0,)}, ValueError, "`batch_sizes` must be an integer >= 1; got 0"),
     ],
 )
@@ -270,7 +270,7 @@ def test_tensors_of_another_model(path, change):
 
 
 def asking(packed, **changes):
-    """The file with another model or other images."""
+    """The packed model with changes to its model and preprocessing entries."""
     manifest = copy.deepcopy(dict(packed.manifest))
     manifest["model"].update(changes.pop("model", {}))
     manifest["preprocessing"].update(changes)
@@ -293,7 +293,7 @@ def asking(packed, **changes):
     ],
 )
 def test_memory_is_bounded_by_the_file(path, run, changes, message):
-    """Before a program is compiled: the network is only described."""
+    """The check comes before any compilation."""
     packed = asking(read_packed(path), **changes)
     with mock.patch.object(jax, "jit", side_effect=AssertionError):
         with pytest.raises(PackedFileError, match=message):
@@ -312,7 +312,7 @@ def test_statistics_to_fold_must_be_there(path, residency):
 
 @pytest.mark.bad_input
 def test_statistics_of_another_shape(path):
-    """Flax compares the shapes of parameters only."""
+    """Flax itself compares the shapes of parameters only."""
     packed = read_packed(path)
     tensors = tuple(
         dataclasses.replace(t, shape=(*t.shape, 1)) if t.path[-1] == "mean" else t
@@ -341,7 +341,7 @@ def test_tensors_of_another_type(path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"class_names": ["cat"]}, "`class_names` must be 4, one a logit; got 1"),
+        ({"class_names": ["cat"]}, "`class_names` must be 4 names, one per logit; got 1"),
         ({"metrics": {"test_loss": float("nan")}}, r"`metrics\['test_loss'\]` must be a number"),
         ({"preprocessing": {"mean": 0}}, "`preprocessing` must be ImagePreprocessing or None"),
     ],

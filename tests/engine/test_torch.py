@@ -1,4 +1,4 @@
-"""State dicts become variables of the model asked for, or name the model that they are of."""
+"""State dicts are imported into the given model; otherwise the error names the one that fits."""
 
 import time
 
@@ -16,7 +16,7 @@ OPTIONS = {"name": "--model ", "stem": "--stem ", "width": "--width "}
 
 @pytest.fixture(scope="module")
 def state():
-    """Of ResNet-10, stem `imagenet`, width 1/16, 7 classes."""
+    """The state dict of a ResNet-10 with stem `imagenet`, width 1/16 and 7 classes."""
     net = networks.Network()
     networks.resnet(net, np.zeros((1, 3, 33, 33)), 7, sizes=(1, 1, 1, 1))
     return {name: np.asarray(value, np.float32) for name, value in net.state.items()}

@@ -1,4 +1,4 @@
-"""torchvision's networks in float64 NumPy, NCHW; parameters are drawn by name as a network runs.
+"""torchvision's networks in float64 NumPy, NCHW; parameters are drawn at their first use.
 
 Names and shapes of the state dicts are spelt out here, independently of the package.
 """
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Network:
-    """A state dict that is drawn at random while a network runs, and kept for comparisons."""
+    """A state dict whose arrays are drawn at random at their first use, and then kept."""
 
     def __init__(self, seed=0):
         self._rng = np.random.default_rng(seed)

@@ -43,7 +43,7 @@ def test_equal_models_give_equal_bytes():
 
 
 def test_the_format_does_not_drift():
-    """Existing files must stay readable: a change of the bytes needs a new version."""
+    """Existing files must stay readable: any change of the bytes needs a new format version."""
     path = pathlib.Path(__file__).parent / "version_1.safetensors"
     assert to_bytes(read_packed(path)) == path.read_bytes()
 
@@ -80,7 +80,7 @@ def with_index_bytes(index):
 
 
 def with_leaf(leaf):
-    """A file with another description of its first array."""
+    """A file with another index entry for its first array."""
     return with_index(lambda index: index["tensors"]["batch_stats"]["norm"].update(mean=leaf))
 
 
@@ -95,7 +95,7 @@ def with_data(position, value):
 
 
 def with_tensor_data(value):
-    """A file with another last byte of its last array."""
+    """A file in which the last byte of the last array is `value`."""
     return container_of(BLOB[:-1] + bytes([value]))
 
 
@@ -168,7 +168,7 @@ BAD_FILES = {
     "name that is a path": (with_index(lambda i: i["tensors"].update({"../a": [0]})), "'../a'"),
     "empty name": (with_index(lambda i: i["tensors"].update({"": [0]})), "name ''"),
     "spare bits": (with_tensor_data(0xFF), "invalid bytes in params/head/kernel"),
-    "lowest spare bit": (  # of four, behind twelve codes of one bit
+    "lowest spare bit": (  # four spare bits follow the twelve one-bit codes
         with_tensor_data(BLOB[-1] | 0x10),
         "invalid bytes in params/head/kernel",
     ),

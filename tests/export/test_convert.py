@@ -1,4 +1,4 @@
-"""Imported networks give the logits of the originals; exported ones come back as they were."""
+"""Imported networks give the original logits; exported ones are unchanged by a round trip."""
 
 import functools
 
@@ -32,7 +32,7 @@ def ours(name, **options):
     return functools.partial(create_model, name, **options)
 
 
-# name: (what makes our network, image size, the network of the state dict)
+# name: (function that makes our network, image size, the PyTorch network in NumPy)
 CASES = {
     "basic": (ours("resnet10"), 33, of(networks.resnet, sizes=(1, 1, 1, 1))),
     "deep": (
@@ -63,7 +63,7 @@ CASES = {
 
 
 def architecture_of(model):
-    """The name `create_model` knows a network by; those made by hand are residual."""
+    """The name of a network in `create_model`; `resnet` for those that were built by hand."""
     return "resnet" if model.spec is None else model.spec.name
 
 
@@ -144,7 +144,7 @@ def test_generated_kernels_are_exported_as_they_are_used():
 
 
 def whole_weights(state):
-    """As the original keeps its parameters: a basis is the corner of a weight of full size."""
+    """Stores each basis in the corner of a full-size weight, like the original code."""
     whole = dict(state)
     for key in [key for key in state if key.endswith(".basis")]:
         basis = whole.pop(key)
@@ -183,7 +183,7 @@ def test_checkpoints_of_the_original(reference):
         (np.inf, -np.inf, False),
         (-1.5, np.inf, False),
         (np.nan, 4.0, False),
-        ([], 4.0, False),  # an end without a value
+        ([], 4.0, False),  # an empty array
     ],
 )
 def test_ranges_of_activations(small, low, high, is_set):
@@ -249,7 +249,7 @@ def test_torchvision(name):
     torch.manual_seed(0)
     network = getattr(models, name)(weights=None, num_classes=7).eval()
     with torch.no_grad():
-        for module in network.modules():  # nothing stays at zero or one
+        for module in network.modules():  # no array keeps its initial zeros or ones
             if isinstance(module, torch.nn.BatchNorm2d):
                 for array in (module.weight, module.running_var):
                     array.uniform_(0.5, 1.5)
@@ -261,7 +261,7 @@ def test_torchvision(name):
     ours = name.removesuffix("_bn")
     model = create_model(ours, num_classes=7, stem="imagenet")
     variables = imported({k: v.numpy() for k, v in network.state_dict().items()}, model)
-    # Up to 50 layers of float32 sums, in another order.
+    # Up to 50 layers of float32 sums in different orders.
     assert relative_error(jax.jit(model.apply)(variables, x), expected) < 10 * CONTRACTION
     state = to_torch(layer_records(model), variables, architecture=architecture_of(model))
     again = getattr(models, ours)(weights=None, num_classes=7).eval()

@@ -191,7 +191,7 @@ def changed_state(rng, state):
 @pytest.mark.bad_input
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_changed_state_dicts_are_imported_or_refused(count):
-    """Wrapped networks are imported completely; everything else raises one of our errors."""
+    """Valid state dicts are imported completely; all others raise one of our errors."""
     rng, net = random.Random(count), networks.Network()
     networks.resnet(net, np.zeros((1, 3, 8, 8)), 3, sizes=(1, 1), channels=4, is_cifar=True)
     plain = {name: np.asarray(value, np.float32) for name, value in net.state.items()}

@@ -1,4 +1,4 @@
-"""The published forward passes in float64 NumPy, written from torchvision's and not from ours."""
+"""The published forward passes in float64 NumPy, written independently from torchvision's code."""
 
 import math
 
@@ -8,7 +8,7 @@ RELU6 = (0.0, 6.0)
 
 
 def forward(name, stem, variables, x):
-    """Logits of a network; shapes and names of its layers are the variables'."""
+    """Logits of a network; names and shapes of its layers are taken from the variables."""
     params = variables["params"]
     return NETWORKS[name](stem, params, variables.get("batch_stats", {}), x)
 
@@ -103,7 +103,7 @@ def dense(x, layer):
 
 
 def max_pool(x, size, ceil=False):
-    """Stride 2; with `ceil` a last window may stick out of the image."""
+    """Max-pooling with stride 2; with `ceil`, the last window may extend beyond the image."""
     for axis in (1, 2):
         steps = (x.shape[axis] - size) / 2
         num = (math.ceil(steps) if ceil else math.floor(steps)) + 1

@@ -1,4 +1,4 @@
-"""One table of networks without residual stages: published counts, forward passes, every option."""
+"""All networks that are not ResNets: published counts, forward passes and every option."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ from tests.models._definitions import forward
 NAMES = ["vgg16", "alexnet", "squeezenet", "mobilenet_v2"]
 STEMS = ["cifar", "imagenet"]
 TINY = {"num_classes": 3, "width": 0.0625}
-# Odd and even sizes near the smallest: every pooling meets a window that does not fit.
+# Odd and even sizes near the minimum: at every pooling, some window does not fit.
 SIZES = {
     ("vgg16", "cifar"): (33, 34),
     ("vgg16", "imagenet"): (32, 71),
@@ -43,7 +43,7 @@ def images(name, stem, dtype=np.float32):
 
 
 def drawn(model, x, dtype=np.float32):
-    """Variables that leave nothing at zero or one: biases and statistics are random too."""
+    """Random variables, including the biases, norms and statistics."""
     shapes = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), x)
     rng = np.random.default_rng(1)
 
@@ -70,9 +70,10 @@ def drawn(model, x, dtype=np.float32):
         ("alexnet", "imagenet", 1000, 61_100_840),
         ("squeezenet", "imagenet", 1000, 1_235_496),
         ("mobilenet_v2", "imagenet", 1000, 3_504_872),
-        # 13 convolutions 14,710,464, norms 2 * 4,224, classifier 512 * 10 + 10.
+        # 13 convolutions: 14,710,464; norms: 2 * 4,224; classifier: 512 * 10 + 10.
         ("vgg16", "cifar", 10, 14_724_042),
-        # The first kernel 9, not 121, the grid 9 cells, not 36, 10 classes, not 1000.
+        # The first kernel has 9 taps instead of 121, the grid 9 cells instead of 36, and there are
+        # 10 classes instead of 1000.
         (
             "alexnet",
             "cifar",
@@ -106,7 +107,7 @@ def test_logits_are_the_definitions(x64, name, stem):
 
 
 def gradients_of(model, variables, x):
-    """A compiled function: dropout's key -> (loss, changed collections), gradients."""
+    """A compiled function: seed of dropout -> ((loss, updated collections), gradients)."""
     state = {k: v for k, v in variables.items() if k != "params"}
 
     def loss(params, key):
@@ -133,7 +134,7 @@ def gradients_of(model, variables, x):
     ],
 )
 def test_training_draws_and_reaches_every_parameter(name, stem):
-    # A squeezed width of one channel would soon be dead.
+    # With one channel, a squeeze layer may be zero for all inputs.
     width = 0.25 if name == "squeezenet" else TINY["width"]
     model = create_model(name, num_classes=3, width=width, stem=stem)
     x = images(name, stem)
@@ -145,7 +146,8 @@ def test_training_draws_and_reaches_every_parameter(name, stem):
     assert jax.tree.structure(dict(updated)) == jax.tree.structure(state)
     flat = flax.traverse_util.flatten_dict(gradients, sep="/")
     assert all(np.all(np.isfinite(g)) for g in flat.values())
-    # A shift of what only norms look at changes nothing: rounding decides whether it is zero.
+    # These biases shift the inputs of norms only and have no effect: their gradient is zero up to
+    # rounding.
     without_effect = "project_norm/bias"
     assert not [path for path, g in flat.items() if not np.any(g) and without_effect not in path]
 
@@ -171,13 +173,13 @@ def test_bfloat16_is_computed_from_float32_parameters(name):
     assert jax.eval_shape(model.apply, variables, x).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("name", ["alexnet", "mobilenet_v2"])  # without norms and with them
+@pytest.mark.parametrize("name", ["alexnet", "mobilenet_v2"])  # without and with norms
 def test_bfloat16_is_near_the_definition(name):
     model = create_model(name, **TINY, dtype=jnp.bfloat16)
     x = images(name, "cifar")
     variables = drawn(model, x)
     logits = jax.jit(model.apply)(variables, x)
-    # Up to 52 layers, each rounding to eight bits.
+    # Up to 52 layers, each of which rounds to eight significant bits.
     assert relative_error(logits, forward(name, "cifar", variables, x)) < 0.1
 
 
@@ -252,7 +254,7 @@ def test_equal_arguments_make_equal_models(name):
 
 @dataclasses.dataclass(frozen=True)
 class Recorder:
-    """A policy that notes which segments run, and keeps everything."""
+    """A remat policy that records the segments it is applied to, and saves everything."""
 
     segments: list
 
@@ -284,7 +286,7 @@ def test_every_convolution_is_a_unit_within_a_block(name, num_blocks, num_units)
     variable_shapes(model)
     assert len(set(segments)) == len(segments)
     kinds = [kind for kind, _ in segments]
-    assert kinds[0] == "stem" and kinds.count("stem") == 1  # what is given the image
+    assert kinds[0] == "stem" and kinds.count("stem") == 1  # the segment that takes the image
     assert (1 + kinds.count("block"), kinds.count("unit")) == (num_blocks, num_units)
 
 

@@ -1,4 +1,4 @@
-"""Pooling to a grid against its definition; dropout: when, how much, and from which stream."""
+"""Pooling to a grid against its definition; mode, rate and random stream of dropout."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def test_dropout_keeps_the_mean_and_its_share():
     x = jnp.ones(10_000)
     y = Dropped().apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
     assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.75)}
-    # Five standard deviations of a share of 10,000 draws.
+    # Five standard deviations of a frequency over 10,000 draws.
     assert abs(float(jnp.mean(y == 0)) - 0.25) < 5 * (0.25 * 0.75 / 10_000) ** 0.5
 
 

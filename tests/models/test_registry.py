@@ -1,4 +1,4 @@
-"""Creating models by name: every option takes effect, every wrong one stops with its name."""
+"""Creating models by name: every option takes effect; every invalid one is named in the error."""
 
 import jax
 import jax.numpy as jnp

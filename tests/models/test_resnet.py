@@ -1,4 +1,4 @@
-"""The whole network against the original's float64 numbers, its shapes, dtypes and stems."""
+"""ResNets: logits against the original code's in float64, shapes, dtypes and stems."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def flat(variables):
 
 
 def imported(state):
-    """The original's state dict as our variables, in float64."""
+    """The state dict of the original code as our variables, in float64."""
     model = create_model("resnet18", num_classes=10, generation=PAPER)
     shapes = variable_shapes(model)
     template = jax.tree.map(lambda s: np.empty(s.shape, np.float64), shapes)
@@ -34,7 +34,7 @@ def imported(state):
 
 @pytest.fixture
 def original(reference):
-    """The reference file, its parameters as our variables, in float64."""
+    """The arrays of the reference file, and the state dict among them."""
     numbers = reference("resnet18_2_44_3_6_3")
     state = {k: v for k, v in numbers.items() if k not in NUMBERS and "/" not in k}
     return numbers, state
@@ -46,7 +46,7 @@ def make_model(dtype):
         num_classes=10,
         generation=PAPER,
         weight_bits=8,
-        implementation="generate",  # as the original; compiles in a third of the time
+        implementation="generate",  # like the original code; compiles in a third of the time
         dtype=dtype,
     )
 
@@ -94,7 +94,7 @@ def test_resnet18_in_float32_is_near_the_float64_logits(original):
     x = jnp.asarray(numbers["x"].transpose(0, 2, 3, 1), jnp.float32)
     logits = jax.jit(make_model(None).apply)(variables, x)
     low = jax.jit(make_model(jnp.bfloat16).apply)(variables, x)
-    # A quantised weight may fall on another level where float32 tanh meets an edge.
+    # The float32 tanh may move a weight near a rounding threshold to another level.
     assert relative_error(logits, numbers["logits_eval"]) < 1e-3
     assert low.dtype == jnp.bfloat16
     assert relative_error(low, numbers["logits_eval"]) < 0.1

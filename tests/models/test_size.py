@@ -1,4 +1,4 @@
-"""The published counts, exactly, and reports that refuse what they cannot count."""
+"""Size reports: the published counts, exactly, and errors for what cannot be counted."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A model's spec: it makes the model again, from JSON too, and refuses everything else."""
+"""Model specs recreate their model, also from JSON, and reject everything else."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_order_of_patterns_survives():
 
 
 def changed(path, value):
-    """The JSON of a spec with one entry replaced; None as a value takes it away."""
+    """The JSON of a spec with one entry replaced, or removed if `value` is None."""
     tree = create_model("resnet18", num_classes=7, generation=GENERATION).spec.to_json()
     node = tree
     for name in path[:-1]:

@@ -1,7 +1,7 @@
 """ResNet-18 for CIFAR in several engines with one interface: write, load, pixels to logits.
 
-Each contestant imports its libraries on demand, starting with `module`, because imports are part of
-its cold start. It takes part only if its `packages` are installed.
+Each contestant imports its libraries on demand, starting with `module`, because the cold start
+includes imports. It takes part only if its `packages` are installed.
 """
 
 import functools
@@ -59,12 +59,11 @@ class FlaxDense:
     @property
     def model(self):
         """The Flax network."""
-        from _plain import PlainConv, PlainDense, PlainNorm
+        from _plain import plain_layers
 
         from mlg_jax.models import BasicBlock, ResNet
 
-        layers = {"conv": PlainConv, "dense": PlainDense, "norm": PlainNorm}
-        return ResNet((2, 2, 2, 2), BasicBlock, num_classes=10, **layers)
+        return ResNet((2, 2, 2, 2), BasicBlock, num_classes=10, layers=plain_layers())
 
     def write(self, path):
         """Writes an uncompressed npz file."""

@@ -61,10 +61,10 @@ def _processor():
     return names[0] if names else platform.processor()
 
 
-def save(name, results, directory=RESULTS):
-    """Writes `{environment, results}` as JSON and returns the path."""
+def save(name, results, directory=RESULTS, where=None):
+    """Writes `{environment, results}` as JSON and returns the path; `where`: what they are of."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{name}_{jax.default_backend()}.json"
+    path = directory / f"{name}_{where or jax.default_backend()}.json"
     path.write_text(json.dumps({"environment": environment(), "results": results}, indent=1) + "\n")
     return path

@@ -1,4 +1,4 @@
-"""The same architectures from Flax's own layers, trained as plain JAX does."""
+"""The same architectures from Flax's own layers, trained with JAX's own gradients."""
 
 import contextlib
 from unittest import mock
@@ -10,7 +10,7 @@ from mlg_jax.models import Layers, Partial, _blocks
 
 
 class PlainConv(nn.Conv):
-    """`flax.linen.Conv` behind the models' calling convention."""
+    """`flax.linen.Conv` with the models' calling convention."""
 
     @nn.compact
     def __call__(self, x, *, train=False):
@@ -18,7 +18,7 @@ class PlainConv(nn.Conv):
 
 
 class PlainNorm(nn.Module):
-    """`flax.linen.BatchNorm` behind the models' calling convention."""
+    """`flax.linen.BatchNorm` with the models' calling convention."""
 
     follows: str | None = None
     dtype: object = None
@@ -29,7 +29,7 @@ class PlainNorm(nn.Module):
 
 
 class PlainDense(nn.Dense):
-    """`flax.linen.Dense` behind the models' calling convention."""
+    """`flax.linen.Dense` with the models' calling convention."""
 
     @nn.compact
     def __call__(self, x, *, train=False):
@@ -37,7 +37,7 @@ class PlainDense(nn.Dense):
 
 
 def plain_layers(*, has_norm=True, dtype=None, **options):
-    """The `Layers` of a model that is made of Flax's own; options as those of `Layers`."""
+    """`Layers` that make Flax's own layers; the options are passed to `Layers`."""
     own = {"conv": PlainConv, "dense": PlainDense, "norm": PlainNorm if has_norm else None}
     made = {name: layer and Partial.of(layer, dtype=dtype) for name, layer in own.items()}
     return Layers(**made, **options)
@@ -60,7 +60,7 @@ class CheckpointedBlocks:
         return nn.remat(fn)
 
     def unit(self, fn, name="", **_):
-        """Units belong to the checkpoint of their block."""
+        """Leaves a unit alone: its block is checkpointed."""
         return fn
 
 

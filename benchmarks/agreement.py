@@ -6,9 +6,9 @@
 
 ResNet-18 on CIFAR-10 from tensorflow-datasets, batch 32, AdamW. Every `--every` steps, gradients of
 `none` and of the policy are computed for the same batch and parameters; the difference is relative
-to the largest entry. With `--curves`, each policy is trained on its own, for its losses and its
-test accuracy. `--draw` draws loss curves, and memory, time and accuracy, from the results of this
-script and of `memory.py`.
+to the largest entry. `--curves` instead trains with each policy separately and records losses and
+test accuracy. `--draw` plots the loss curves, and memory against time with accuracy, from the
+results of this script and of `memory.py`.
 """
 
 import argparse

@@ -41,7 +41,7 @@ def random_array(size, dtype, density):
 
 
 def measure_copy(x, num_runs):
-    """Times the reference, one elementwise operation, without and with results that are kept."""
+    """Times the reference, one elementwise operation, first without and then with kept results."""
     copy = jax.jit(lambda x: -x).lower(x).compile()
     kept = []
     return {

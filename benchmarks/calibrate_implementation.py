@@ -39,7 +39,7 @@ SPECS = {"mobilenet_v2": GenerationSpec(5, 40)}
 
 
 def layers():
-    """A record of each distinct generated convolution of the models, with an example's path."""
+    """One record for each distinct generated convolution in the models."""
     found = {}
     for name, (stem, size) in itertools.product(NAMES, (("cifar", 32), ("imagenet", 224))):
         spec = SPECS.get(name, GenerationSpec(2, 44))
@@ -93,7 +93,7 @@ def measure(max_gflop, every):
 
 
 def read(row):
-    """The record and factor shapes of a row."""
+    """The layer and the factor shapes of a row."""
     record = LayerGeometry(
         (),
         "conv",
@@ -163,7 +163,7 @@ def summary_of(found):
 
 
 def speedups(rows):
-    """`{implementation: [(saving of arithmetic, speed-up), ...]}` against `generate`."""
+    """`{implementation: [(ratio of multiply-adds, speed-up), ...]}`, relative to `generate`."""
     points = collections.defaultdict(list)
     for row in rows:
         record, shapes = read(row)

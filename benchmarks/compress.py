@@ -1,13 +1,13 @@
-"""Compresses a trained network: one setting for all layers against settings chosen per layer.
+"""Compresses a trained network with one setting for all layers and with one chosen per layer.
 
     python launch.py --config=configs/cifar10_resnet18_narrow.py --workdir=runs/narrow
     python benchmarks/compress.py --run runs/narrow [--base-out 16 8] [--images 128] [--steps 48]
 
-For each `--base-out`, the size of the published setting 2-Bo-3-6-3 is the budget. Compared are this
-setting, another uniform one with the largest Bo that fits, and the allocation by measured
-sensitivity. Each is projected in closed form and by least squares, gets its running statistics from
-the same training images and is tested. The better uniform setting and the allocation are then
-distilled from their better projection, for the same number of steps.
+For each `--base-out`, the size of the published setting 2-Bo-3-6-3 is the budget. This setting is
+compared with another uniform one (the largest Bo that fits) and with the allocation by measured
+sensitivity. Each is projected in closed form and by least squares, gets running statistics from the
+same training images, and is tested. The better uniform setting and the allocation are then
+distilled for the same number of steps, each from its better projection.
 """
 
 import argparse

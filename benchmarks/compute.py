@@ -2,15 +2,16 @@
 
     python benchmarks/compute.py [--network resnet18 resnet50] [--forward 1 8 128]
                                  [--train 32 128] [--dtype float32] [--rounds 5]
+                                 [--target h100]
 
-ResNet-18 has the CIFAR stem and 32 x 32 images, ResNet-50 the ImageNet stem and 224 x 224. Dense is
-plain Flax (`_plain.py`); for ResNet-18 also eager PyTorch, if torch is installed. All contestants
-of a row are compiled first and then timed in turns, so that disturbances affect all of them.
+ResNet-18 has the CIFAR stem and 32 x 32 images, ResNet-50 the ImageNet stem and 224 x 224 images.
+Dense is plain Flax (`_plain.py`), for ResNet-18 also eager PyTorch if torch is installed. All
+contestants of a row are compiled first and then timed in turns, so that disturbances affect all.
 
-A run replaces the rows that it measures in the JSON file. Multiply-adds are computed by formula for
-one forward pass; "compiled_flops" is XLA's own count, in which the body of a loop counts once.
-"stored" has factors that are quantised in advance, as for inference; "quantised" quantises them in
-every call, as in training.
+A run replaces only the rows that it measures in the JSON file. Multiply-adds are computed by
+formula for one forward pass; "compiled_flops" is XLA's own count, in which the body of a loop
+counts once. "stored" uses the factors without quantising them, as an inference model with factors
+quantised in advance does; "quantised" quantises them in every call, as in training.
 """
 
 import argparse
@@ -26,12 +27,15 @@ import jax
 import jax.numpy as jnp
 from _measure import RESULTS, compiled_bytes, save
 from _plain import is_plain, plain_layers, without_our_gradients
+from _roofline import estimate
 from train_step import training_step
 
 from mlg_jax import GenerationSpec, create_model
 from mlg_jax._tables import table_head, table_row
 from mlg_jax.generation import cost_features
 from mlg_jax.layers import layer_records
+from mlg_jax.memory import compile_for
+from mlg_jax.memory.targets import TARGETS
 from mlg_jax.models import BasicBlock, BottleneckBlock, ResNet
 
 NETWORKS = {
@@ -44,10 +48,17 @@ COLUMNS = (
     "pass",
     "batch",
     "contestant",
-    "ms",
+    "ms, measured",
     "of dense",
     "G multiply-adds",
-    "temporary MiB",
+    "temporary MiB, compiled",
+)
+TARGET_COLUMNS = (
+    *COLUMNS[:4],
+    "ms, estimated",
+    "of dense",
+    "kernels, compiled",
+    "of dense",
 )
 QUANTISED = GenerationSpec.from_bits(2, 44, 3, 6, 3)
 STORED = GenerationSpec.from_bits(2, 44)
@@ -72,17 +83,19 @@ def contestants(network, dtype, *, is_training):
     return models
 
 
-def compiled_call(model, is_training, batch, size):
-    """The compiled program and its arguments."""
+def call_of(model, is_training, batch, size, dtype):
+    """A function and its arguments: a training step or a forward pass."""
     key = jax.random.key(0)
-    images = jax.random.normal(key, (batch, size, size, 3))
+    images = jax.random.normal(key, (batch, size, size, 3), dtype or jnp.float32)
     variables = jax.jit(model.init)(key, images[:1])
-    with without_our_gradients() if is_plain(model) else contextlib.nullcontext():
-        if is_training:
-            args = (variables, images, jax.random.randint(key, (batch,), 0, 10))
-            return jax.jit(training_step(model)).lower(*args).compile(), args
-        args = (variables, images)
-        return jax.jit(lambda v, x: model.apply(v, x)).lower(*args).compile(), args
+    if is_training:
+        return training_step(model), (variables, images, jax.random.randint(key, (batch,), 0, 10))
+    return lambda v, x: model.apply(v, x), (variables, images)
+
+
+def tracing(model):
+    """The context in which a model is traced."""
+    return without_our_gradients() if is_plain(model) else contextlib.nullcontext()
 
 
 def multiply_adds_of(name, network, batch):
@@ -157,7 +170,9 @@ def measure(network, is_training, batch, dtype, args):
     for name, model in contestants(network, dtype, is_training=is_training).items():
         if name != "dense" and args.only and name not in args.only:
             continue
-        program, arguments = compiled_call(model, is_training, batch, size)
+        fn, arguments = call_of(model, is_training, batch, size, dtype)
+        with tracing(model):
+            program = jax.jit(fn).lower(*arguments).compile()
         rows[name] = {
             "compiled_flops": (program.cost_analysis() or {}).get("flops"),
             "bytes": compiled_bytes(program),
@@ -186,6 +201,37 @@ def measure(network, is_training, batch, dtype, args):
         yield {**head, "contestant": name, "seconds": timing, "of_dense": share, **row}
 
 
+def compile_rows(network, is_training, batch, dtype, args):
+    """Yields one row per contestant, compiled for `args.target`."""
+    size, base = NETWORKS[network][4], None
+    kind = "training step" if is_training else "forward"
+    for name, model in contestants(network, dtype, is_training=is_training).items():
+        if name != "dense" and args.only and name not in args.only:
+            continue
+        fn, arguments = call_of(model, is_training, batch, size, dtype)
+        with tracing(model):
+            program = compile_for(args.target, fn, *arguments)
+        found = estimate(program)
+        row = {
+            "network": network,
+            "pass": kind,
+            "batch": batch,
+            "dtype": args.dtype,
+            "contestant": name,
+            "estimated_seconds": found.seconds,
+            "kernels": found.num_kernels,
+            "moved_bytes": found.bytes,
+            "library_flops": found.flops,
+        }
+        base = base or row
+        row["of_dense"] = found.seconds / base["estimated_seconds"]
+        row["kernels_of_dense"] = found.num_kernels / base["kernels"]
+        cells = (f"{1e3 * found.seconds:.3f}", f"{row['of_dense']:.2f}")
+        cells += (str(found.num_kernels), f"{row['kernels_of_dense']:.2f}")
+        print(table_row((network, kind, str(batch), name, *cells)), flush=True)
+        yield row
+
+
 def row_key(row):
     """The key of rows that a new run replaces."""
     return row["network"], row["pass"], row["batch"]
@@ -210,23 +256,25 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="minimum runs of each contestant")
     parser.add_argument("--min-seconds", type=float, default=1.0, help="minimum time per row")
     parser.add_argument("--cache", default=None, help="directory of compiled programs")
+    parser.add_argument("--target", default=None, choices=list(TARGETS), help="GPU to compile for")
     parser.add_argument("--out", default=None, help="directory of the JSON file")
     args = parser.parse_args()
     if args.cache:
         jax.config.update("jax_compilation_cache_dir", args.cache)
     dtype = None if args.dtype == "float32" else jnp.dtype(args.dtype)
-    print(table_head(COLUMNS, "llrlr"))
-    results = []
+    print(table_head(TARGET_COLUMNS if args.target else COLUMNS, "llrlr"))
+    measured_rows, results = compile_rows if args.target else measure, []
     for network in args.network:
         for is_training, batches in ((False, args.forward), (True, args.train)):
             for batch in batches:
-                results += measure(network, is_training, batch, dtype, args)
+                results += measured_rows(network, is_training, batch, dtype, args)
     directory = pathlib.Path(args.out or RESULTS)
-    path = directory / f"compute_{args.dtype}_{jax.default_backend()}.json"
+    where = args.target or jax.default_backend()
+    path = directory / f"compute_{args.dtype}_{where}.json"
     measured = {row_key(row) for row in results}
     earlier = json.loads(path.read_text())["results"] if path.exists() else []
     results = [row for row in earlier if row_key(row) not in measured] + results
-    save(f"compute_{args.dtype}", results, directory)
+    save(f"compute_{args.dtype}", results, directory, where)
     print(f"written to {path}")
 
 

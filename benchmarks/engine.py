@@ -3,8 +3,8 @@
     python benchmarks/engine.py [--contestant NAME ...] [--runs 100] [--out DIR]
 
 ResNet-18 for CIFAR from pixels to logits, each contestant in its own processes. Cold start is the
-time from the start of the process to the first logits at batch 1; "cached" is the same with JAX's
-persistent compilation cache filled. PyTorch and ONNX Runtime take part if they are installed.
+time from the start of the process to the first logits at batch 1; "cached" is the same with a warm
+persistent compilation cache of JAX. PyTorch and ONNX Runtime take part if they are installed.
 """
 
 import argparse

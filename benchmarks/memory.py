@@ -1,12 +1,17 @@
 """Training memory and time of every checkpointing preset, compared with plain Flax.
 
     python benchmarks/memory.py [--model resnet18 ...] [--runs 0] [--capacity 0.6] [--batch N]
+                                [--dtype float32] [--target h100]
 
-Loss and gradient in one compiled program, float32, one process per model. `flax` is the
-architecture from Flax's layers; `flax, nn.remat` wraps every block in `nn.remat`, on a CPU with the
-compiler option that keeps XLA from undoing it. All ratios are relative to `flax` in the same run.
-With `--runs 0`, the default, programs are only compiled. Bitmaps have room for `--capacity` of the
-entries; images are random. On a GPU, the allocator's peak is recorded as well.
+Loss and gradient in one compiled program, one process per model. `flax` is the architecture from
+Flax's layers; `flax, nn.remat` wraps every block in `nn.remat`, on a CPU with the compiler option
+that keeps XLA from undoing it. All ratios are relative to `flax` in the same run. With `--runs 0`,
+the default, programs are only compiled. Bitmaps have room for `--capacity` of the entries; images
+are random. On a GPU, the allocator's peak is recorded as well.
+
+With `--target`, programs are compiled for a GPU that need not be there (`mlg_jax.memory.targets`).
+Temporaries then leave out the workspaces of matrix libraries, and the table has the number of
+kernels and the time that a roofline estimates.
 """
 
 import argparse
@@ -21,9 +26,12 @@ import jax
 import jax.numpy as jnp
 from _measure import RESULTS, compiled_bytes, environment, median_seconds
 from _plain import CheckpointedBlocks, plain_layers, without_our_gradients
+from _roofline import estimate
 
 from mlg_jax import create_model
 from mlg_jax._tables import table_head, table_row
+from mlg_jax.memory import compile_for
+from mlg_jax.memory.targets import TARGETS
 from mlg_jax.models import MODELS
 from mlg_jax.remat import PRESETS, RematSpec
 
@@ -39,7 +47,7 @@ NUM_CLASSES = {"cifar": 10, "imagenet": 1000}
 KEEPS_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}  # needed by jax 0.10 on CPU
 
 
-def contestants(name, stem, capacity):
+def contestants(name, stem, capacity, dtype):
     """Yields name, model, context for tracing and compiler options of each contestant."""
     num_classes = NUM_CLASSES[stem]
     has_norm = stem == "cifar" or name not in ("vgg16", "alexnet", "squeezenet")
@@ -49,76 +57,115 @@ def contestants(name, stem, capacity):
         stem=stem,
         width=1.0,
     )
-    layers = plain_layers(has_norm=has_norm)
-    checkpointed = plain_layers(has_norm=has_norm, remat=CheckpointedBlocks())
+    layers = plain_layers(has_norm=has_norm, dtype=dtype)
+    checkpointed = plain_layers(has_norm=has_norm, dtype=dtype, remat=CheckpointedBlocks())
     yield "flax", plain(layers=layers), without_our_gradients(), {}
     options = KEEPS_BARRIERS if jax.default_backend() == "cpu" else {}
     yield "flax, nn.remat", plain(layers=checkpointed), without_our_gradients(), options
     for preset in PRESETS:
-        model = create_model(
-            name, num_classes=num_classes, stem=stem, remat=RematSpec(preset, capacity)
-        )
+        remat = RematSpec(preset, capacity, on_overflow="silent")
+        model = create_model(name, num_classes=num_classes, stem=stem, dtype=dtype, remat=remat)
         yield preset, model, contextlib.nullcontext(), {}
 
 
 def gradient_step(model):
-    """A function that gives loss, updated statistics and gradients."""
+    """A compiled function that returns `((loss, updated statistics), gradients)`."""
 
     def loss(params, state, images, labels, key):
         rngs = {"quantize": key, "dropout": jax.random.fold_in(key, 1)}
         logits, updated = model.apply(
             {"params": params, **state}, images, train=True, mutable=list(state), rngs=rngs
         )
-        log_probability = jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]
+        log_probability = jax.nn.log_softmax(logits.astype(jnp.float32))[
+            jnp.arange(len(labels)), labels
+        ]
         return -log_probability.mean(), updated
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-def measure(model, tracing, options, batch, size, num_runs):
-    """Bytes of the compiled program and, with `num_runs`, its time."""
-    shape = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+def measure(model, tracing, options, shape, args):
+    """Bytes of the compiled program and, with `args.runs`, its time."""
     key = jax.random.key(0)
     with tracing:
         variables = jax.eval_shape(model.init, key, shape)
         state = {k: v for k, v in variables.items() if k != "params"}
-        labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-        lowered = gradient_step(model).lower(variables["params"], state, shape, labels, key)
-        compiled = lowered.compile(options)
+        labels = jax.ShapeDtypeStruct(shape.shape[:1], jnp.int32)
+        arguments = (variables["params"], state, shape, labels, key)
+        if args.target:
+            return compiled_for_target(args.target, gradient_step(model), arguments)
+        compiled = gradient_step(model).lower(*arguments).compile(options)
     row = {"bytes": compiled_bytes(compiled)}
-    if num_runs:
-        images = jax.random.normal(key, shape.shape)
+    if args.runs:
+        images = jax.random.normal(key, shape.shape, shape.dtype)
         variables = jax.jit(model.init)(key, images[:1])
         state = {k: v for k, v in variables.items() if k != "params"}
-        labels = jnp.zeros(batch, jnp.int32)
+        labels = jnp.zeros(shape.shape[:1], jnp.int32)
         call = functools.partial(compiled, variables["params"], state, images, labels, key)
-        row["seconds"] = median_seconds(call, num_runs=num_runs)
+        row["seconds"] = median_seconds(call, num_runs=args.runs)
         row["is_finite"] = all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(call()[1]))
         statistics = jax.devices()[0].memory_stats()
-        # of the whole process so far, so only the first contestants have their own peak
+        # The peak of the whole process so far: later contestants may repeat an earlier one's.
         row["allocator_peak"] = statistics and statistics.get("peak_bytes_in_use")
     return row
+
+
+def compiled_for_target(target, step, arguments):
+    """Bytes, kernels and estimated time of the program for a GPU that need not be there."""
+    program = compile_for(target, step, *arguments)
+    memory, estimated = program.memory, estimate(program)
+    own = memory.temporary_bytes - memory.workspace_bytes
+    return {
+        "bytes": {
+            "temporary": own,
+            "workspace": memory.workspace_bytes,
+            "arguments": memory.argument_bytes,
+            "outputs": memory.output_bytes,
+        },
+        "kernels": estimated.num_kernels,
+        "estimated_seconds": estimated.seconds,
+    }
+
+
+def cells_of(row, base):
+    """The cells of a row of the table, relative to plain Flax."""
+
+    def pair(value, reference, digits):
+        return [f"{value:,.{digits}f}", f"{value / reference:.3f}"]
+
+    cells = pair(row["bytes"]["temporary"] / 2**20, base["bytes"]["temporary"] / 2**20, 1)
+    if "kernels" in row:
+        cells += pair(row["kernels"], base["kernels"], 0)
+        cells += pair(1e3 * row["estimated_seconds"], 1e3 * base["estimated_seconds"], 2)
+    elif "seconds" in row:
+        cells += pair(row["seconds"]["median"], base["seconds"]["median"], 3)
+    return cells
+
+
+def columns(args):
+    """The header of the table, which says how its numbers were obtained."""
+    names = ["policy", "temporaries, compiled, MiB", "of Flax"]
+    if args.target:
+        return [*names, "kernels, compiled", "of Flax", "ms, estimated", "of Flax"]
+    return [*names, "s per step, measured", "of Flax"] if args.runs else names
 
 
 def run_model(name, args):
     """Measures one model and prints its table."""
     stem, batch, size = CASES[name]
     batch = args.batch or batch
+    dtype = jnp.dtype(args.dtype)
+    shape = jax.ShapeDtypeStruct((batch, size, size, 3), dtype)
     results, base = [], None
-    print(f"\n{name}, {size} x {size}, batch {batch}\n")
-    print(table_head(("policy", "temporary MiB", "of Flax", "s per step", "of Flax")))
-    for label, model, tracing, options in contestants(name, stem, args.capacity):
+    print(f"\n{name}, {size} x {size}, batch {batch}, {args.dtype}, {args.target or 'here'}\n")
+    print(table_head(columns(args)))
+    for label, model, tracing, options in contestants(name, stem, args.capacity, dtype):
         if args.policy and label not in args.policy:
             continue
-        row = measure(model, tracing, options, batch, size, args.runs)
+        row = measure(model, tracing, options, shape, args)
         base = base or row
         row["temporary_ratio"] = row["bytes"]["temporary"] / base["bytes"]["temporary"]
-        cells = [f"{row['bytes']['temporary'] / 2**20:.1f}", f"{row['temporary_ratio']:.3f}"]
-        if args.runs:
-            row["time_ratio"] = row["seconds"]["median"] / base["seconds"]["median"]
-            cells += [f"{row['seconds']['median']:.3f}", f"{row['time_ratio']:.2f}"]
-        else:
-            cells += ["", ""]
+        cells = cells_of(row, base)
         results.append({"model": name, "batch": batch, "policy": label} | row)
         print(table_row((label, *cells)), flush=True)
     return results
@@ -128,8 +175,11 @@ def save(name, args, results):
     """Writes one JSON file per model and backend."""
     directory = pathlib.Path(args.out)
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"memory_{name}_{jax.default_backend()}.json"
-    content = {"environment": environment(), "capacity": args.capacity, "results": results}
+    where = args.target or jax.default_backend()
+    dtype = "" if args.dtype == "float32" else f"_{args.dtype}"
+    path = directory / f"memory_{name}{dtype}_{where}.json"
+    content = {"environment": environment(), "target": args.target, "capacity": args.capacity}
+    content["results"] = results
     path.write_text(json.dumps(content, indent=1) + "\n")
     print(f"\nwritten to {path}")
 
@@ -146,6 +196,8 @@ def main():
     parser.add_argument("--runs", type=int, default=0, help="timed steps; 0 only compiles")
     parser.add_argument("--batch", type=int, default=None, help="default: depends on the model")
     parser.add_argument("--capacity", type=float, default=0.6, help="of bitmaps, in (0, 1]")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--target", default=None, choices=list(TARGETS), help="GPU to compile for")
     parser.add_argument("--out", default=str(RESULTS), help="directory of the JSON file")
     args = parser.parse_args()
     if len(args.model) == 1:

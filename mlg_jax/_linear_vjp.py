@@ -5,55 +5,68 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.custom_derivatives import CustomVJPPrimal
 
 from mlg_jax._ordering import ShapeOf, instantiate, vary_alike, wait_for
 
-Product = Callable[[Any, Array], Array]  # (factors, x) -> y, linear in x
+Build = Callable[[Any], Any]  # factors -> kernel
+Product = Callable[[Any, Array], Array]  # (kernel, x) -> y, linear in x
 
 
-def rebuild_in_backward(fn: Product) -> Product:
-    """Returns `fn(factors, x)` that saves `factors` and `x` and rebuilds everything else.
+def rebuild_in_backward(build: Build, product: Product) -> Product:
+    """Returns `(factors, x) -> product(build(factors), x)`, which saves only factors and x.
 
     Like `weight_grad_first`, but the factors also wait for the array with which they are combined:
     x in the forward pass, the cotangent in the backward pass. Otherwise XLA builds the kernels of
     all layers at the start. (ResNet-18, batch 1, temporaries of a training step: 38 MiB; 64 MiB
     without the first wait, 76 MiB without the second, 102 MiB without both.)
     """
-    return _ordered(fn, wait_for)
+    return _ordered(build, product, wait_for)
 
 
-def weight_grad_first(fn: Product) -> Product:
-    """Returns `fn(factors, x)`, linear in x, whose backward pass computes weight gradients first.
+def weight_grad_first(product: Product) -> Product:
+    """Returns `product(kernel, x)` whose backward pass computes the weight gradient first.
 
-    Forward: `fn(factors, x)`.
-    Backward: the vector-Jacobian product of a second evaluation of `fn`. The cotangent of x waits
-    for those of the factors. Otherwise the compiler postpones the weight gradients and meanwhile
-    keeps x, the cotangent and transposed copies of both.
-    Residuals: `factors`, and `x` if a factor is differentiated; otherwise only the shape of x.
+    Forward: `product(kernel, x)`.
+    Backward: the vector-Jacobian product of a second evaluation. The cotangent of x waits for that
+    of the kernel. Otherwise the compiler postpones the weight gradients and meanwhile keeps x, the
+    cotangent and transposed copies of both.
+    Residuals: `kernel`, and `x` if the kernel is differentiated; otherwise only the shape of x.
     Reverse mode only, to any order.
     """
-    return _ordered(fn, lambda factors, _: factors)
+    return _ordered(lambda kernel: kernel, product, lambda kernel, _: kernel)
 
 
-def _ordered(fn: Product, wait: Callable[[Any, Array], Any]) -> Product:
-    """As `weight_grad_first`; `wait(factors, array)` may tie the factors to the array."""
+def _ordered(build: Build, product: Product, wait: Callable[[Any, Array], Any]) -> Product:
+    """See the two functions above; `wait(factors, array)` may tie the factors to the array."""
 
     def run(factors: Any, x: Array) -> Array:
-        return fn(wait(factors, x), x)
+        return product(build(wait(factors, x)), x)
 
-    def backward(factors: Any, x: Array, cotangent: Array) -> tuple[Any, Array]:
+    def backward_on_cpu(factors: Any, x: Array, cotangent: Array) -> tuple[Any, Array]:
+        """Builds the kernel twice: XLA:CPU would copy one that waits for its own gradient."""
         factors = wait(factors, cotangent)
         x = wait_for(x, cotangent)
-        d_factors = jax.vjp(lambda factors: fn(factors, x), factors)[1](cotangent)[0]
+        d_factors = jax.vjp(lambda factors: product(build(factors), x), factors)[1](cotangent)[0]
         factors = wait_for(factors, d_factors)
-        return d_factors, *jax.vjp(lambda x: fn(factors, x), x)[1](cotangent)
+        return d_factors, *jax.vjp(lambda x: product(build(factors), x), x)[1](cotangent)
+
+    def backward_elsewhere(factors: Any, x: Array, cotangent: Array) -> tuple[Any, Array]:
+        kernel, pull = jax.vjp(build, wait(factors, cotangent))
+        d_kernel, d_x = jax.vjp(product, kernel, x)[1](cotangent)
+        (d_factors,) = pull(d_kernel)
+        return d_factors, wait_for(d_x, d_kernel)
+
+    def backward(factors: Any, x: Array, cotangent: Array) -> tuple[Any, Array]:
+        return lax.platform_dependent(
+            factors, x, cotangent, cpu=backward_on_cpu, default=backward_elsewhere
+        )
 
     def backward_to_input(factors: Any, shape: ShapeOf, cotangent: Array) -> Array:
-        factors = wait(factors, cotangent)
+        kernel = build(wait(factors, cotangent))
         zeros = jnp.zeros(shape.shape, shape.dtype)
-        return jax.vjp(lambda x: fn(factors, x), zeros)[1](cotangent)[0]
+        return jax.vjp(lambda x: product(kernel, x), zeros)[1](cotangent)[0]
 
     return keep_inputs(run, backward, backward_to_input)
 

@@ -68,17 +68,48 @@ def opaque_false(tree: Any) -> Array:
     never = jnp.array(False)
     for leaf in map(jnp.asarray, jax.tree.leaves(tree)):
         if leaf.size and jnp.issubdtype(leaf.dtype, jnp.floating):
-            # Materialise the scalar: otherwise XLA fuses the read into every consumer and keeps the
-            # array alive until the last.
-            never |= materialize(leaf.reshape(-1)[0]) < -jnp.inf
+            never |= _read_once(leaf.reshape(-1)[0]) < -jnp.inf
         elif leaf.size and jnp.issubdtype(leaf.dtype, jnp.unsignedinteger):
             never |= (leaf.reshape(-1)[0] | 1) == 0
     return never
 
 
+def _read_once(x: Array) -> Array:
+    """Materialises a scalar on CPU.
+
+    Otherwise XLA fuses the read into every consumer and keeps the array alive until the last. On
+    other devices the only consumers are barriers, into which nothing is fused.
+    """
+    return lax.platform_dependent(x, cpu=_divide_by_one, default=lambda x: x)
+
+
 def wait_for(tree: Any, other: Any) -> Any:
-    """Returns `tree`, bit for bit, but available only once the arrays of `other` are computed."""
-    return wait_for_predicate(tree, opaque_false(other))
+    """Returns `tree`, bit for bit, but available only once the arrays of `other` are computed.
+
+    On CPU the arrays depend on a predicate. On other devices they pass a barrier together with
+    those of `other`: that costs nothing for arrays that are in memory anyway, such as the operands
+    and results of convolutions and matrix products, but it writes down arrays that would otherwise
+    be fused into their consumers.
+    """
+    others = [x for x in jax.tree.leaves(other) if _is_number(x)]
+
+    def wait(x: Any) -> Any:
+        if not _is_number(x):
+            return x
+        return lax.platform_dependent(x, others, cpu=_wait_by_reading, default=_wait_by_barrier)
+
+    return jax.tree.map(wait, tree)
+
+
+def wait_for_on_cpu(tree: Any, other: Any) -> Any:
+    """`wait_for` on CPU; on other devices `tree`, whose compilers need no such help here."""
+
+    def wait(x: Any) -> Any:
+        if not _is_number(x):
+            return x
+        return lax.platform_dependent(x, other, cpu=_wait_by_reading, default=lambda x, _: x)
+
+    return jax.tree.map(wait, tree)
 
 
 def wait_for_predicate(tree: Any, never: Array) -> Any:
@@ -89,29 +120,38 @@ def wait_for_predicate(tree: Any, never: Array) -> Any:
     """
 
     def wait(x: Any) -> Any:
-        if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer)):
-            return x
-        if varying_axes(never) - varying_axes(x):
+        if not _is_number(x):
             return x
         return lax.platform_dependent(x, never, cpu=_wait_by_choice, default=_wait_by_barrier)
 
     return jax.tree.map(wait, tree)
 
 
+def _is_number(x: Any) -> bool:
+    return any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer))
+
+
+def _wait_by_reading(x: Array, other: Any) -> Array:
+    return _wait_by_choice(x, opaque_false(other))
+
+
 def _wait_by_choice(x: Array, never: Array) -> Array:
+    if varying_axes(never) - varying_axes(x):
+        return x
     return jnp.where(never, jnp.zeros((), x.dtype), x)
 
 
-def _wait_by_barrier(x: Array, never: Array) -> Array:
-    """Ties `x` to `never` by barriers, without the copy that a select makes unless it is fused.
+def _wait_by_barrier(x: Array, other: Any) -> Array:
+    """Ties `x` to `other` by barriers, without the copy that a select makes unless it is fused.
 
     There are two barriers because XLA drops an operand of a barrier if its result is unused and
-    nothing else reads it: a single barrier would lose `never`. (ResNet-18, batch 128, bfloat16,
+    nothing else reads it: a single barrier would lose `other`. (ResNet-18, batch 128, bfloat16,
     policy `blocks`, compiled for an H100 by jax 0.10.2: 300 MiB of temporaries with one barrier,
     130 MiB with two.)
     """
-    for _ in range(2):
-        x = lax.optimization_barrier((x, never))[0]
+    alike = [y for y in jax.tree.leaves(other) if not varying_axes(y) - varying_axes(x)]
+    for _ in range(2 if alike else 0):
+        x = lax.optimization_barrier((x, lax.stop_gradient(alike)))[0]
     return x
 
 
@@ -156,8 +196,9 @@ def run_after(x: Array, y: Array) -> Array:
     Backward: the cotangent of `y` is zeros that wait for the cotangent of `x`, so that the backward
     pass of the consumers of `x` finishes before that of the producers of `y` starts.
     Residuals: the shape of `y`.
+    On devices other than CPUs, the order is left to the compiler.
     """
-    return wait_for(x, y)
+    return wait_for_on_cpu(x, y)
 
 
 def _run_after_fwd(x: Array, y: Array) -> tuple[Array, ShapeOf]:
@@ -165,8 +206,8 @@ def _run_after_fwd(x: Array, y: Array) -> tuple[Array, ShapeOf]:
 
 
 def _run_after_bwd(y: ShapeOf, cotangent: Array) -> tuple[Array, Array]:
-    zero = jnp.where(opaque_false(cotangent), 1, 0).astype(y.dtype)
-    return cotangent, jnp.broadcast_to(zero, y.shape)
+    zeros = wait_for_on_cpu(jnp.zeros((), y.dtype), cotangent)
+    return cotangent, jnp.broadcast_to(zeros, y.shape)
 
 
 run_after.defvjp(_run_after_fwd, _run_after_bwd)

@@ -13,6 +13,7 @@ from mlg_jax._checks import check_choice, check_instance, check_integer, check_r
 from mlg_jax.data import DataSpec
 from mlg_jax.generation import ProjectionSpec
 from mlg_jax.kernels import GenerationSpec, implementation_names
+from mlg_jax.memory.targets import TARGETS
 from mlg_jax.models import MODELS
 from mlg_jax.quant import QuantSpec, recommended_ratio
 from mlg_jax.remat import PRESETS
@@ -65,7 +66,7 @@ class GenerationConfig:
         scheme: the quantiser of the factors, a scheme of `QuantSpec`.
         ratio: share of the entries that are rounded in training, in (0, 1]; `recommended` is the
             published value for each width.
-        init: `fan_out` or `variance`; used if the student starts without a projection.
+        init: `fan_out` or `variance`; used if the student does not start from a projection.
         implementation: how generated layers are computed: `auto`, `generate`, `factored_out` or
             `factored`, all with the same result; `measured` times each layer at the first start,
             and keeps the fastest choices in the work directory.
@@ -84,12 +85,12 @@ class GenerationConfig:
     implementation: str = "auto"
 
     def __post_init__(self) -> None:
-        assert self.spec  # its own checks
+        assert self.spec  # building it checks its arguments
         check_choice("implementation", self.implementation, (*implementation_names(), MEASURED))
 
     @property
     def spec(self) -> GenerationSpec:
-        """The kernels' spec."""
+        """The `GenerationSpec` of the kernels."""
         widths = (self.basis_bits, self.coeff_in_bits, self.coeff_out_bits)
         b, u, v = map(self._quantizer, widths)
         return GenerationSpec(self.base_in, self.base_out, b, u, v, init=self.init)
@@ -108,7 +109,7 @@ class TeacherConfig:
     Args:
         train: the training loop.
         checkpoint: directory of checkpoints with a trained teacher; None trains one.
-        label_smoothing: of the cross-entropy, in [0, 1).
+        label_smoothing: of the cross-entropy, in [0, 1].
         init_checkpoint: initial variables: a directory of checkpoints, or a file with a PyTorch
             state dict, of the same network with any number of classes; None starts from random
             values.
@@ -146,7 +147,7 @@ class StudentConfig:
         beta: weight of the teacher's term in `distillation`, in [0, 1].
         temperature: T in `distillation`, > 0.
         penalty: weight of the orthogonality penalty, >= 0.
-        label_smoothing: of the cross-entropy, in [0, 1).
+        label_smoothing: of the cross-entropy, in [0, 1].
         trainable: as in `TeacherConfig`; values other than `all` need a projected start.
     """
 
@@ -207,13 +208,33 @@ class RematConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """Settings of `--mode=profile`; they have no effect on training.
+
+    Args:
+        target: a GPU to compile for (`mlg_jax.memory.targets.TARGETS`) in place of the devices that
+            are here; `remat.policy=auto` then fits its budget to this GPU.
+        num_batches: batches over which activation densities are measured; None is one epoch.
+    """
+
+    target: str | None = None
+    num_batches: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.target is not None:
+            check_choice("target", self.target, TARGETS)
+        if self.num_batches is not None:
+            check_integer("num_batches", self.num_batches, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     """A whole experiment: teacher, projection, student.
 
     Args:
         seed: for initial values, augmentation and random quantisation, in [0, 2^32); the order of
             batches depends on `data.seed`.
-        data, model, generation, teacher, projection, student, remat: the parts.
+        data, model, generation, teacher, projection, student, remat, profile: the parts.
     """
 
     data: DataSpec
@@ -223,10 +244,16 @@ class ExperimentConfig:
     student: StudentConfig
     projection: ProjectionSpec = ProjectionSpec()
     remat: RematConfig = RematConfig()
+    profile: ProfileConfig = ProfileConfig()
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_integer("seed", self.seed, 0, 2**32 - 1)  # JAX ignores higher bits
+
+    @property
+    def determining_json(self) -> dict[str, Any]:
+        """The settings that determine the results of a run, as nested JSON values."""
+        return {name: value for name, value in to_json(self).items() if name != "profile"}
 
 
 def parse_config(

@@ -8,7 +8,16 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent / "mlg_jax"
 LEVELS = [
-    {"_types", "_checks", "_errors", "_atomic", "_ordering", "_dataclass_json", "_tables"},
+    {
+        "_types",
+        "_checks",
+        "_errors",
+        "_atomic",
+        "_ordering",
+        "_dataclass_json",
+        "_tables",
+        "_platform",
+    },
     {"_linear_vjp", "_convolution"},
     {"quant", "generation", "bitmap", "losses", "data"},
     {"kernels"},

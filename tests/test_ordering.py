@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from mlg_jax._linear_vjp import weight_grad_first
-from mlg_jax._ordering import materialize, materialize_cotangent, run_after, wait_for
+from mlg_jax._ordering import (
+    materialize,
+    materialize_cotangent,
+    run_after,
+    wait_for,
+    wait_for_on_cpu,
+)
 
 SPECIAL = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-30, -3.5], np.float32)
 
@@ -54,14 +60,23 @@ def test_gpus_get_barriers_and_no_copies():
     assert "optimization_barrier" in text and "select" not in text and "divide" not in text
 
 
-def test_on_gpus_two_barriers_hold_the_predicate():
-    """XLA would remove the predicate from a single barrier, as nothing else reads it."""
+def test_on_gpus_two_barriers_hold_the_other_array():
+    """XLA would remove that array from a single barrier, as nothing reads it afterwards."""
     traced = jax.jit(lambda x, to: wait_for(x, to)).trace(jnp.zeros((2, 3)), jnp.zeros(4))
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     of_x = [line for line in text.splitlines() if "optimization_barrier" in line and "2x3" in line]
-    predicates = [re.search(r"optimization_barrier %\S+, (%\S+) :.*tensor<i1>", x) for x in of_x]
-    assert len(of_x) == 2 and all(predicates)
-    assert predicates[0].group(1) == predicates[1].group(1)
+    others = [re.search(r"optimization_barrier %\S+, (%\S+) :.*tensor<4xf32>", x) for x in of_x]
+    assert len(of_x) == 2 and all(others)
+    assert others[0].group(1) == others[1].group(1)
+
+
+def test_what_only_cpus_need_is_left_out_on_gpus():
+    def program(x, to):
+        return wait_for_on_cpu(x, to) + run_after(x, to)
+
+    traced = jax.jit(program).trace(jnp.zeros((2, 3)), jnp.zeros(4))
+    assert "optimization_barrier" not in traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "select" in traced.lower(lowering_platforms=("cpu",)).as_text()
 
 
 def test_input_is_not_saved_if_the_factors_are_frozen():

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mlg_jax.config import ConfigError, RematConfig
+from mlg_jax.config import ConfigError, ProfileConfig, RematConfig
 from mlg_jax.experiment._remat import AdaptiveRemat
 from mlg_jax.experiment._stage import Stage
 from mlg_jax.layers import random_streams
@@ -55,7 +55,7 @@ class PolicyProfile:
 
 @dataclasses.dataclass(frozen=True)
 class DensityProfile:
-    """Density (share of non-zero entries) of the inputs of a network's segments, over an epoch."""
+    """Density (share of non-zero entries) of the inputs of a network's segments, over batches."""
 
     num_batches: int
     kinds: Mapping[str, str]  # of each layer: "block" or "unit"
@@ -73,39 +73,47 @@ class NetworkProfile:
 
 
 def profile_networks(
-    networks: Mapping[str, Stage], remat: RematConfig, mesh: Mesh
+    networks: Mapping[str, Stage], remat: RematConfig, profile: ProfileConfig, mesh: Mesh
 ) -> dict[str, NetworkProfile]:
     """Measures every network under `remat` and under "none".
 
     Args:
         networks: the stages, by name.
         remat: the policy; it is calibrated as in training.
+        profile: the GPU to compile for, and over how many batches densities are measured.
         mesh: the devices that share a batch.
 
     Raises:
-        ConfigError: the run has several processes, or no policy meets the budget.
+        ConfigError: the run has several processes, several devices and a target, or no policy meets
+            the budget.
+        ImportError: there is no compiler for the target.
     """
     if jax.process_count() > 1:
         raise ConfigError(f"--mode=profile must run in one process; got {jax.process_count()}.")
+    if profile.target is not None and mesh.size > 1:
+        raise ConfigError(
+            "config.profile.target: a profile for a target must run on one device; "
+            f"got {mesh.size}."
+        )
     remats = {PLAIN: RematConfig(), remat.policy: remat}
     found: dict[str, dict[str, PolicyProfile]] = {name: {} for name in networks}
     # "none" last: an allocator's peak cannot be reset, so only calls that raise it are measured.
     for label in reversed(remats):
         for name, network in networks.items():
             _log.info("profile: %s under %s", name, label)
-            found[name][label] = _measured(network, remats[label], mesh)
+            found[name][label] = _measured(network, remats[label], mesh, profile.target)
     return {
         name: NetworkProfile(
             source=network.source,
             policies={label: found[name][label] for label in remats},
-            densities=_densities(network, mesh),
+            densities=_densities(network, mesh, profile.num_batches),
         )
         for name, network in networks.items()
     }
 
 
-def _measured(network: Stage, remat: RematConfig, mesh: Mesh) -> PolicyProfile:
-    training = AdaptiveRemat(remat, network.model, network.make_loss, mesh, network.key)
+def _measured(network: Stage, remat: RematConfig, mesh: Mesh, target: str | None) -> PolicyProfile:
+    training = AdaptiveRemat(remat, network.model, network.make_loss, mesh, network.key, target)
     with contextlib.closing(network.batches.train(0, 0)) as batches:
         training.prepare(network.variables, batches)
     loss = _loss_of_trained(training.loss_fn)
@@ -114,13 +122,14 @@ def _measured(network: Stage, remat: RematConfig, mesh: Mesh) -> PolicyProfile:
     return PolicyProfile(
         policy=training.policy,
         batch_size=batch_size,
-        report=memory_report(loss, *args, argnums=0, has_aux=True),
+        report=memory_report(loss, *args, argnums=0, has_aux=True, target=target),
         sweep=memory_sweep(
             loss,
             functools.partial(_shapes, args),
             _batch_sizes(batch_size, mesh.size),
             argnums=0,
             has_aux=True,
+            target=target,
         ),
     )
 
@@ -163,12 +172,14 @@ def _batch_sizes(own: int, num_devices: int) -> list[int]:
     return sorted({-(-size // num_devices) * num_devices for size in (*BATCH_SIZES, own)})
 
 
-def _densities(network: Stage, mesh: Mesh) -> DensityProfile:
-    """Measures densities over the first epoch."""
+def _densities(network: Stage, mesh: Mesh, num_batches: int | None) -> DensityProfile:
+    """Measures densities over the first batches, by default an epoch."""
+    steps = network.dataset.steps_per_epoch
+    num_batches = steps if num_batches is None else min(num_batches, steps)
     variables = replicate(dict(network.variables), mesh)
     stats = None
     with contextlib.closing(network.batches.train(0, 0)) as batches:
-        for index, batch in zip(range(network.dataset.steps_per_epoch), batches, strict=False):
+        for index, batch in zip(range(num_batches), batches, strict=False):
             image = shard_batch(batch["image"], mesh)
             if stats is None:
                 kinds = _kinds(network, variables, image)

@@ -65,7 +65,7 @@ def write_profile(
     profile = {
         "networks": {name: _network_json(network) for name, network in networks.items()},
         "storage": _storage(*largest_activation(networks)),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "device": _device(networks),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "config": config,
@@ -108,6 +108,13 @@ def profile_table(profile: Mapping[str, Any]) -> str:
                 )
             )
     return padded_table(names, rows, "llr")
+
+
+def _device(networks: Mapping[str, NetworkProfile]) -> str:
+    """What the programs were compiled for: the devices that are here, or a target."""
+    report = next(iter(networks.values())).policies[PLAIN].report
+    is_here = report.device == jax.devices()[0].device_kind
+    return f"{jax.device_count()} x {report.device}" if is_here else report.device
 
 
 def _network_json(network: NetworkProfile) -> dict[str, Any]:
@@ -243,7 +250,7 @@ def _density_markdown(densities: DensityProfile) -> list[str]:
     if not densities.by_layer:
         return ["No segment of this model reports a density."]
     return [
-        "Share of non-zero entries in the input of each segment, over an epoch of "
+        "Share of non-zero entries in the input of each segment, over "
         f"{densities.num_batches} batches.",
         densities_to_markdown(densities.by_kind),
         densities_to_markdown(densities.by_layer),

@@ -35,12 +35,20 @@ class AdaptiveRemat:
         make_loss: makes the training loss of a network that has a policy.
         mesh: the devices; each packs its own rows of a batch.
         key: for the random numbers of the forward passes that measure densities.
+        target: the GPU to whose memory `auto` fits the policy; None: the devices that are here.
     """
 
     def __init__(
-        self, config: RematConfig, model: Any, make_loss: MakeLoss, mesh: Mesh, key: jax.Array
+        self,
+        config: RematConfig,
+        model: Any,
+        make_loss: MakeLoss,
+        mesh: Mesh,
+        key: jax.Array,
+        target: str | None = None,
     ) -> None:
         self._config, self._model, self._make_loss, self._mesh = config, model, make_loss, mesh
+        self._target = target
         self._rngs = random_streams(key)
         self._densities = jax.jit(
             functools.partial(measure_densities, with_layers(model, remat=_MEASURING))
@@ -139,7 +147,8 @@ class AdaptiveRemat:
             return loss_fn(params, state, batch, key, True)
 
         gradient = jax.jit(jax.value_and_grad(step, has_aux=True))
-        memory = compiled_memory(gradient, variables["params"], state, batch, jax.random.key(0))
+        args = (variables["params"], state, batch, jax.random.key(0))
+        memory = compiled_memory(gradient, *args, target=self._target)
         if memory is None:
             raise ConfigError("config.remat.policy: 'auto' needs a backend that reports memory.")
         return memory.temporary_bytes

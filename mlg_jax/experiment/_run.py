@@ -81,7 +81,7 @@ class _Experiment:
 
     def claim(self) -> None:
         """Binds the directory to the configuration, which has been checked against the data."""
-        bind_work_dir(self._directory, to_json(self._config))
+        bind_work_dir(self._directory, self._config.determining_json)
         _ = self._student  # may measure implementations, before anything is trained
 
     @functools.cached_property
@@ -145,7 +145,7 @@ class _Experiment:
         teacher = self._teacher_stage(*self._teacher_so_far())
         student = self._student_stage(*self._student_so_far(), lambda: teacher.variables)
         stages = {stage.name: stage for stage in (teacher, student)}
-        found = profile_networks(stages, self._config.remat, self._mesh)
+        found = profile_networks(stages, self._config.remat, self._config.profile, self._mesh)
         return write_profile(directory, to_json(self._config), found)
 
     def report(self) -> dict[str, Any]:
@@ -173,7 +173,8 @@ class _Experiment:
                 summary |= self._packed(variables["student"][1], summary["student"])
             except ConfigError as error:  # must not prevent the report
                 _log.warning("%s", error)
-            write_report(self._directory / "report", to_json(self._config), summary, sizes, curves)
+            config = self._config.determining_json
+            write_report(self._directory / "report", config, summary, sizes, curves)
         wait_for_all("report")
         return json.loads((self._directory / "report/summary.json").read_text())
 
@@ -226,7 +227,9 @@ class _Experiment:
             stage,
             self._config.remat,
             work_dir=self._directory,
-            fingerprint={k: v for k, v in to_json(self._config).items() if k not in without},
+            fingerprint={
+                k: v for k, v in self._config.determining_json.items() if k not in without
+            },
             mesh=self._mesh,
         )
 

@@ -15,6 +15,8 @@ from mlg_jax.generation._factored import apply_factored as apply_factored
 from mlg_jax.generation._factored import apply_factored_out as apply_factored_out
 from mlg_jax.generation._generate import check_factors as check_factors
 from mlg_jax.generation._generate import generate_kernel as generate_kernel
+from mlg_jax.generation._generate import pad_bases as pad_bases
+from mlg_jax.generation._generate import taps_first as taps_first
 from mlg_jax.generation._orthogonality import orthogonality_penalty as orthogonality_penalty
 from mlg_jax.generation._project import ProjectedFactors as ProjectedFactors
 from mlg_jax.generation._project import ProjectionSpec as ProjectionSpec

@@ -1,4 +1,4 @@
-"""Chooses the fastest implementation by a cost model of static shapes, calibrated on timings."""
+"""Chooses the fastest implementation by a cost model of static shapes."""
 
 import functools
 import importlib.resources
@@ -7,14 +7,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from mlg_jax._platform import traced_platform
 from mlg_jax._types import KernelShape, LayerGeometry
+from mlg_jax.generation._roofline import estimated_seconds
 from mlg_jax.generation._shapes import FactorShapes
 
 IMPLEMENTATIONS = ("generate", "factored_out", "factored")
-# Bounds the harm of timings from another machine: at most this many times the least arithmetic.
+# Limits the arithmetic, in multiples of the least: the calibrated timings may not fit this machine.
 MAX_MULTIPLY_ADDS = 1.5
 
 
@@ -30,14 +31,36 @@ def choose_implementation(
         is_training: whether a backward pass follows.
 
     Returns:
-        One of `distinct_implementations(shapes)`. On a backend that was not calibrated, it is the
-        one with the fewest multiply-adds.
+        One of `distinct_implementations(shapes)`. Its time is predicted by a linear model that was
+        fitted to timings or, on a backend that was not timed, estimated by a roofline; where there
+        is neither, it is the one with the fewest multiply-adds.
     """
     kind = "training" if is_training else "forward"
-    backend = jax.default_backend()
+    backend, table = traced_platform(), _table()
     names = (f"{backend}, {name}, {kind}" for name in (jnp.dtype(dtype).name, "float32"))
-    costs = next((_costs()[name] for name in names if name in _costs()), {})
-    return cheapest(shapes, layer, costs, is_training=is_training)
+    costs = next((table["seconds"][name] for name in names if name in table["seconds"]), None)
+    if costs is None and backend in table["estimated"]:
+        return _least_estimated(
+            shapes, layer, table["estimated"][backend], dtype, is_training=is_training
+        )
+    return cheapest(shapes, layer, costs or {}, is_training=is_training)
+
+
+def _least_estimated(
+    shapes: FactorShapes,
+    layer: LayerGeometry,
+    rates: Mapping[str, Any],
+    dtype: Any,
+    *,
+    is_training: bool,
+) -> str:
+    def seconds(implementation: str) -> float:
+        positions = _positions(layer)
+        return estimated_seconds(
+            implementation, shapes, layer, positions, rates, dtype, is_training=is_training
+        )
+
+    return min(distinct_implementations(shapes), key=seconds)
 
 
 def cheapest(
@@ -49,7 +72,7 @@ def cheapest(
 ) -> str:
     """The implementation with the least predicted time among those with little arithmetic.
 
-    If `costs` lacks one of their kinds, it is the one with the fewest multiply-adds.
+    If `costs` lacks the rates of an implementation, it is the one with the fewest multiply-adds.
     """
     sizes = {e: multiply_adds(e, shapes, layer) for e in distinct_implementations(shapes)}
     fewest = min(sizes, key=sizes.__getitem__)
@@ -93,7 +116,7 @@ def multiply_adds(implementation: str, shapes: FactorShapes, layer: LayerGeometr
 
 
 def cost_kind(implementation: str, layer: LayerGeometry) -> str:
-    """The key of separately calibrated costs: an implementation and its kind of convolution."""
+    """The key of costs that are calibrated together: implementation and kind of convolution."""
     if layer.groups > 1:
         return f"{implementation}, grouped"
     return f"{implementation}, {'1 x 1' if layer.kernel_shape.taps == 1 else 'k x k'}"
@@ -102,7 +125,7 @@ def cost_kind(implementation: str, layer: LayerGeometry) -> str:
 def cost_features(
     implementation: str, shapes: FactorShapes, layer: LayerGeometry, *, is_training: bool
 ) -> dict[str, int]:
-    """The counts of which a layer's time is modelled as a linear function."""
+    """Counts (calls, entries moved, multiply-adds) in which a layer's predicted time is linear."""
     kernel = layer.kernel_shape
     assert kernel is not None
     if implementation not in distinct_implementations(shapes):
@@ -156,7 +179,10 @@ def _positions(layer: LayerGeometry) -> tuple[int, int]:
 
 
 @functools.cache
-def _costs() -> dict[str, dict[str, dict[str, float]]]:
-    """Seconds by setting, kind and feature, from `benchmarks/calibrate_implementation.py`."""
+def _table() -> dict[str, Any]:
+    """`seconds`: per count, by setting, kind and feature, as fitted by the calibration benchmark.
+
+    `estimated`: the rates of a roofline by backend, for what was not timed.
+    """
     file = importlib.resources.files("mlg_jax.generation") / "_costs.json"
-    return json.loads(file.read_text())["seconds"]
+    return json.loads(file.read_text())

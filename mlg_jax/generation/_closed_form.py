@@ -12,16 +12,16 @@ Factors = dict[str, np.ndarray]
 
 
 class Decomposition(NamedTuple):
-    """Singular vectors of a kernel, none left out; one decomposition serves every choice."""
+    """Singular value decompositions of a kernel, without truncation."""
 
     across: np.ndarray  # [Co, R], of the matrix [Co, Ci K]
-    rows: np.ndarray  # [R, Ci, K], what `across` combines, singular values included
-    within: tuple[np.ndarray, np.ndarray]  # [R, Ci, r] and [R, r, K], of `rows`
-    within_kernel: tuple[np.ndarray, np.ndarray]  # [Co, Ci, r] and [Co, r, K], of the kernel
+    rows: np.ndarray  # [R, Ci, K], the right singular vectors times the singular values
+    within: tuple[np.ndarray, np.ndarray]  # [R, Ci, r] and [R, r, K], of each of `rows`
+    within_kernel: tuple[np.ndarray, np.ndarray]  # [Co, Ci, r] and [Co, r, K], of each kernel
 
 
 def decompose_fully(kernel: np.ndarray) -> Decomposition:
-    """All singular vectors of `[Co, Ci, K]`, across kernels and within them."""
+    """Decomposes `[Co, Ci, K]` across kernels and within them."""
     left, values, right = np.linalg.svd(kernel.reshape(len(kernel), -1), full_matrices=False)
     rows = (values[:, None] * right).reshape(-1, *kernel.shape[1:])
     return Decomposition(left, rows, _split(rows), _split(kernel))
@@ -33,7 +33,7 @@ def _split(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def balanced(whole: Decomposition, shapes: FactorShapes) -> Factors:
-    """The truncated decomposition, every base with the same deviation in all its factors."""
+    """The truncated decomposition, rescaled to equal deviations of all factors of a base."""
     num_bases, rank, _ = shapes.basis
     has_level_2 = shapes.coeff_out is not None
     factors: Factors = {}
@@ -54,12 +54,15 @@ def closed_form(kernel: np.ndarray, shapes: FactorShapes) -> Factors:
 
 
 def rows_of(basis: np.ndarray, coeff_in: np.ndarray | None) -> np.ndarray:
-    """Level 1, `U B`; without U the basis itself."""
+    """Level 1, `U B`; without U, the basis itself."""
     return basis if coeff_in is None else coeff_in @ basis
 
 
 def _balance(factors: Factors) -> Factors:
-    """The same product; one grid a factor is wasted on bases of unlike scale."""
+    """Rescales the factors of every base to equal deviations, without changing their product.
+
+    A factor has a single quantisation grid, whose levels bases of unlike scale would waste.
+    """
     # Each of shape [Bo].
     scales = {n: np.sqrt(np.mean(v**2, BASE_AXES[n])) + 1e-12 for n, v in factors.items()}
     level = functools.reduce(np.multiply, scales.values()) ** (1.0 / len(factors))

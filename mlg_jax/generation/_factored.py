@@ -12,7 +12,7 @@ from jax import lax
 from mlg_jax._convolution import convolve_as
 from mlg_jax._ordering import materialize
 from mlg_jax._types import Array, Float, LayerGeometry
-from mlg_jax.generation._generate import generate_kernel
+from mlg_jax.generation._generate import combine_within, pad_bases
 from mlg_jax.generation._implementation import Implementation, dispatch_by_platform
 from mlg_jax.generation._shifts import (
     shifted_products,
@@ -21,7 +21,7 @@ from mlg_jax.generation._shifts import (
     window_of,
 )
 
-Factors = Mapping[str, Any]  # of arrays, or of their stand-ins during differentiation
+Factors = Mapping[str, Any]  # arrays by name, or their stand-ins under a transformation
 Prepared = dict[str, Any]
 
 # Upper bound of the largest temporary of one part of a batch: a few of them fit a CPU's cache.
@@ -29,7 +29,7 @@ PART_BYTES = 2**21
 
 
 def apply_factored(factors: Factors, x: Array, layer: LayerGeometry) -> Array:
-    """`y = V (B * (U x))`: 1 x 1 by U to Bo Bi channels, k x k within each, 1 x 1 by V.
+    """`y = V (B * (U x))`: 1 x 1 by U to Bo Bi channels, k x k within each base, 1 x 1 by V.
 
     Multiply-adds per position: `Ci Bo Bi + Bo Bi k^2 + Bo Co`; the k x k part applies the strides.
     Without level 1 it equals `apply_factored_out`; without level 2 the last product is omitted.
@@ -55,7 +55,13 @@ def apply_factored(factors: Factors, x: Array, layer: LayerGeometry) -> Array:
         backward,
         _num_parts(x.shape[0], sample),
     )
-    default = Implementation(prepare, functools.partial(_forward_by_groups, layer=layer))
+    if layer.groups == 1:
+        default = Implementation(
+            functools.partial(_prepare_diagonal, layer=layer, dtype=x.dtype),
+            functools.partial(_forward_by_diagonal, layer=layer),
+        )
+    else:
+        default = Implementation(prepare, functools.partial(_forward_by_groups, layer=layer))
     return dispatch_by_platform(factors, x, cpu=cpu, default=default)
 
 
@@ -72,7 +78,7 @@ def apply_factored_out(factors: Factors, x: Array, layer: LayerGeometry) -> Arra
         passes = Implementation(_prepare_pointwise, forward, backward)
         return dispatch_by_platform(factors, x, cpu=passes, default=passes)
     passes = Implementation(
-        functools.partial(_prepare_rows, layer=layer),
+        functools.partial(_prepare_rows, layer=layer, dtype=x.dtype),
         functools.partial(_forward_by_rows, layer=layer),
     )
     return dispatch_by_platform(factors, x, cpu=passes, default=passes)
@@ -128,6 +134,31 @@ def _backward_by_shifts(
     return {name: value.astype(dtypes[name]) for name, value in gradients.items()}, d_x
 
 
+def _prepare_diagonal(factors: Factors, layer: LayerGeometry, dtype: Any) -> Prepared:
+    """As `_prepare_levels`, with the bases as the block diagonal of `within_bases`.
+
+    That is a kernel `[height, width, Bi Bo, Bo]`, in Flax's layout, which is zero where the input
+    channel belongs to another base.
+    """
+    prepared = _prepare_levels(pad_bases(factors, dtype), layer)
+    basis = prepared.pop("basis")
+    num_bases = basis.shape[-1]
+    diagonal = basis[..., None] * jnp.eye(num_bases, dtype=basis.dtype)
+    kernel = diagonal.reshape(*window_of(layer), -1, num_bases)
+    return prepared | {"within_bases": kernel}
+
+
+def _forward_by_diagonal(prepared: Prepared, x: Array, layer: LayerGeometry) -> Array:
+    """The k x k part as an ordinary convolution, most of whose kernel is zero.
+
+    GPUs take longer for grouped convolutions with few channels per group, although these have only
+    a fraction of the arithmetic.
+    """
+    prepared = {name: value.astype(x.dtype) for name, value in prepared.items()}
+    z = convolve_as(layer, _down(x, prepared["within"]), prepared["within_bases"])
+    return _across(z, prepared, layer)
+
+
 def _forward_by_groups(prepared: Prepared, x: Array, layer: LayerGeometry) -> Array:
     """The k x k part as a grouped convolution with Bi input channels per group."""
     prepared = {name: value.astype(x.dtype) for name, value in prepared.items()}
@@ -143,11 +174,12 @@ def _forward_by_groups(prepared: Prepared, x: Array, layer: LayerGeometry) -> Ar
     return _across(_by_group(z, layer) if "across" in prepared else z, prepared, layer)
 
 
-def _prepare_rows(factors: Factors, layer: LayerGeometry) -> Prepared:
+def _prepare_rows(factors: Factors, layer: LayerGeometry, dtype: Any) -> Prepared:
     """Returns `rows`, W1 in Flax's layout and repeated for each group, and `across` [Bo, Co]."""
-    rows = generate_kernel(factors["basis"], factors.get("coeff_in"), None)
+    factors = pad_bases(factors, dtype)
+    rows = combine_within(factors["basis"], factors.get("coeff_in"))
     shape = layer.kernel_shape.layout[:-1]
-    rows = jnp.transpose(rows, (2, 1, 0)).reshape(*shape, -1)
+    rows = jnp.transpose(rows, (1, 2, 0)).reshape(*shape, -1)
     if "coeff_out" not in factors:
         return {"rows": rows}
     return {"rows": jnp.tile(rows, layer.groups), "across": factors["coeff_out"].T}

@@ -18,9 +18,9 @@ class Implementation:
     """The passes of a layer on one kind of device.
 
     Attributes:
-        prepare: factors -> the small arrays that both passes multiply by.
-        forward: (prepared, x) -> y; linear in x, and independent for each example.
-        backward: (prepared, x, cotangent) -> cotangents of both; None derives it from `forward`.
+        prepare: `factors -> prepared`, the small arrays by which both passes multiply.
+        forward: `(prepared, x) -> y`, linear in x and independent for each example.
+        backward: `(prepared, x, cotangent) -> (d_prepared, d_x)`; None derives it from `forward`.
         num_parts: number of equal parts of the batch that run one after another, to keep
             temporaries small.
     """
@@ -50,7 +50,7 @@ class Implementation:
         return *pull(d_prepared), d_x
 
     def run_backward_to_input(self, factors: Any, x: Any, cotangent: Array) -> Array:
-        """The cotangent of x alone; `x` is only a shape and dtype."""
+        """The cotangent of x alone; only the shape and dtype of `x` are known."""
         prepared = _written_down(self.prepare(wait_for(factors, cotangent)))
 
         def part(ct: Array) -> tuple[None, Array]:
@@ -68,7 +68,7 @@ class Implementation:
 def dispatch_by_platform(
     factors: Any, x: Array, *, cpu: Implementation, default: Implementation
 ) -> Array:
-    """The layer's output, by the passes for the platform that the program is lowered for.
+    """The layer's output, by the `Implementation` for the platform that a program is lowered for.
 
     Residuals: `factors`, and `x` if a factor is differentiated; otherwise only the shape of x.
     """
@@ -118,5 +118,11 @@ def over_parts(
 
 
 def _written_down(prepared: Any) -> Any:
-    """Materialises the prepared arrays: otherwise XLA fuses the transposition into every loop."""
-    return jax.tree.map(materialize, prepared)
+    """Materialises the prepared arrays on CPU.
+
+    Otherwise XLA fuses the transposition into every loop. Elsewhere they are operands of library
+    calls, which need them in memory.
+    """
+    return jax.tree.map(
+        lambda x: lax.platform_dependent(x, cpu=materialize, default=lambda x: x), prepared
+    )

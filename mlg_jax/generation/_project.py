@@ -16,7 +16,7 @@ from mlg_jax.quant import REPRESENTABLE, wide
 METHODS = ("svd", "l2", "svd_l2")
 SCHEDULES = ("cosine", "constant")
 
-# Axes of one base within each factor, and the shape in which numbers per base multiply it.
+# Axes of one base within each factor, and the shape that broadcasts one number per base.
 BASE_AXES = {"basis": (1, 2), "coeff_in": (1, 2), "coeff_out": (0,)}
 BASE_SHAPE = {"basis": (-1, 1, 1), "coeff_in": (-1, 1, 1), "coeff_out": (1, -1)}
 
@@ -28,14 +28,14 @@ class ProjectionSpec:
     Args:
         method: `svd` (closed form), `l2` (minimise the mean squared error of the quantised kernels
             from the model's initial values), `svd_l2` (the same, from the closed form).
-        num_steps: RAdam steps of l2.
-        learning_rate: of RAdam, at the start.
-        schedule: `cosine` to zero over the steps, or `constant` as published. Rounding keeps the
-            factors moving at a constant rate; with random kernels and 2-44-3-6-3 the cosine ended
+        num_steps: number of RAdam steps of `l2`.
+        learning_rate: initial learning rate of RAdam.
+        schedule: `cosine` to zero over the steps, or `constant` as published. At a constant rate,
+            rounding keeps the factors moving: for random kernels and 2-44-3-6-3, the cosine ends
             4 % lower after 1,000 steps.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     method: str = "svd_l2"
@@ -51,7 +51,7 @@ class ProjectionSpec:
 
 
 class ProjectedFactors(NamedTuple):
-    """The arguments of `generate_kernel`; None where a level does not exist."""
+    """The arguments of `generate_kernel`; None for a level that does not exist."""
 
     basis: Float[Array, "b i k"]
     coeff_in: Float[Array, "b c i"] | None
@@ -59,17 +59,18 @@ class ProjectedFactors(NamedTuple):
 
 
 def decompose(kernel: Float[Array, "o c k"], shapes: FactorShapes) -> ProjectedFactors:
-    """The factors of these shapes whose product is near `kernel`.
+    """Factors of these shapes whose product approximates `kernel`.
 
-    Level 2: the truncated decomposition of the matrix `[Co, Ci K]`, left vectors on V.
-    Level 1: each of the Bo remaining matrices `[Ci, K]` truncated to rank Bi, singular values on U.
+    Level 2: truncated SVD of the matrix `[Co, Ci K]`, whose left singular vectors are V.
+    Level 1: truncated SVD of each of the Bo remaining matrices `[Ci, K]` to rank Bi, whose singular
+    values go to U.
     """
-    factors = _decompose(wide(kernel), shapes)  # no decompositions in 16 bits
+    factors = _decompose(wide(kernel), shapes)  # there is no SVD in 16 bits
     return jax.tree.map(lambda f: f.astype(kernel.dtype), factors)
 
 
 def _decompose(kernel: Float[Array, "o c k"], shapes: FactorShapes) -> ProjectedFactors:
-    """The truncated decompositions, of both levels or of the one there is."""
+    """The truncated decompositions of the levels that exist."""
     coeff_out, rows = _split_rows(kernel, shapes.basis[0] if shapes.coeff_out else None)
     if shapes.coeff_in is None:
         return ProjectedFactors(rows, None, coeff_out)
@@ -90,11 +91,11 @@ def _split_rows(kernel: Float[Array, "o c k"], num_bases: int | None) -> tuple[A
 
 
 def balance_peaks(factors: Mapping[str, Array], bounded: Set[str]) -> dict[str, Array]:
-    """The same product with factors of equal largest entry, base by base.
+    """Rescales the factors of every base to equal largest entries, without changing the product.
 
-    Every factor has one grid per tensor, so bases of unlike scale would waste its levels. The
-    `bounded` ones hold values below one only: what they cannot hold goes to the others, or, where
-    all are bounded, is lost to a kernel of entries that large.
+    A factor has a single quantisation grid, whose levels bases of unlike scale would waste. Factors
+    in `bounded` only hold values below 1: the excess goes to the others. If all are bounded, it is
+    lost, and the product is scaled down.
     """
     peaks = {n: jnp.max(jnp.abs(v), BASE_AXES[n]) + 1e-12 for n, v in factors.items()}  # each [Bo]
     product = functools.reduce(jnp.multiply, peaks.values())

@@ -1,4 +1,4 @@
-"""Which factors a kernel is generated from: the requested bases, resolved for one kernel shape."""
+"""Shapes of the factors that a kernel is generated from."""
 
 from typing import NamedTuple
 
@@ -6,18 +6,18 @@ from mlg_jax._types import KernelShape
 
 
 class FactorShapes(NamedTuple):
-    """Shapes of the factors of one kernel; None where that level does not exist."""
+    """Shapes of the factors of one kernel; None for a level that does not exist."""
 
-    basis: tuple[int, int, int]  # [Bo, Bi, K], without level 1 [Bo, Ci, K]
+    basis: tuple[int, int, int]  # [Bo, Bi, K]; without level 1 [Bo, Ci, K]
     coeff_in: tuple[int, int, int] | None  # [Bo, Ci, Bi]
     coeff_out: tuple[int, int] | None  # [Co, Bo]
 
 
 def factor_shapes(base_in: int, base_out: int, kernel: KernelShape) -> FactorShapes | None:
-    """The factors of one kernel; None where neither level applies (an ordinary kernel).
+    """The shapes of one kernel's factors; None if neither level applies (an ordinary kernel).
 
-    Level 2 exists where `Bo < min(Co, Ci K)`, level 1 where `0 < Bi < min(Ci, K)`.
-    A 1 x 1 kernel with a larger requested Bo takes `int(0.9 min(Co, Ci))`.
+    Level 2 exists if `0 < Bo < min(Co, Ci K)`, level 1 if `0 < Bi < min(Ci, K)`. A 1 x 1 kernel
+    with `Bo >= min(Co, Ci) > 1` takes `Bo = int(0.9 min(Co, Ci))` instead.
     """
     num_bases = _num_bases(base_out, kernel)
     has_level_1 = 0 < base_in < min(kernel.in_channels, kernel.taps)

@@ -49,7 +49,7 @@ def shifted_sum_transposed(
 def shifted_products(
     t: Float[Array, "n h w i b"], d_z: Float[Array, "n p q b"], layer: LayerGeometry
 ) -> Float[Array, "k i b"]:
-    """The gradient with respect to `basis`: for each tap, its slice of `t` times `d_z`, summed."""
+    """The gradient with respect to `basis`: per tap, its slice of `t` times `d_z`, summed."""
     # Groups of rows are added elementwise, and the rest is summed by a product with ones: XLA:CPU
     # takes four times as long to sum over the leading axes.
     num_parts = max(n for n in range(1, 9) if d_z.shape[1] % n == 0)

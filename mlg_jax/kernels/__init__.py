@@ -1,4 +1,4 @@
-"""Parametrisations of a layer's kernel: one interface, one file for each."""
+"""Parametrisations of a layer's kernel: a common interface, and one module for each."""
 
 from mlg_jax.kernels._by_path import Kernels as Kernels
 from mlg_jax.kernels._by_path import KernelsByPath as KernelsByPath

@@ -1,4 +1,4 @@
-"""Different kernels in one network, chosen by the paths of its layers."""
+"""Different kernel parametrisations in one network, chosen by layer path."""
 
 import dataclasses
 import fnmatch
@@ -12,7 +12,7 @@ from mlg_jax.kernels._kernel import Kernel, KernelSpec
 from mlg_jax.kernels._ordinary import OrdinarySpec
 from mlg_jax.quant import QuantSpec
 
-MAX_PAIRS = 1024  # in a file; more than a network has layers
+MAX_PAIRS = 1024  # per file; no network has as many layers
 MAX_PATTERN = 256  # characters
 Patterns = tuple[tuple[str, KernelSpec | None], ...]
 Kernels = KernelSpec | QuantSpec | Mapping[str, KernelSpec | QuantSpec | None] | Patterns
@@ -20,15 +20,15 @@ Kernels = KernelSpec | QuantSpec | Mapping[str, KernelSpec | QuantSpec | None] |
 
 @dataclasses.dataclass(frozen=True)
 class KernelsByPath(KernelSpec, kind="by_path"):
-    """The first pattern (`fnmatch`) that matches a layer's path decides.
+    """Chooses a layer's spec by the first pattern (`fnmatch`) that matches its path.
 
     Args:
-        choices: `(pattern, spec)` pairs; None stands for the default.
-        default: of layers that no pattern matches, and of those to which the spec of their pattern
-            does not apply.
+        choices: `(pattern, spec)` pairs, tried in order; a spec of None stands for `default`.
+        default: spec of layers that no pattern matches, and of those to which the spec of their
+            pattern does not apply.
 
     Raises:
-        TypeError: an argument of another type.
+        TypeError: an argument has the wrong type.
     """
 
     choices: Patterns
@@ -42,39 +42,46 @@ class KernelsByPath(KernelSpec, kind="by_path"):
             check_instance(f"choices[{pattern!r}]", spec, (KernelSpec, type(None)))
 
     def to_json(self) -> dict[str, Any]:
-        """As that of every spec, with the pairs as a list."""
+        """Plain JSON values, as for every spec, with the pairs as a list."""
         pairs = [[pattern, spec and spec.to_json()] for pattern, spec in self.choices]
         return {"kind": self.kind, "choices": pairs, "default": self.default.to_json()}
 
     @classmethod
     def from_plain(cls, tree: Any, where: str) -> "KernelsByPath":
-        """Inverts `to_json` without its kind; patterns are limited in number and length."""
+        """Inverts `to_json` (without its kind); number and length of patterns are limited."""
         values = entries(cls, tree, where)
         choices = patterns_from_json(values["choices"], f"{where}.choices")
         default: Any = KernelSpec.from_json(values["default"], f"{where}.default")
         return cls(choices, default)
 
     def bind(self, layer: LayerGeometry) -> Kernel:
-        """As the first matching spec does, otherwise as the default."""
+        """Binds the first matching spec, or the default if none matches or it does not apply."""
         matches = (spec for pattern, spec in self.choices if matches_path(pattern, layer.name))
         spec = next(matches, None)
         return (spec and spec.bind(layer)) or self.default.bind(layer)
 
 
 def by_path(kernels: Kernels | None, weight_bits: int | None = None) -> KernelsByPath:
-    """One spec for all layers, or specs by pattern, with ordinary kernels elsewhere.
+    """Converts `kernels` to a spec that chooses by path, with ordinary kernels as the default.
 
     Args:
-        kernels: a spec, or a mapping from patterns or its items as a tuple; None: no pattern.
-        weight_bits: width of ordinary kernels; None does not quantise them.
+        kernels: one spec for all layers, a mapping from patterns to specs or its items as a tuple,
+            or None (no patterns). A `KernelsByPath` is returned unchanged.
+        weight_bits: bit width of ordinary kernels; None does not quantise them.
 
     Raises:
-        TypeError: something else.
+        TypeError: `kernels` has another type.
+        ValueError: `weight_bits` is given beside a `KernelsByPath`, which has its own default.
     """
     ordinary = OrdinarySpec(QuantSpec(weight_bits))
     if kernels is None:
         return KernelsByPath((), ordinary)
     if isinstance(kernels, KernelsByPath):
+        if weight_bits is not None:
+            raise ValueError(
+                "`weight_bits` must be None beside a `KernelsByPath`, whose `default` says how "
+                f"ordinary kernels are quantised; got {weight_bits!r}."
+            )
         return kernels
     check_instance("kernels", kernels, (KernelSpec, QuantSpec, Mapping, tuple))
     if isinstance(kernels, KernelSpec | QuantSpec):
@@ -85,16 +92,16 @@ def by_path(kernels: Kernels | None, weight_bits: int | None = None) -> KernelsB
 
 
 def patterns_from_json(tree: Any, where: str) -> Patterns:
-    """`(pattern, spec)` pairs from a list of lists of two, as files have them."""
+    """Reads `(pattern, spec)` pairs from a JSON list of two-element lists."""
     pairs = pairs_from_json(tree, where)
     return tuple((p, None if s is None else KernelSpec.from_json(s, where)) for p, s in pairs)
 
 
 def pairs_from_json(tree: Any, where: str) -> tuple[tuple[Any, Any], ...]:
-    """A list of lists of two, for layers or patterns of their names, which are tried in turn.
+    """Reads a JSON list of two-element lists, whose first elements are layer names or patterns.
 
     Raises:
-        ValueError: something else, or more than a network has layers.
+        ValueError: `tree` is not such a list, or has too many or too long patterns.
     """
     is_list = isinstance(tree, list)
     if not is_list or not all(isinstance(pair, list) and len(pair) == 2 for pair in tree):
@@ -114,21 +121,21 @@ def matches_path(pattern: str, path: str) -> bool:
 
 
 def as_spec(kernel: Any) -> KernelSpec:
-    """What a layer's `kernel` stands for: a `QuantSpec` is an ordinary kernel quantised by it.
+    """The spec of a layer's `kernel`; a `QuantSpec` means an ordinary kernel quantised by it.
 
     Raises:
-        TypeError: something else.
+        TypeError: `kernel` is neither a `KernelSpec` nor a `QuantSpec`.
     """
     check_instance("kernel", kernel, (KernelSpec, QuantSpec))
     return OrdinarySpec(kernel) if isinstance(kernel, QuantSpec) else kernel
 
 
 def bind_or_ordinary(kernel: Any, layer: LayerGeometry) -> Kernel:
-    """The kernel of a layer; an ordinary one where its spec does not apply."""
+    """Binds the spec `kernel` to a layer; the kernel is ordinary if the spec does not apply."""
     return as_spec(kernel).bind(layer) or OrdinarySpec().bind(layer)
 
 
 def is_plain(kernel: KernelSpec | QuantSpec) -> bool:
-    """Whether kernels are ordinary and not quantised."""
+    """Whether the spec stands for ordinary kernels without quantisation."""
     spec = as_spec(kernel)
     return isinstance(spec, OrdinarySpec) and spec.quant.is_identity

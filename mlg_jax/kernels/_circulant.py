@@ -1,4 +1,4 @@
-"""Block-circulant kernels, CirCNN: blocks of channels in which each row is the last one rotated."""
+"""Block-circulant kernels (CirCNN): in a block of channels, each row is the last one rotated."""
 
 import dataclasses
 import math
@@ -18,11 +18,12 @@ class CirculantSpec(KernelSpec, kind="circulant"):
     """`W[p b + i, q b + j, k] = blocks[p, q, (i - j) mod b, k]` for blocks of `b x b` channels.
 
     Args:
-        block_size: b; applies to kernels whose channels it divides. 1 is the ordinary kernel.
-        blocks: quantiser of the first columns of all blocks.
+        block_size: b; the spec applies to kernels whose channel counts it divides. 1 gives the
+            ordinary kernel.
+        blocks: quantiser of the first columns of all blocks, which are stored.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
     Reference: CirCNN, https://arxiv.org/abs/1708.08917.
     """
@@ -35,7 +36,7 @@ class CirculantSpec(KernelSpec, kind="circulant"):
         check_instance("blocks", self.blocks, QuantSpec)
 
     def bind(self, layer: LayerGeometry) -> "CirculantKernel | None":
-        """Applies where the block size divides both channel counts."""
+        """Applies if the block size divides both channel counts."""
         shape = layer.kernel_shape
         is_whole = shape.in_channels % self.block_size == shape.out_channels % self.block_size == 0
         return CirculantKernel(self, layer) if is_whole else None
@@ -43,7 +44,7 @@ class CirculantSpec(KernelSpec, kind="circulant"):
 
 @dataclasses.dataclass(frozen=True)
 class CirculantKernel(Kernel):
-    """The first column of every block: a fraction `1 / block_size` of the kernel."""
+    """Stores the first column of every block, a fraction `1 / block_size` of the kernel."""
 
     spec: CirculantSpec
 
@@ -57,7 +58,7 @@ class CirculantKernel(Kernel):
         return (Factor("blocks", stored, self.spec.blocks, init),)
 
     def build(self, factors: Factors) -> Array:
-        """Rotates the first column of every block."""
+        """Expands every block by rotating its first column."""
         size = self.spec.block_size
         i, j = jnp.ogrid[:size, :size]
         whole = factors["blocks"][:, :, (i - j) % size]  # [P, Q, b, b, K]

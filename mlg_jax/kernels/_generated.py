@@ -1,4 +1,4 @@
-"""Kernels generated from bases and coefficients at two levels, the MLG method: `W = V (U B)`."""
+"""Kernels of the MLG method, generated from bases and coefficients at two levels: `W = V (U B)`."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mlg_jax._checks import check_choice, check_floating, check_instance, check_integer
-from mlg_jax._convolution import from_layout, to_layout
+from mlg_jax._convolution import from_layout
 from mlg_jax._types import Array, Float, KernelShape, LayerGeometry
 from mlg_jax.generation import (
     FactorShapes,
@@ -23,8 +23,9 @@ from mlg_jax.generation import (
     decompose,
     distinct_implementations,
     factor_shapes,
-    generate_kernel,
     orthogonality_penalty,
+    pad_bases,
+    taps_first,
 )
 from mlg_jax.kernels._kernel import GENERATE, Factor, Factors, Kernel, KernelSpec
 from mlg_jax.kernels._torch import TorchModule, take_weight
@@ -40,14 +41,14 @@ class GenerationSpec(KernelSpec, kind="generated"):
     """How the kernels of a network are generated: `W = V (U B)`.
 
     Args:
-        base_in: Bi, basis kernels within one base; 0 leaves level 1 out.
-        base_out: Bo, bases across kernels; 0 leaves level 2 out.
+        base_in: Bi, number of basis kernels per base; 0 omits level 1.
+        base_out: Bo, number of bases; 0 omits level 2.
         basis, coeff_in, coeff_out: quantisers of B, U and V.
-        init: `fan_out` gives every factor He's deviation over its own fan-out, as published;
-            `variance` scales the three alike so that the *product* has He's variance.
+        init: `fan_out` gives every factor He's deviation for its own fan-out, as published;
+            `variance` rescales all factors equally so that the *product* has He's variance.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
 
     Example:
         >>> paper = GenerationSpec.from_bits(2, 44, 3, 6, 3)  # written "2-44-3-6-3"
@@ -84,18 +85,18 @@ class GenerationSpec(KernelSpec, kind="generated"):
         return cls(base_in, base_out, basis, coeff_in, coeff_out)
 
     def notation(self, *, unquantized: str = "32") -> str:
-        """The paper's "Bi-Bo-qb-qu-qv", with `unquantized` where a factor has no bits."""
+        """The paper's "Bi-Bo-qb-qu-qv", with `unquantized` as the width of unquantised factors."""
         widths = (self.basis.bits, self.coeff_in.bits, self.coeff_out.bits)
         bits = (unquantized if b is None else b for b in widths)
         return "-".join(map(str, (self.base_in, self.base_out, *bits)))
 
     def bind(self, layer: LayerGeometry) -> "GeneratedKernel | None":
-        """Applies where at least one level does."""
+        """Applies if at least one level does."""
         kernel = GeneratedKernel(self, layer)
         return None if self.resolve(layer.kernel_shape) is None else kernel
 
     def resolve(self, shape: KernelShape) -> FactorShapes | None:
-        """The shapes of the factors; None where neither level applies."""
+        """The shapes of the factors; None if neither level applies."""
         return factor_shapes(self.base_in, self.base_out, shape)
 
 
@@ -110,14 +111,14 @@ class GeneratedKernel(Kernel):
 
     @functools.cached_property
     def shapes(self) -> FactorShapes:
-        """Of the factors."""
+        """The shapes of the factors."""
         shapes = self.spec.resolve(self.layer.kernel_shape)
         assert shapes is not None, "`bind` refuses such layers"
         return shapes
 
     @functools.cached_property
     def factors(self) -> tuple[Factor, ...]:
-        """B, U and V, as far as they exist."""
+        """B, and U and V if their level exists."""
         present = {n: s for n, s in self.shapes._asdict().items() if s is not None}
         deviations = _deviations(self.spec.init, self.shapes, self.layer.kernel_shape)
         normal = jax.nn.initializers.normal
@@ -128,25 +129,31 @@ class GeneratedKernel(Kernel):
 
     def build(self, factors: Factors) -> Array:
         """`W = V (U B)`."""
-        return to_layout(generate_kernel(*_arguments(factors)), self.layer.kernel_shape)
+        factors = pad_bases(factors, factors["basis"].dtype)
+        kernel = jnp.moveaxis(taps_first(*_arguments(factors)), 0, -1)
+        return kernel.reshape(self.layer.kernel_shape.layout)
 
     @property
     def implementations(self) -> tuple[str, ...]:
-        """Those that differ for these levels."""
+        """The implementations that are different programs for the existing levels."""
         return distinct_implementations(self.shapes)
 
     def choose_implementation(self, dtype: Any, *, is_training: bool) -> str:
-        """The fastest for the shapes, by a calibrated cost model."""
+        """The fastest for the layer's shapes, as predicted by a calibrated cost model."""
         return choose_implementation(self.shapes, self.layer, dtype, is_training=is_training)
 
     def canonical(self, implementation: str) -> str:
-        """Without level 1, `factored` is `factored_out`; without level 2, that is `generate`."""
+        """Merges names of the same program.
+
+        Without level 1, `factored` becomes `factored_out`; without level 2, `factored_out` becomes
+        `generate`.
+        """
         if implementation == "factored" and self.shapes.coeff_in is None:
             return "factored_out"
         return super().canonical(implementation)
 
     def apply(self, factors: Factors, x: Array, implementation: str | None) -> Array:
-        """`generate` builds W and convolves; the others multiply by the factors in turn."""
+        """`generate` builds W and convolves; the others apply the factors one after another."""
         if implementation in (None, GENERATE):
             return super().apply(factors, x, implementation)
         check_choice("implementation", implementation, (GENERATE, *_APPLY))
@@ -157,10 +164,10 @@ class GeneratedKernel(Kernel):
         return orthogonality_penalty(*_arguments(factors))
 
     def project(self, kernel: Array, *, clip: bool = False) -> dict[str, Array]:
-        """Truncated singular value decompositions; base by base, factors of equal size.
+        """Truncated singular value decompositions, with the factors of every base balanced.
 
-        Without `clip` the largest entries are equal, as published; with it the deviations are, and
-        the computation takes place on the host.
+        Without `clip`, their largest entries are made equal, as published; with `clip`, their
+        deviations are, and the computation runs on the host.
         """
         rows = from_layout(kernel)
         if clip:
@@ -171,13 +178,13 @@ class GeneratedKernel(Kernel):
         return self.to_params(balance_peaks(values, bounded))
 
     def scale_outputs(self, factors: Factors, gain: Any) -> dict[str, Any]:
-        """V has a row per output channel; without level 2 there is one base per channel."""
+        """Scales the rows of V, or without level 2 the bases, of which each channel has one."""
         if "coeff_out" in factors:
             return {**factors, "coeff_out": factors["coeff_out"] * gain[:, None]}
         return {**factors, "basis": factors["basis"] * gain[:, None, None]}
 
     def from_torch(self, module: TorchModule) -> dict[str, np.ndarray]:
-        """The original code keeps B in a corner of the full weight, or under its own name."""
+        """The original code stores B in a corner of the full weight, or as `basis`."""
         return {f.name: self._take(module, f) for f in self.factors}
 
     def _take(self, module: TorchModule, factor: Factor) -> np.ndarray:
@@ -192,21 +199,22 @@ class GeneratedKernel(Kernel):
 
 
 def project_kernel(kernel: Float[Array, "o c k"], spec: GenerationSpec) -> ProjectedFactors:
-    """The factors whose unquantised product is near `kernel`.
+    """Factors whose unquantised product approximates `kernel`.
 
-    Level 2: the truncated decomposition of the matrix `[Co, Ci K]`, left vectors on V.
-    Level 1: each of the Bo remaining matrices `[Ci, K]` truncated to rank Bi, singular values on U.
+    Level 2: truncated SVD of the matrix `[Co, Ci K]`, whose left singular vectors are V.
+    Level 1: truncated SVD of each of the Bo remaining matrices `[Ci, K]` to rank Bi, whose singular
+    values go to U.
 
     Args:
         kernel: `[Co, Ci, K]`, floating.
         spec: the requested bases; its bits are not used.
 
     Returns:
-        `(basis, coeff_in, coeff_out)`; where neither level applies `(kernel, None, None)`.
+        `(basis, coeff_in, coeff_out)`, or `(kernel, None, None)` if neither level applies.
 
     Raises:
         TypeError: `kernel` is not floating or `spec` is not a GenerationSpec.
-        ValueError: `kernel` has another rank than 3 or is empty.
+        ValueError: `kernel` is not three-dimensional or is empty.
 
     Reference: https://arxiv.org/abs/2108.11430 ("SVD init").
     """
@@ -214,7 +222,7 @@ def project_kernel(kernel: Float[Array, "o c k"], spec: GenerationSpec) -> Proje
     check_instance("spec", spec, GenerationSpec)
     if jnp.ndim(kernel) != 3 or jnp.size(kernel) == 0:
         raise ValueError(
-            f"`kernel` must have shape [Co, Ci, K] without zeros; got {jnp.shape(kernel)}."
+            f"`kernel` must have shape [Co, Ci, K] with sizes > 0; got {jnp.shape(kernel)}."
         )
     out_channels, in_channels, taps = jnp.shape(kernel)
     shapes = spec.resolve(KernelShape(out_channels, in_channels, (taps, 1)))
@@ -222,9 +230,9 @@ def project_kernel(kernel: Float[Array, "o c k"], spec: GenerationSpec) -> Proje
 
 
 def bsconv_u(*, basis: QuantSpec = _UNQUANTIZED, coeff: QuantSpec = _UNQUANTIZED) -> GenerationSpec:
-    """Blueprint-separable convolution, BSConv-U: one basis kernel per output channel, weighted.
+    """Blueprint separable convolution (BSConv-U): a basis kernel per output channel, weighted.
 
-    It is the MLG method with `Bi = 1` and no level 2.
+    This is the MLG method with `Bi = 1` and no level 2.
 
     Args:
         basis: quantiser of the basis kernels, `[Co, 1, K]`.
@@ -255,7 +263,7 @@ def _deviations(init: str, shapes: FactorShapes, kernel: KernelShape) -> dict[st
         "coeff_out": 2.0 / kernel.out_channels,
     }
     if init == "variance":
-        # A sum of n products of independent factors has n times the product of variances.
+        # A sum of n products of independent factors has n times the product of their variances.
         present = [variances[name] for name, shape in shapes._asdict().items() if shape is not None]
         num_terms = (num_bases if shapes.coeff_out else 1) * base_in
         correction = he_variance / (num_terms * math.prod(present))

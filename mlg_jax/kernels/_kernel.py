@@ -1,4 +1,4 @@
-"""One interface for every parametrisation of a kernel: what users write, what layers call."""
+"""The interface of kernel parametrisations: `KernelSpec` for users, `Kernel` for layers."""
 
 import abc
 import dataclasses
@@ -14,13 +14,14 @@ from mlg_jax._checks import check_choice
 from mlg_jax._convolution import convolve_as
 from mlg_jax._dataclass_json import from_plain, to_plain
 from mlg_jax._linear_vjp import rebuild_in_backward
+from mlg_jax._platform import traced_platform
 from mlg_jax._types import Array, Initializer, Key, LayerGeometry
 from mlg_jax.kernels._least_squares import least_squares
 from mlg_jax.kernels._torch import TorchModule
 from mlg_jax.quant import QuantSpec, clip_to_grid, fake_quantize, unquantize
 
-Factors = Mapping[str, Any]  # arrays by name, or whatever stands for them under a transformation
-GENERATE = "generate"  # the implementation that every kernel has
+Factors = Mapping[str, Any]  # arrays by name, or their stand-ins under a transformation
+GENERATE = "generate"  # the default implementation: builds the kernel, then applies it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Factor:
     name: str  # its key among the layer's parameters
     shape: tuple[int, ...]
     quant: QuantSpec = QuantSpec()
-    # Not compared: equal initializers are often different functions.
+    # Not compared: equivalent initializers are often distinct functions.
     init: Initializer = dataclasses.field(default=jax.nn.initializers.zeros, compare=False)
 
     @property
@@ -40,19 +41,19 @@ class Factor:
 
     @property
     def num_bits(self) -> int:
-        """Bits stored."""
+        """Number of stored bits."""
         return self.num_params * self.quant.stored_bits
 
 
 class KernelSpec(abc.ABC):
-    """How kernels are parametrised: frozen, hashable, the same value for every layer.
+    """A parametrisation of kernels: frozen, hashable and independent of the layer.
 
     A subclass is a frozen dataclass of numbers, strings, tuples and `QuantSpec`s, declared with
-    the name under which files refer to it: `class MySpec(KernelSpec, kind="my_kernel")`.
+    the name by which files refer to it: `class MySpec(KernelSpec, kind="my_kernel")`.
     """
 
     kind: ClassVar[str]
-    implementations: ClassVar[tuple[str, ...]] = (GENERATE,)  # that its kernels may have
+    implementations: ClassVar[tuple[str, ...]] = (GENERATE,)  # all that its kernels can have
     kinds: ClassVar[dict[str, type["KernelSpec"]]] = {}
 
     def __init_subclass__(cls, kind: str, **options: Any) -> None:
@@ -62,18 +63,19 @@ class KernelSpec(abc.ABC):
 
     @abc.abstractmethod
     def bind(self, layer: LayerGeometry) -> "Kernel | None":
-        """The parametrisation of one layer; None where it does not apply to such a kernel."""
+        """The parametrised kernel of one layer; None if the spec does not apply to its shape."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, the kind among them."""
+        """Plain JSON values, including the kind."""
         return {"kind": self.kind} | to_plain(self)
 
     @staticmethod
     def from_json(tree: Any, where: str = "kernel") -> "KernelSpec":
-        """What `to_json` returned; without a kind, as in files of version 0.1, `generated`.
+        """Inverts `to_json`; the kind is `generated` if missing, as in files of version 0.1.
 
         Raises:
-            TypeError, ValueError: an unknown kind, or another structure, type or range.
+            TypeError, ValueError: the kind is unknown, the keys are not those of its fields, or a
+                value has the wrong type or is out of range.
         """
         values = dict(tree) if isinstance(tree, Mapping) else tree
         kind = values.pop("kind", "generated") if isinstance(values, dict) else "generated"
@@ -82,7 +84,7 @@ class KernelSpec(abc.ABC):
 
     @classmethod
     def from_plain(cls, tree: Any, where: str) -> "KernelSpec":
-        """The spec of this class whose fields a mapping holds."""
+        """Builds a spec of this class from a mapping of its fields."""
         return from_plain(cls, tree, where)
 
 
@@ -90,12 +92,12 @@ class KernelSpec(abc.ABC):
 class Kernel(abc.ABC):
     """The parametrisation of one layer's kernel.
 
-    `build` is linear in each factor. Everything else follows from `factors` and `build`, and is
-    overridden where there is a better way.
+    `build` must be linear in each factor. Everything else has a default in terms of `factors` and
+    `build`; subclasses override it where they can do better.
 
     Attributes:
-        spec: what it was bound from.
-        layer: the layer that it serves.
+        spec: the spec that it was bound from.
+        layer: the layer that it belongs to.
     """
 
     spec: Any
@@ -112,44 +114,49 @@ class Kernel(abc.ABC):
 
     @property
     def implementations(self) -> tuple[str, ...]:
-        """The different ways to compute `apply`; empty where there is nothing to choose."""
+        """The different ways to compute `apply`; empty if there is nothing to choose."""
         return self.spec.implementations
 
     def choose_implementation(self, dtype: Any, *, is_training: bool) -> str:
-        """What `auto` stands for: one of `implementations`."""
+        """The one of `implementations` that `auto` stands for."""
         return self.implementations[0]
 
     def canonical(self, implementation: str) -> str:
-        """The one of `implementations` that is meant by a name of another kernel's."""
+        """Maps any implementation name to one of `implementations`, by default to `generate`."""
         return implementation if implementation in self.implementations else GENERATE
 
     def apply(self, factors: Factors, x: Array, implementation: str | None) -> Array:
-        """The layer's output without bias, in the dtype of x; every implementation is equal.
+        """The layer's output without bias, in the dtype of x, the same for every implementation.
 
-        This one rebuilds the kernel in both passes and keeps the factors and x.
+        This default rebuilds the kernel in both passes. Residuals: the factors and x.
 
         Args:
-            factors: quantised.
+            factors: the quantised factors.
             x: `[N, H, W, C]`, or `[..., C]` for a dense layer.
             implementation: one of `implementations`, or None if that is empty.
         """
 
-        def run(factors: Factors, x: Array) -> Array:
-            return convolve_as(self.layer, x, self.build(factors).astype(x.dtype))
+        def build(factors: Factors) -> Array:
+            if traced_platform() != "cpu":  # narrow products are faster there, but not on CPUs
+                factors = jax.tree.map(lambda factor: factor.astype(x.dtype), dict(factors))
+            return self.build(factors).astype(x.dtype)
 
-        return rebuild_in_backward(run)(factors, x)
+        def product(kernel: Array, x: Array) -> Array:
+            return convolve_as(self.layer, x, kernel)
+
+        return rebuild_in_backward(build, product)(factors, x)
 
     def penalty(self, factors: Factors) -> Array | None:
-        """What is added to the loss, from unquantised factors; None: nothing."""
+        """A scalar to add to the loss, from unquantised factors; None if there is no penalty."""
         return None
 
     def project(self, kernel: Array, *, clip: bool = False) -> dict[str, Array]:
-        """Parameters that, unrounded, generate nearly `kernel`; least squares on `build`.
+        """Parameters whose unrounded factors approximate `kernel`, by least squares on `build`.
 
         Args:
             kernel: in Flax's layout, floating.
-            clip: moves entries beyond the end of the grid that rounds their factor best to that
-                end. Without it the grid reaches the largest entry.
+            clip: clips every factor to the range of the grid that rounds it with the least error.
+                Without it, the grid extends to the largest entry.
         """
         values = least_squares(self.build, self.init(jax.random.key(0), kernel.dtype), kernel)
         return self.to_params(values, clip=clip)
@@ -158,15 +165,15 @@ class Kernel(abc.ABC):
         """Factors of the kernel whose output channels are multiplied by `gain`, `[out]`.
 
         Raises:
-            ValueError: this parametrisation does not contain such kernels.
+            ValueError: this parametrisation cannot represent such kernels.
         """
         raise ValueError(
             f"`fold` must be False for kernels of kind {self.spec.kind!r} "
-            f"(layer {self.layer.name}): they cannot take up the scale of a norm."
+            f"(layer {self.layer.name}): they cannot absorb the scale of a norm."
         )
 
     def from_torch(self, module: TorchModule) -> dict[str, np.ndarray]:
-        """The parameters in a PyTorch module: by default arrays of the same names and shapes."""
+        """The parameters from a PyTorch module: by default, arrays of the same names and shapes."""
         return {f.name: module.take(f.name, f.shape) for f in self.factors}
 
     def init(self, key: Key, dtype: Any) -> dict[str, Array]:
@@ -175,7 +182,7 @@ class Kernel(abc.ABC):
         return {f.name: f.init(k, f.shape, dtype) for f, k in zip(self.factors, keys, strict=True)}
 
     def quantize(self, params: Factors, key: Key | None = None) -> dict[str, Array]:
-        """Every factor on its own grid; `key` decides what is left out where `ratio < 1`."""
+        """Quantises every factor; `key` selects the entries that are rounded if `ratio < 1`."""
         keys = _keys(key, len(self.factors))
         return {
             factor.name: fake_quantize(params[factor.name], factor.quant, key=k)
@@ -183,7 +190,7 @@ class Kernel(abc.ABC):
         }
 
     def to_params(self, values: Factors, *, clip: bool = False) -> dict[str, Array]:
-        """Parameters whose re-parametrised, unrounded values are these; `clip` as in `project`."""
+        """Parameters with these re-parametrised, unrounded values; `clip` as in `project`."""
 
         def param(factor: Factor) -> Array:
             value = values[factor.name]
@@ -203,12 +210,12 @@ class Kernel(abc.ABC):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class LayerRecord(LayerGeometry):
-    """A layer's description of itself: all that accounting, export and projection read."""
+    """A layer's description of itself, which accounting, export and projection read."""
 
-    factors: tuple[Factor, ...] = ()  # every parameter of the layer, the bias among them
+    factors: tuple[Factor, ...] = ()  # all parameters of the layer, including the bias
     kernel: Kernel | None = None  # None for layers without one
-    implementation: str | None = None  # of the kernel; None: there is nothing to choose
-    follows: str | None = None  # of a norm: the convolution beside it whose output it takes
+    implementation: str | None = None  # of the kernel; None if there is nothing to choose
+    follows: str | None = None  # of a norm: the sibling convolution whose output it normalises
     epsilon: float = 0.0  # of a norm
 
     @property
@@ -223,12 +230,12 @@ class LayerRecord(LayerGeometry):
 
     @property
     def num_bits(self) -> int:
-        """Bits that the layer stores."""
+        """Number of stored bits."""
         return sum(factor.num_bits for factor in self.factors)
 
     @property
     def num_dense_params(self) -> int:
-        """Entries of the same layer with an ordinary kernel."""
+        """Number of entries of the same layer with an ordinary kernel."""
         if self.kernel is None:
             return self.num_params
         generated = sum(factor.num_params for factor in self.kernel.factors)

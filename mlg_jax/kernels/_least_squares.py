@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from mlg_jax._types import Array
 from mlg_jax.quant import wide
 
-_NUM_ROUNDS = 20  # through all factors; one suffices for a single factor
+_NUM_ROUNDS = 20  # over all factors; a single factor needs only one
 _NUM_STEPS = 50  # of conjugate gradients for one factor
 
 Factors = Mapping[str, Any]
@@ -43,7 +43,7 @@ def least_squares(
 def _solve(
     build: Callable[[Factors], Array], factors: dict[str, Array], name: str, target: Array
 ) -> Array:
-    """The best value of one factor, the others fixed: its normal equations `J'J v = J't`."""
+    """The best value of one factor with the others fixed, by its normal equations `J'J v = J't`."""
 
     def linear(value: Array) -> Array:
         return build(factors | {name: value})

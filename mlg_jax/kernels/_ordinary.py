@@ -1,4 +1,4 @@
-"""The ordinary kernel: stored whole, and quantised as a whole if it has bits."""
+"""The ordinary kernel, stored entry by entry and optionally quantised as a whole."""
 
 import dataclasses
 import math
@@ -20,14 +20,14 @@ FANS = ("in", "out")
 
 @dataclasses.dataclass(frozen=True)
 class OrdinarySpec(KernelSpec, kind="ordinary"):
-    """`W` itself.
+    """The kernel `W` itself is the parameter.
 
     Args:
-        quant: quantiser of the whole kernel; with few bits it is the low-bit baseline.
+        quant: quantiser of the whole kernel; few bits give the low-bit baseline.
         fan: He's fan for the initial deviation `sqrt(2 / fan)`: `out` (convolutions) or `in`.
 
     Raises:
-        TypeError, ValueError: an argument of another type or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     implementations = ()  # there is nothing to choose
@@ -45,7 +45,7 @@ class OrdinarySpec(KernelSpec, kind="ordinary"):
 
 @dataclasses.dataclass(frozen=True)
 class OrdinaryKernel(Kernel):
-    """One factor, the kernel."""
+    """A kernel with a single factor, the kernel itself."""
 
     spec: OrdinarySpec
 
@@ -62,7 +62,7 @@ class OrdinaryKernel(Kernel):
         return factors["kernel"]
 
     def apply(self, factors: Factors, x: Array, implementation: str | None = None) -> Array:
-        """The plain product; the kernel is a parameter, so nothing is rebuilt."""
+        """The plain product; the kernel is a parameter, so it is not rebuilt."""
 
         def run(kernel: Array, x: Array) -> Array:
             return convolve_as(self.layer, x, kernel.astype(x.dtype))
@@ -70,14 +70,14 @@ class OrdinaryKernel(Kernel):
         return weight_grad_first(run)(factors["kernel"], x)
 
     def project(self, kernel: Array, *, clip: bool = False) -> dict[str, Array]:
-        """Exact, up to the quantiser."""
+        """Exact, up to quantisation."""
         return self.to_params({"kernel": kernel}, clip=clip)
 
     def scale_outputs(self, factors: Factors, gain: Any) -> dict[str, Any]:
-        """The output channels are the last axis."""
+        """Scales the last axis, the output channels."""
         return {"kernel": factors["kernel"] * gain}
 
     def from_torch(self, module: TorchModule) -> dict[str, np.ndarray]:
-        """PyTorch's weight, its axes in Flax's order."""
+        """PyTorch's weight, transposed to Flax's layout."""
         weight = take_weight(module, self.layer.kernel_shape)
         return {"kernel": weight.T if weight.ndim == 2 else weight.transpose(2, 3, 1, 0)}

@@ -1,4 +1,4 @@
-"""What a kernel sees of a PyTorch module whose parameters it takes over."""
+"""The view of a PyTorch module from which a kernel takes its parameters."""
 
 from typing import Protocol
 
@@ -14,13 +14,13 @@ class TorchModule(Protocol):
         """Whether there is an array of that name."""
 
     def take(self, name: str, *shapes: tuple[int, ...]) -> np.ndarray:
-        """The array, in the first of these shapes; one of the others is reshaped to it."""
+        """The array, which must have one of `shapes`, reshaped to the first of them."""
 
 
 def take_weight(module: TorchModule, shape: KernelShape) -> np.ndarray:
-    """The ordinary weight, `[out, in, height, width]`, or `[out, in]` of a dense layer.
+    """The ordinary weight, `[out, in, height, width]`, or `[out, in]` for a dense layer.
 
-    A dense layer's may be stored as that of a 1 x 1 convolution.
+    A dense layer's weight may be stored as that of a 1 x 1 convolution.
     """
     channels = (shape.out_channels, shape.in_channels)
     if shape.window is None:

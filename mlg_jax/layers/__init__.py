@@ -1,4 +1,4 @@
-"""Flax Linen layers whose kernels come from injected specs, and the records they leave."""
+"""Flax Linen layers whose kernels come from injected specs, and the records that describe them."""
 
 from mlg_jax.layers._activation import ActivationQuantizer as ActivationQuantizer
 from mlg_jax.layers._call import forward as forward
@@ -21,6 +21,7 @@ from mlg_jax.layers._records import decoded_variables as decoded_variables
 from mlg_jax.layers._records import layer_factors as layer_factors
 from mlg_jax.layers._records import layer_params as layer_params
 from mlg_jax.layers._records import layer_records as layer_records
+from mlg_jax.layers._records import quantized_variables as quantized_variables
 from mlg_jax.layers._records import total_penalty as total_penalty
 from mlg_jax.layers._records import variable_shapes as variable_shapes
 from mlg_jax.layers._relu import relu6_by_sign as relu6_by_sign

@@ -17,9 +17,9 @@ from mlg_jax.quant import (
 
 
 class ActivationQuantizer(nn.Module):
-    """Quantises its input; in training the running range moves first, then the batch is quantised.
+    """Quantises its input; in training, after updating the running range with the batch.
 
-    Collections: `batch_stats` holds `range` (minimum, maximum, whether set), scheme `normal` only.
+    Collections: `batch_stats` holds `range` (`minimum`, `maximum`, `is_set`), for scheme `normal`.
     """
 
     spec: ActivationSpec
@@ -47,7 +47,7 @@ def _to_dict(state: ActivationRange) -> dict[str, Array]:
 
 
 def _before_training(state: ActivationRange, x: Array) -> ActivationRange:
-    """The range to evaluate with; a model that has seen no batch yet takes this one's."""
+    """The range for evaluation: the running one, or that of `x` before the first training step."""
     return jax.lax.cond(
         state.is_set, lambda: state, lambda: update_range(initial_range(state.minimum.dtype), x)
     )

@@ -1,4 +1,4 @@
-"""How a Linen model is called: what it takes images of, and how it learns that it is trained."""
+"""How Linen models are called: their input shape, and the argument for training or evaluation."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ def mode_options(model: nn.Module, *, train: bool) -> dict[str, Any]:
     """The keyword argument that tells `model` whether it is being trained.
 
     Its `__call__` may name it `train`, `training` or `is_training`, or, negated, `deterministic`
-    or `use_running_average`. A model with none of these is called without.
+    or `use_running_average`. For a model with none of these, the result is empty.
     """
     if isinstance(model, Generated):
         return mode_options(model.model, train=train)
@@ -28,16 +28,16 @@ def mode_options(model: nn.Module, *, train: bool) -> dict[str, Any]:
 
 
 def forward(model: nn.Module, *, train: bool) -> Callable[..., Any]:
-    """`model.apply` in one of its modes: `(variables, x, **options) -> outputs`."""
+    """`model.apply` for training or evaluation: `(variables, x, **options) -> outputs`."""
     options = mode_options(model, train=train)
     return lambda variables, x, **more: model.apply(variables, x, **options, **more)
 
 
 def input_shape_of(model: nn.Module, input_shape: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The shape given, or the model's own.
+    """`input_shape`, or the model's own if it is None.
 
     Raises:
-        ValueError: neither is there.
+        ValueError: `input_shape` is None and the model does not have its own.
     """
     check_instance("model", model, nn.Module)
     shape = getattr(model, "input_shape", None) if input_shape is None else input_shape
@@ -50,7 +50,7 @@ def input_shape_of(model: nn.Module, input_shape: Sequence[int] | None = None) -
 
 
 def init(model: nn.Module, key: Any, x: Any) -> Any:
-    """Initial variables, in evaluation mode: no random stream but `params` is needed."""
+    """Initial variables, in evaluation mode: `params` is the only random stream needed."""
     return model.init(key, x, **mode_options(model, train=False))
 
 

@@ -1,4 +1,4 @@
-"""Convolution whose kernel comes from an injected `KernelSpec`; otherwise Flax Linen's."""
+"""Convolution whose kernel comes from an injected `KernelSpec`; otherwise as in Flax Linen."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +32,7 @@ class Conv(nn.Module):
 
     Attributes:
         features: output channels, a multiple of `feature_group_count`.
-        kernel_size: height and width of the kernel; an integer is both.
+        kernel_size: height and width of the kernel; an integer sets both.
         strides, kernel_dilation: positive, per axis or for both; None is 1.
         padding: `SAME`, `SAME_LOWER`, `VALID`, `CIRCULAR`, `REFLECT`, an integer, or for each axis
             an integer or a pair `(low, high)`.
@@ -43,18 +43,18 @@ class Conv(nn.Module):
         dtype: of the computation; None follows the input and the parameters.
         param_dtype: of the parameters.
         precision: of products, as in `jax.default_matmul_precision`; None is JAX's own default.
-        kernel_init: of an ordinary kernel; None: He's normal. Generated kernels have their own.
+        kernel_init: of an ordinary kernel; None is He's normal. Generated kernels have their own.
         bias_init: of the bias.
         kernel: the parametrisation of the kernel: a `KernelSpec` such as `GenerationSpec`, or a
-            `QuantSpec` for an ordinary kernel that is quantised as a whole. Where a spec does not
+            `QuantSpec` for an ordinary kernel that is quantised as a whole. If a spec does not
             apply to the layer's shape, the kernel is ordinary.
         input_quant: quantiser of the input.
-        implementation: how a generated kernel is applied, the same function in every case:
+        implementation: how a generated kernel is applied, with the same result in every case:
             `generate` builds it, then convolves; `factored_out` convolves with U B, then multiplies
-            by V; `factored` multiplies by U, B and V in turn; `auto` takes what should be fastest
-            for these shapes. Or `(path pattern, one of these)` pairs, the first match decides.
+            by V; `factored` multiplies by U, B and V in turn; `auto` takes the one predicted to be
+            fastest. Or `(path pattern, one of these)` pairs, of which the first match decides.
 
-    Collections: `params`; `batch_stats` holds the input quantiser's running range; `factors`, where
+    Collections: `params`; `batch_stats` holds the input quantiser's running range; `factors`, if
     given, holds quantised factors that are used in place of the parameters.
     Random streams: `quantize`, in training with partial quantisation.
     """
@@ -81,8 +81,8 @@ class Conv(nn.Module):
     def __call__(self, x: Array, *, train: bool | None = None) -> Array:
         """Convolves `x`, `[..., H, W, C]`, floating.
 
-        `train` decides about partial quantisation, the input quantiser's range and `auto`. None:
-        the layer is trained if `batch_stats` is mutable or there is a random stream `quantize`.
+        `train` controls partial quantisation, the input quantiser's range and `auto`. None means
+        training if `batch_stats` is mutable or there is a random stream `quantize`.
         """
         check_layer(self, x)
         self._check(x)
@@ -113,7 +113,7 @@ class Conv(nn.Module):
         )
 
     def _pads(self, x: Array) -> Pads:
-        """`(low, high)` of both axes; raises unless the kernel fits into the padded image."""
+        """`(low, high)` per axis; raises ValueError if the kernel exceeds the padded image."""
         kernel_size = _pair("kernel_size", self.kernel_size)
         dilation = _pair("kernel_dilation", self.kernel_dilation)
         spans = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel_size, strict=True))
@@ -144,7 +144,7 @@ class Conv(nn.Module):
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
-    """An integer or a sequence of two as a pair; None is 1."""
+    """Converts an integer, a sequence of two or None (1) to a pair."""
     value = 1 if value is None else value
     pair = tuple(value) if isinstance(value, list | tuple) else (value, value)
     check_pair(name, pair, 1)
@@ -154,7 +154,7 @@ def _pair(name: str, value: Any) -> tuple[int, int]:
 def _explicit(
     padding: Any, size: tuple[int, ...], spans: tuple[int, ...], strides: tuple[int, int]
 ) -> Pads:
-    """`(low, high)` of both axes."""
+    """`(low, high)` per axis."""
     if isinstance(padding, str):
         if padding not in _PADDINGS:
             raise ValueError(

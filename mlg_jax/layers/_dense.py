@@ -1,4 +1,4 @@
-"""Dense layer whose kernel comes from an injected `KernelSpec`; otherwise Flax Linen's."""
+"""Dense layer whose kernel comes from an injected `KernelSpec`; otherwise as in Flax Linen."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ class Dense(nn.Module):
     """`x @ kernel + bias` over the last axis, `[..., C]` to `[..., features]`.
 
     Attributes are those of `flax.linen.Dense`, in its order and with its defaults, then our own;
-    what they mean is said at `Conv`.
+    `Conv` documents them.
     """
 
     features: int

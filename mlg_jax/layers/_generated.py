@@ -1,4 +1,4 @@
-"""A model of plain Flax layers with other kernels: its layers are replaced while it is called."""
+"""Gives a model of plain Flax layers other kernels, by replacing its layers during each call."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from mlg_jax.layers._dense import Dense
 
 Implementation = str | tuple[tuple[str, str], ...]
 
-# Plain layers by those that replace them; our own too, while their kernels are ordinary.
+# Plain layers and their replacements; our own layers are replaced if their kernels are ordinary.
 _REPLACED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv: Conv,
     nn.Dense: Dense,
@@ -32,11 +32,11 @@ _REPLACED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 class KernelSwap(nn.Module):
-    """A foreign model whose kernels are given from outside.
+    """Base class of foreign models whose kernels are replaced.
 
     Attributes:
         kernel: the parametrisation of all its convolutions and dense layers.
-        implementation: how kernels are applied, as `Conv` takes it.
+        implementation: how kernels are applied, as in `Conv`.
     """
 
     kernel: KernelSpec = OrdinarySpec()
@@ -48,7 +48,7 @@ class KernelSwap(nn.Module):
         raise NotImplementedError
 
     def check_patterns(self, paths: list[str]) -> None:
-        """Raises unless every pattern matches one of the layers at these paths."""
+        """Raises ValueError unless every pattern matches one of the layers at these paths."""
         patterns = self.kernel.choices if isinstance(self.kernel, KernelsByPath) else ()
         for pattern, _ in patterns:
             if not any(matches_path(pattern, path) for path in paths):
@@ -60,8 +60,8 @@ class KernelSwap(nn.Module):
 class Generated(KernelSwap):
     """A Linen module whose `nn.Conv` and `nn.Dense` layers get their kernels from `kernel`.
 
-    Made by `generated`. It is called as the module is, and its variables have the names of the
-    module's own, with factors in place of the kernels.
+    Created by `generated`. It is called like the module, and its variables have the module's
+    names, with factors in place of kernels.
 
     Attributes:
         model: the module.
@@ -70,17 +70,17 @@ class Generated(KernelSwap):
     model: nn.Module = dataclasses.field(kw_only=True)
 
     def setup(self) -> None:
-        """The module's variables are this one's."""
+        """Shares the scope of the module, so that variables keep their names."""
         nn.share_scope(self, self.model)
 
     @property
     def full_name(self) -> str:
-        """That of the module."""
+        """The name of the module's class."""
         return f"{type(self.model).__module__}.{type(self.model).__qualname__}"
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
-        """The module's own, if it has one."""
+        """The module's own input shape, if it has one."""
         return getattr(self.model, "input_shape", None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -103,7 +103,7 @@ def _replace(
 ) -> Any:
     """Runs a layer of this package in the scope of a plain one.
 
-    Not a method of the module, which would itself be intercepted.
+    This is not a method of `Generated`, because that would itself be intercepted.
     """
     plain = context.module
     if type(plain) not in _REPLACED or context.method_name != "__call__":
@@ -125,28 +125,28 @@ def generated(
     weight_bits: int | None = None,
     implementation: str | Mapping[str, str] = "auto",
 ) -> nn.Module:
-    """A Linen model with other kernels, from one that stands.
+    """Replaces the kernels of an existing Linen model.
 
     Its two-dimensional `flax.linen.Conv` and its `flax.linen.Dense` layers, and those of this
     package with ordinary kernels, get kernels of the given parametrisation; nothing else changes.
-    Transposed, masked and one- or three-dimensional convolutions keep their own.
+    Transposed, masked and one- or three-dimensional convolutions keep their kernels.
 
     Args:
         model: any Linen module.
         kernels: a `KernelSpec` for all these layers, or `{path pattern: spec or None}`, where the
             first pattern that matches (`fnmatch`, e.g. `"Block_*/Conv_1"`) decides and None leaves
             the kernel ordinary. A spec that does not apply to a layer's shape leaves it ordinary.
-        weight_bits: width of ordinary kernels, 1 to 16; None does not quantise them.
-        implementation: how kernels are applied, or `{path pattern: implementation}`.
+        weight_bits: bit width of ordinary kernels, 1 to 16; None does not quantise them.
+        implementation: how kernels are applied, as in `Conv`, or `{path pattern: implementation}`.
 
     Returns:
-        A Linen module, called and initialised as `model` is. It is trained, projected onto
-        (`project_model`), compressed, counted (`size_report`) and saved (`save_packed`) as one from
-        `create_model`.
+        A Linen module, called and initialised like `model`. It can be trained, projected onto
+        (`project_model`), compressed, counted (`size_report`) and saved (`save_packed`) like a
+        model from `create_model`.
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: at initialisation, a pattern that matches no layer.
+        TypeError: an argument has the wrong type.
+        ValueError: at initialisation, if a pattern matches no layer.
 
     Example:
         >>> small = generated(model, GenerationSpec.from_bits(2, 44, 3, 6, 3))  # doctest: +SKIP
@@ -165,7 +165,7 @@ def generated(
 
 
 def replaceable(plain: nn.Module) -> dict[str, Any] | None:
-    """The options of the layer that computes the same as a plain one; None: there is none."""
+    """The options with which our layer computes the same as `plain`; None if it cannot."""
     if isinstance(plain, Conv | Dense) and not is_plain(plain.kernel):
         return None
     ours = {field.name for field in dataclasses.fields(_REPLACED[type(plain)])}
@@ -174,14 +174,14 @@ def replaceable(plain: nn.Module) -> dict[str, Any] | None:
     for name in ("parent", "name", "kernel", "implementation"):
         values.pop(name, None)
     if any(value is not default for n, (value, default) in values.items() if n not in ours):
-        return None  # for example a product or a promotion of dtypes of its own
+        return None  # for example a custom `dot_general` or `promote_dtype`
     options = {name: value for name, (value, _) in values.items() if name in ours}
     is_other = isinstance(plain, nn.Conv | Conv) and not is_planar(**options)
     return None if is_other else options
 
 
 def is_planar(kernel_size: Any, input_dilation: Any, mask: Any, **_: Any) -> bool:
-    """Whether a convolution is one that `Conv` can compute."""
+    """Whether `Conv` supports a convolution with these options."""
     size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
     dilation = (input_dilation,) if isinstance(input_dilation, int) else tuple(input_dilation or ())
     return len(size) == 2 and set(dilation) <= {1} and mask is None

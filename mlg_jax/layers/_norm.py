@@ -1,4 +1,4 @@
-"""Batch normalisation with PyTorch's running statistics, so that its checkpoints mean the same."""
+"""Batch normalisation with PyTorch's running statistics, for compatible checkpoints."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from mlg_jax._checks import check_choice, check_floating, check_real
-from mlg_jax._ordering import vary_alike, wait_for
+from mlg_jax._ordering import vary_alike, wait_for_on_cpu
 from mlg_jax._types import Array, Initializer
 from mlg_jax.kernels import Factor, LayerRecord
 from mlg_jax.layers._collections import FACTORS, FOLDED, record_layer
@@ -26,23 +26,23 @@ class BatchNorm(nn.Module):
     unbiased one, as in PyTorch (`flax.linen.BatchNorm` uses the biased one for both).
 
     Attributes:
-        use_running_average: whether to normalise by the running statistics; None: the call says so.
+        use_running_average: whether to normalise by running statistics; None leaves it to the call.
         axis: must be -1.
         momentum: of the running statistics, in Flax's sense (PyTorch's 0.1 is 0.9 here).
         epsilon: added to the variance.
         dtype: of the result; None follows the input.
         param_dtype: of scale, bias and statistics.
-        use_bias, use_scale: whether there are a bias and a scale; otherwise they are 0 and 1.
+        use_bias, use_scale: whether bias and scale are parameters; otherwise they are 0 and 1.
         bias_init, scale_init: their initial values.
-        axis_name: of a mapped axis (`jax.shard_map`, `jax.vmap`) over which the batch is split: its
-            parts are normalised together. None normalises each part alone.
+        axis_name: name of a mapped axis (`jax.shard_map`, `jax.vmap`) over which the batch is
+            split, to normalise its parts together. None normalises each part alone.
         axis_index_groups: must be None.
-        use_fast_variance, force_float32_reductions: without effect: the variance is that of shifted
-            values, in one pass, in the wider of the input's dtype and `param_dtype`.
-        statistics: what training normalises by: `batch`, or `running`, which then stay as they
-            are; without a gradient for the scale the input need not be kept either.
-        follows: the name of the convolution beside it (in the same module) whose output it
-            normalises; it can be folded into that one. None: not directly a convolution's.
+        use_fast_variance, force_float32_reductions: have no effect: the variance is always that of
+            shifted values, in one pass, in the wider of the input's dtype and `param_dtype`.
+        statistics: the statistics used in training: `batch`, or `running`, which are then not
+            updated; the input is then saved only if the scale is differentiated.
+        follows: name of the convolution in the same module whose output it normalises, and into
+            which it can be folded. None: its input is not directly a convolution's output.
 
     Collections: `params` (scale, bias), `batch_stats` (mean, var).
 
@@ -75,13 +75,13 @@ class BatchNorm(nn.Module):
         mask: None = None,
         train: bool | None = None,
     ) -> Array:
-        """Normalises `x`, `[..., C]`, floating; by running statistics where the mode says so.
+        """Normalises `x` by the statistics of the batch or by the running ones.
 
         Args:
-            x: with a batch.
-            use_running_average: the mode; None: the attribute, then `not train`.
+            x: `[..., C]`, floating, with at least one batch axis.
+            use_running_average: the mode; None takes the attribute, or `not train` if it is None.
             mask: must be None.
-            train: the mode in this package's words; None: whether `batch_stats` is mutable.
+            train: the mode as in `Conv`; None means training if `batch_stats` is mutable.
         """
         self._check(x, mask)
         if self.has_variable(FACTORS, FOLDED):
@@ -121,7 +121,7 @@ class BatchNorm(nn.Module):
             raise ValueError(f"`x` must have shape [..., C] with a batch; got {x.shape}.")
 
     def _scale_and_bias(self, shape: tuple[int]) -> tuple[Array, Array, tuple[Factor, ...]]:
-        """Both, and the records of those that are parameters."""
+        """Scale and bias, and the factors of those that are parameters."""
         inits = {"scale": self.scale_init, "bias": self.bias_init}
         uses = {"scale": self.use_scale, "bias": self.use_bias}
         factors = tuple(Factor(name, shape, init=inits[name]) for name in inits if uses[name])
@@ -145,15 +145,15 @@ class BatchNorm(nn.Module):
 def _normalize(
     x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None
 ) -> tuple[Array, Array, Array]:
-    """Normalised `x`, in the wider dtype of the two, with mean and biased variance of the batch.
+    """Normalised `x`, in the wider of its and the scale's dtype, with mean and biased variance.
 
     Forward: `y = h scale + bias`, `h = (x - mean) / sqrt(var + epsilon)`.
-    Backward: with n entries a channel and sums over them, `d scale = sum(dy h)`,
+    Backward: with n entries per channel and sums over them, `d scale = sum(dy h)`,
     `d bias = sum(dy)`, `dx = scale / sqrt(var + epsilon) (dy - d bias / n - h d scale / n)`, plus
     `(d mean + 2 (x - mean) d var) / n`.
-    With an axis name, n and the sums inside `dx` are those of all parts; the cotangents of scale
-    and bias are this part's own, for the caller's transformation to add up.
-    Residuals: x, and four numbers per channel. Left to itself JAX keeps `x - mean` beside x.
+    With an axis name, n and the sums inside `dx` cover all parts; the cotangents of scale and bias
+    are those of this part, for the enclosing transformation to add up.
+    Residuals: x, and four numbers per channel. Autodiff would also save `x - mean`.
     """
     mean, var = _moments(x, scale.dtype, axis_name)
     return _affine(x, mean, var, scale, bias, epsilon), mean, var
@@ -171,7 +171,7 @@ def _normalize_bwd(
 ) -> tuple[Array, Array, Array]:
     x, scale, bias, mean, var = residuals
     dy, d_mean, d_var = cotangents
-    mean = wait_for(mean, dy)  # otherwise `x - mean` is kept from the forward pass
+    mean = wait_for_on_cpu(mean, dy)  # otherwise `x - mean` is kept from the forward pass
     axes, count = tuple(range(x.ndim - 1)), _count(x, axis_name)
     centered = x - mean
     inverse = lax.rsqrt(var + epsilon)
@@ -191,7 +191,7 @@ def _affine(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilo
 
 
 def _count(x: Array, axis_name: str | None) -> int:
-    """Entries per channel, of all parts."""
+    """Number of entries per channel, in all parts together."""
     num_parts = 1 if axis_name is None else lax.axis_size(axis_name)
     return num_parts * x.size // x.shape[-1]
 

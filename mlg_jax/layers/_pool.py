@@ -25,12 +25,12 @@ def max_pool(
 ) -> Float[Array, "n p q c"]:
     """Largest entry of each window; padding counts as minus infinity.
 
-    Its backward pass keeps the position of the winner in each window, 4 bits an output; JAX would
-    keep x, and XLA:CPU expands the gradient into four int32 arrays as large as x.
+    Residuals: the position of the maximum in each window, 4 bits per output (8 for more than 16
+    taps). Autodiff would save x, and XLA:CPU expands its gradient into four int32 arrays as large.
 
     Raises:
-        TypeError, ValueError: `x` not floating or not `[N, H, W, C]`; a window of more than 256
-            taps, or one larger than the padded image.
+        TypeError, ValueError: `x` is not floating or not `[N, H, W, C]`, or the window has more
+            than 256 taps or is larger than the padded image.
     """
     check_floating("x", x)
     check_pair("window", window, 1)
@@ -52,7 +52,7 @@ def _max_pool(x: Array, window: Pair, strides: Pair, padding: Pads) -> Array:
     """Forward: the maximum over each window.
 
     Backward: the cotangent goes to the first tap that holds the maximum, by one shifted addition
-    a tap. Residuals: that tap's number, 4 bits an output (8 if there are more than 16 taps).
+    per tap. Residuals: that tap's number, 4 bits per output (8 if there are more than 16 taps).
     """
     return lax.reduce_window(
         x,
@@ -76,7 +76,7 @@ def _max_pool_fwd(
         candidate = padded[:, top : bottom : strides[0], left : right : strides[1]]
         winner = jnp.where(candidate == y, jnp.uint8(tap), winner)
     words = join_words(winner, _bits(window))
-    # Tied: else the winner is found in the backward pass, and x kept until then.
+    # Otherwise XLA computes the winner in the backward pass and keeps x until then.
     return wait_for(y, words), (words, jnp.zeros((0, *x.shape[1:3], 0), x.dtype))
 
 
@@ -101,7 +101,7 @@ _max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
 
 
 def _taps(window: Pair) -> Iterator[tuple[int, Pair]]:
-    """Number and offset of every tap, row by row."""
+    """Number and offset of every tap, in row-major order."""
     return enumerate(itertools.product(range(window[0]), range(window[1])))
 
 
@@ -112,12 +112,12 @@ def _bits(window: Pair) -> int:
 def _edges(
     size: int, num_outputs: int, stride: int, pads: Pair, offset: int
 ) -> tuple[int, int, int]:
-    """`lax.pad`'s configuration that puts output i at `i stride + offset - pads[0]` of `size`."""
+    """The `lax.pad` configuration that puts output i at `i stride + offset - pads[0]` of `size`."""
     low = offset - pads[0]
     end = low + (num_outputs - 1) * stride + 1
     return (low, size - end, stride - 1)
 
 
 def global_mean_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
-    """Mean over all positions."""
+    """Mean over height and width."""
     return jnp.mean(x, axis=(1, 2))

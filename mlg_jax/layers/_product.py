@@ -1,4 +1,4 @@
-"""What convolutions and dense layers share: checks, quantised input, product, bias, record."""
+"""Parts shared by convolutions and dense layers: checks, quantised input, product, bias, record."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ INIT = nn.linear.default_kernel_init  # Flax's, for ordinary kernels
 
 
 def check_layer(layer: Any, x: Array) -> None:
-    """Raises unless the attributes that both kinds of layers have fit, and `x` is floating."""
+    """Raises unless the attributes common to both kinds of layers are valid and `x` is floating."""
     check_implementation(layer.implementation)
     check_integer("features", layer.features, 1)
     as_spec(layer.kernel)
@@ -38,7 +38,7 @@ def check_layer(layer: Any, x: Array) -> None:
 
 
 def check_implementation(implementation: Any) -> None:
-    """Raises unless it is the name of one, or `(path pattern, name)` pairs."""
+    """Raises ValueError unless it is a known name, or a tuple of `(path pattern, name)` pairs."""
     names = implementation_names()
     if not isinstance(implementation, tuple):
         check_choice("implementation", implementation, names)
@@ -48,7 +48,7 @@ def check_implementation(implementation: Any) -> None:
 
 
 def is_trained(layer: nn.Module, train: bool | None) -> bool:
-    """The mode given; None: whether statistics can be updated or kernels are quantised in part."""
+    """`train`; if None, whether `batch_stats` is mutable or there is a stream `quantize`."""
     if train is not None:
         return train
     if layer.is_initializing():
@@ -57,7 +57,7 @@ def is_trained(layer: nn.Module, train: bool | None) -> bool:
 
 
 def quantized_input(layer: Any, x: Array, train: bool) -> Array:
-    """`x` as the layer's `input_quant` has it; to be called in its compact method."""
+    """`x` quantised by the layer's `input_quant`; must be called in the layer's compact method."""
     if layer.input_quant.bits is None:
         return x
     quantizer = ActivationQuantizer(
@@ -67,7 +67,7 @@ def quantized_input(layer: Any, x: Array, train: bool) -> Array:
 
 
 def kernel_product(layer: Any, geometry: LayerGeometry, x: Array, train: bool) -> Array:
-    """The layer's product plus bias, in its dtype; to be called in its compact method."""
+    """The product plus bias, in the layer's dtype; must be called in the layer's compact method."""
     kernel = bind_or_ordinary(layer.kernel, geometry)
     dtype = layer.dtype or jnp.result_type(x, layer.param_dtype)
     implementation = _implementation(layer, kernel, dtype, train)
@@ -89,7 +89,7 @@ def kernel_product(layer: Any, geometry: LayerGeometry, x: Array, train: bool) -
 
 
 def _factors(layer: nn.Module, kernel: Kernel, train: bool) -> dict[str, Array]:
-    """The quantised factors: as they are in the collection `factors`, if it has this layer's."""
+    """The quantised factors, from the collection `factors` if it holds those of this layer."""
     if layer.has_variable(FACTORS, kernel.factors[0].name):
         return {f.name: layer.get_variable(FACTORS, f.name) for f in kernel.factors}
     declared = kernel.factors
@@ -104,9 +104,9 @@ def _param(layer: Any, factor: Factor) -> Array:
 
 
 def _implementation(layer: Any, kernel: Kernel, dtype: Any, train: bool) -> str | None:
-    """How the kernel is applied; None: there is nothing to choose.
+    """The implementation of the kernel; None if there is nothing to choose.
 
-    Of a name that says the same as another for this kernel, the kernel's own choice of the two.
+    If several names stand for the same program, it is the canonical one.
     """
     if not kernel.implementations:
         return None
@@ -117,20 +117,20 @@ def _implementation(layer: Any, kernel: Kernel, dtype: Any, train: bool) -> str 
 
 
 def _matmul_precision(precision: Any) -> contextlib.AbstractContextManager[Any]:
-    """Sets the precision of products; None leaves JAX's."""
+    """Sets the precision of matrix products; None keeps JAX's default."""
     if precision is None:
         return contextlib.nullcontext()
     pair = precision if isinstance(precision, tuple) else (precision, precision)
     if len(pair) != 2 or pair[0] != pair[1]:
         raise ValueError(
-            f"`precision` must be one for both operands of a product; got {precision!r}."
+            f"`precision` must be the same for both operands of a product; got {precision!r}."
         )
     name = pair[0]
     return jax.default_matmul_precision(name if isinstance(name, str) else name.name.lower())
 
 
 def _matching(implementation: str | tuple[tuple[str, str], ...], path: str) -> str:
-    """The implementation for a path: the first pattern (`fnmatch`) that matches decides."""
+    """The implementation for a path, by the first pattern (`fnmatch`) that matches, or `auto`."""
     if isinstance(implementation, str):
         return implementation
     matches = (name for pattern, name in implementation if matches_path(pattern, path))

@@ -1,4 +1,4 @@
-"""Rectifiers that keep one bit an entry, for networks whose weights are not differentiated."""
+"""Rectifiers that save one bit per entry, for networks whose weights are not differentiated."""
 
 import functools
 
@@ -11,12 +11,12 @@ from mlg_jax.layers._words import join_words, split_words
 
 
 def relu_by_sign(x: Float[Array, "*shape c"]) -> Float[Array, "*shape c"]:
-    """`max(x, 0)`, keeping signs in bits; see `_clip`."""
+    """`max(x, 0)`, saving signs as bits; see `_clip`."""
     return _clip(x, float("inf"))
 
 
 def relu6_by_sign(x: Float[Array, "*shape c"]) -> Float[Array, "*shape c"]:
-    """`min(max(x, 0), 6)`, keeping in bits where it is linear; see `_clip`."""
+    """`min(max(x, 0), 6)`, saving as bits where it is linear; see `_clip`."""
     return _clip(x, 6.0)
 
 
@@ -24,17 +24,17 @@ def relu6_by_sign(x: Float[Array, "*shape c"]) -> Float[Array, "*shape c"]:
 def _clip(x: Array, maximum: float) -> Array:
     """`x` between 0 and `maximum`.
 
-    Forward: `min(max(x, 0), maximum)`. Backward: the cotangent where `0 < x < maximum`, else zero.
-    Residuals: one bit an entry, channels filled up to a multiple of 32. JAX's own keep a byte, and
-    compilers then keep x instead, to compare again. Where a convolution's kernel is differentiated
-    the rectified x is kept in any case, and the bits would be in addition.
+    Forward: `min(max(x, 0), maximum)`. Backward: the cotangent where `0 < x < maximum`, otherwise
+    zero. Residuals: one bit per entry, channels padded to a multiple of 32. Autodiff would save a
+    byte per entry, and compilers save x instead, to compare again. If a convolution's kernel is
+    differentiated, the rectified x is saved in any case, and the bits would come on top.
     """
     return jnp.clip(x, 0, maximum)
 
 
 def _clip_fwd(x: Array, maximum: float) -> tuple[Array, Array]:
     words = join_words((x > 0) & (x < maximum), 1)
-    # Tied: else the bits are found in the backward pass, and x kept until then.
+    # Otherwise XLA computes the bits in the backward pass and keeps x until then.
     return _clip(wait_for(x, words), maximum), words
 
 

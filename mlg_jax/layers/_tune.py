@@ -1,4 +1,4 @@
-"""Measured instead of predicted: the fastest implementation of each generated layer of a model."""
+"""Measures (instead of predicting) the fastest implementation of each generated layer."""
 
 import json
 import math
@@ -30,18 +30,18 @@ def tune_implementations(
     """Times every implementation of every generated layer on this machine; takes minutes.
 
     Args:
-        model: as `create_model` makes them.
+        model: a model from `create_model` or `generated`.
         input_shape: `[N, H, W, C]` as the model will be called; None takes the model's own.
-        is_training: times forward and backward pass together, else the forward pass.
+        is_training: times forward and backward pass together; otherwise only the forward pass.
         dtype: of the computation.
-        cache: a JSON file of timings, read if it is there and written; a layer that was timed
-            before on such a device with this version of JAX is not timed again.
+        cache: a JSON file of timings, read if it exists and extended; a layer already timed on this
+            kind of device with this version of JAX is not timed again.
 
     Returns:
         `{layer path: implementation}`, to be given to `create_model` as `implementation`.
 
     Raises:
-        ValueError: `cache` is another file.
+        ValueError: `cache` is a file of something else.
     """
     known = _remembered(cache)
     best = {}
@@ -61,7 +61,7 @@ def tune_implementations(
 def time_implementations(
     record: LayerRecord, *, dtype: Any = jnp.float32, is_training: bool
 ) -> dict[str, float]:
-    """Seconds of one generated layer by implementation: the least of runs that take turns."""
+    """Seconds of one generated layer by implementation: minima over runs that alternate."""
     kernel = record.kernel
     assert kernel is not None
     *keys, key = jax.random.split(jax.random.key(0), len(kernel.factors) + 1)
@@ -104,12 +104,12 @@ def _remembered(cache: str | Path | None) -> dict[str, dict[str, float]]:
     except ValueError:
         known = None
     if not isinstance(known, dict) or not all(isinstance(row, dict) for row in known.values()):
-        raise ValueError(f"`cache` must be a file of timings, or none yet; got {cache}.")
+        raise ValueError(f"`cache` must be a file of timings or not exist yet; got {cache}.")
     return known
 
 
 def _key(record: LayerRecord, dtype: Any, is_training: bool) -> str:
-    """All that the times depend on."""
+    """The key of a timing: everything that it depends on."""
     device = jax.devices()[0].device_kind
     assert record.kernel is not None
     shapes = [factor.shape for factor in record.kernel.factors]

@@ -1,4 +1,4 @@
-"""Small numbers, such as signs, as words of 32 bits."""
+"""Packs small numbers, such as signs, into 32-bit words."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -7,10 +7,10 @@ from mlg_jax._types import Array
 
 
 def join_words(numbers: Array, bits: int) -> Array:
-    """`[..., c]` small numbers to words of 32 bits, the first number lowest.
+    """Packs numbers of `bits` bits, `[..., c]`, into 32-bit words, the first one lowest.
 
-    The reduction is also what makes the compiler write the words down: it fuses anything cheaper
-    into each user.
+    The reduction also makes the compiler materialise the words: it would fuse anything cheaper into
+    every consumer.
     """
     per_word = 32 // bits
     padded = jnp.pad(
@@ -22,7 +22,7 @@ def join_words(numbers: Array, bits: int) -> Array:
 
 
 def split_words(words: Array, bits: int, num_channels: int) -> Array:
-    """The numbers that `join_words` joined, `[..., num_channels]`, uint8."""
+    """The numbers that `join_words` packed, `[..., num_channels]`, uint8."""
     per_word = 32 // bits
     shifts = bits * jnp.arange(per_word, dtype=jnp.uint32)
     parts = (words[..., None] >> shifts) & jnp.uint32(2**bits - 1)

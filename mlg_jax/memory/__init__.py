@@ -1,6 +1,7 @@
 """Memory accounting: residuals, bytes of compiled programs, and allocator peaks."""
 
-from mlg_jax.memory._compiled import CompiledMemory as CompiledMemory
+from mlg_jax.memory import targets as targets
+from mlg_jax.memory._bytes import CompiledMemory as CompiledMemory
 from mlg_jax.memory._compiled import compiled_memory as compiled_memory
 from mlg_jax.memory._compiled import gradient_memory as gradient_memory
 from mlg_jax.memory._curves import STORAGES as STORAGES
@@ -23,3 +24,6 @@ from mlg_jax.memory._residuals import list_residuals as list_residuals
 from mlg_jax.memory._residuals import residual_densities as residual_densities
 from mlg_jax.memory._sweep import BatchMemory as BatchMemory
 from mlg_jax.memory._sweep import memory_sweep as memory_sweep
+from mlg_jax.memory._target_program import TargetError as TargetError
+from mlg_jax.memory._target_program import TargetProgram as TargetProgram
+from mlg_jax.memory._target_program import compile_for as compile_for

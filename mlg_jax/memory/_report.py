@@ -7,11 +7,14 @@ from typing import Any
 
 import jax
 
+from mlg_jax._platform import traced_for
 from mlg_jax._tables import table
-from mlg_jax.memory._compiled import CompiledMemory, compile_gradient, memory_of
+from mlg_jax.memory._bytes import CompiledMemory, memory_of
+from mlg_jax.memory._compiled import compile_gradient, memory_of_gradient
 from mlg_jax.memory._device import AllocatorPeak, allocator_peak
 from mlg_jax.memory._program import Program, make_differentiable
 from mlg_jax.memory._residuals import Residual, measured_residuals, residuals_of
+from mlg_jax.memory.targets import find_target
 
 KINDS = ("argument", "constant", "activation")
 _MIB = 2**20
@@ -103,6 +106,9 @@ class MemoryReport:
 
     def _totals(self) -> dict[str, int | None]:
         compiled, allocator = self.compiled, self.allocator
+        workspace = {}
+        if compiled is not None and compiled.workspace_bytes:
+            workspace = {"compiled: workspaces among them": compiled.workspace_bytes}
         kinds = {f"residuals: {kind}s": self.bytes_by_kind[kind] for kind in KINDS}
         return {
             **kinds,
@@ -110,6 +116,7 @@ class MemoryReport:
             "compiled: arguments": None if compiled is None else compiled.argument_bytes,
             "compiled: outputs": None if compiled is None else compiled.output_bytes,
             "compiled: temporaries": None if compiled is None else compiled.temporary_bytes,
+            **workspace,
             "compiled: aliased": None if compiled is None else compiled.alias_bytes,
             "allocator: peak of the process": None if allocator is None else allocator.peak_bytes,
             "allocator: added by the call": None if allocator is None else allocator.call_bytes,
@@ -125,6 +132,7 @@ def memory_report(
     *args: Any,
     argnums: int | Sequence[int] | None = None,
     has_aux: bool = False,
+    target: str | None = None,
 ) -> MemoryReport:
     """Reports where the memory of `fn`'s gradient goes.
 
@@ -143,13 +151,17 @@ def memory_report(
         argnums: position(s) of the arguments to differentiate with respect to; None for all. For a
             training loss, 0 selects its parameters.
         has_aux: whether `fn` returns `(value, auxiliary output)`.
+        target: a GPU to compile for, a key of `mlg_jax.memory.targets.TARGETS` such as `h100`; see
+            `compile_for`. No GPU is needed; nothing is run. None: the devices that are here.
 
     Returns:
         The report, in bytes; see its `to_markdown()` and `to_dict()`.
 
     Raises:
         TypeError: `fn` is not a function, or `argnums` is not made of integers.
-        ValueError: the selected arguments hold no floating-point array.
+        ValueError: the selected arguments hold no floating-point array, or `target` is unknown.
+        ImportError: JAX's CUDA plugin, which compiles for a target, is not installed.
+        TargetError: the program cannot be compiled for the target.
 
     Example:
         >>> report = memory_report(lambda x: jnp.sum(jnp.sin(x)), jnp.zeros((4, 8)))
@@ -159,6 +171,8 @@ def memory_report(
     Reference: https://arxiv.org/abs/2110.15362, section 3.
     """
     program = make_differentiable(fn, args, argnums, has_aux)
+    if target is not None:
+        return _report_for(target, program)
     residuals = residuals_of(program)
     compiled = compile_gradient(program)
     device = _device(program)
@@ -173,6 +187,21 @@ def memory_report(
         compiled=memory_of(compiled),
         allocator=allocator,
         device=device.device_kind,
+        jax_version=jax.__version__,
+    )
+
+
+def _report_for(target: str, program: Program) -> MemoryReport:
+    """The report of a program that is compiled for a GPU that is not there."""
+    found = find_target(target)
+    compiled = memory_of_gradient(program, target)
+    with traced_for("gpu"):
+        residuals = residuals_of(program)
+    return MemoryReport(
+        residuals=residuals,
+        compiled=compiled,
+        allocator=None,
+        device=f"{found.description}, compiled for",
         jax_version=jax.__version__,
     )
 

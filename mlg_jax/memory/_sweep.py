@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mlg_jax._checks import check_integer
-from mlg_jax.memory._compiled import compile_gradient, memory_of
+from mlg_jax.memory._compiled import memory_of_gradient
 from mlg_jax.memory._program import array_bytes, make_differentiable
 from mlg_jax.memory._residuals import residuals_of
 
@@ -28,6 +28,7 @@ def memory_sweep(
     *,
     argnums: int | Sequence[int] | None = 0,
     has_aux: bool = False,
+    target: str | None = None,
 ) -> tuple[BatchMemory, ...]:
     """Compiles the value and gradients of `fn` at each batch size and returns their memory.
 
@@ -38,6 +39,7 @@ def memory_sweep(
         batch_sizes: integers >= 1.
         argnums: position(s) of the arguments to differentiate with respect to; None for all.
         has_aux: whether `fn` returns `(value, auxiliary output)`.
+        target: a GPU to compile for, as in `memory_report`; None: the devices that are here.
 
     Returns:
         One row per batch size, in the given order.
@@ -60,15 +62,20 @@ def memory_sweep(
     sizes = list(batch_sizes)
     for size in sizes:
         check_integer("batch_sizes", size, 1)
-    return tuple(_row(fn, make_args(size), size, argnums, has_aux) for size in sizes)
+    return tuple(_row(fn, make_args(size), size, argnums, has_aux, target) for size in sizes)
 
 
 def _row(
-    fn: Callable[..., Any], args: Sequence[Any], batch_size: int, argnums: Any, has_aux: bool
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    batch_size: int,
+    argnums: Any,
+    has_aux: bool,
+    target: str | None,
 ) -> BatchMemory:
     program = make_differentiable(fn, args, argnums, has_aux)
     residuals = residuals_of(program)
-    compiled = memory_of(compile_gradient(program))
+    compiled = memory_of_gradient(program, target)
     num_bytes = sum(array_bytes(leaf) for leaf in program.parameters)
     return BatchMemory(
         batch_size=int(batch_size),

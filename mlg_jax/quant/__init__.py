@@ -20,3 +20,4 @@ from mlg_jax.quant._spec import MIN_BITS as MIN_BITS
 from mlg_jax.quant._spec import ActivationSpec as ActivationSpec
 from mlg_jax.quant._spec import QuantSpec as QuantSpec
 from mlg_jax.quant._spec import recommended_ratio as recommended_ratio
+from mlg_jax.quant._together import fake_quantize_together as fake_quantize_together

@@ -1,24 +1,29 @@
-"""Where a grid should end: the clipping that rounds a tensor with the least squared error."""
+"""Clips a tensor at the end of the quantisation grid that has the least squared error."""
 
 import numpy as np
 
 from mlg_jax.quant._spec import QuantSpec
 
-REPRESENTABLE = 0.95  # the tanh schemes hold |value| < 1; tensors are scaled to stay below this
+# The tanh schemes represent |value| < 1 only; tensors are scaled or clipped to this magnitude.
+REPRESENTABLE = 0.95
 TANH_SCHEMES = ("dorefa_sym", "dorefa", "dorefa_pos", "ewgs")
 
-# Shares of a tensor's largest entry at which its grid may end. At 2 bits the best grid of a normal
-# tensor ends near 1.5 deviations; one that ends at the largest entry has an error larger than 1.
+# Candidate ends of the grid, as fractions of the tensor's largest magnitude. At 2 bits, the best
+# grid for normally distributed entries ends near 1.5 standard deviations; a grid that ends at the
+# largest entry has a relative error above 1.
 _CLIPS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
 def clip_to_grid(values: np.ndarray, quant: QuantSpec) -> np.ndarray:
-    """The values clipped to the end of the best grid; unchanged where the grid's end is fixed.
+    """Clips values to the end of the grid with the least squared rounding error.
 
     Args:
-        values: floating, on the host.
-        quant: the quantiser; its grid ends at the largest value under `dorefa_sym` with at least 2
-            bits, the only one that is clipped for.
+        values: floating-point array of any shape, on the host.
+        quant: the quantiser. Only for `dorefa_sym` with at least 2 bits, whose grid ends at the
+            largest value, does clipping change the grid.
+
+    Returns:
+        An array of the same shape; `values` itself for all other quantisers.
     """
     if quant.bits is None or quant.bits < 2 or quant.scheme != "dorefa_sym":
         return values
@@ -27,12 +32,12 @@ def clip_to_grid(values: np.ndarray, quant: QuantSpec) -> np.ndarray:
 
 
 def round_clipped(values: np.ndarray, bits: int) -> np.ndarray:
-    """What `dorefa_sym` makes of parameters whose values are `clip_to_grid(values)`."""
+    """`clip_to_grid(values)` rounded to the grid of `dorefa_sym` with `bits` bits, in any shape."""
     return _on_grid(values, _grid_end(values, bits), bits)
 
 
 def _grid_end(values: np.ndarray, bits: int) -> float:
-    """Where the grid ends: clipped there, the values have the least squared rounding error."""
+    """The candidate end of the grid at which the squared rounding error is smallest."""
     peak = float(np.max(np.abs(values)))
     ends = [min(clip * peak, REPRESENTABLE) for clip in _CLIPS]
     errors = [float(np.sum((_on_grid(values, end, bits) - values) ** 2)) for end in ends]
@@ -40,7 +45,7 @@ def _grid_end(values: np.ndarray, bits: int) -> float:
 
 
 def _on_grid(values: np.ndarray, end: float, bits: int) -> np.ndarray:
-    """`dorefa_sym` on values instead of parameters: no tanh, the grid ends at +-`end`."""
+    """`dorefa_sym` on values instead of parameters: without tanh, on a grid from -end to end."""
     steps = 2**bits - 1
     scale = 2.0 * end if end else 1.0
     unit = np.clip(values, -end, end) / scale + 0.5

@@ -54,7 +54,7 @@ def fake_quantize(
 
 
 def unquantize(value: Float[Array, "*shape"], spec: QuantSpec) -> Float[Array, "*shape"]:
-    """Inverts the re-parametrisation: a parameter that quantises to about `value`.
+    """Inverts the re-parametrisation: a parameter tensor that quantises to about `value`.
 
     It is the starting point for training from given weights. The tanh schemes use `arctanh` with
     its argument clipped to +-0.999; the schemes with values in [0, 1] are inverted up to the
@@ -80,8 +80,8 @@ def _mix_at_random(
 ) -> Float[Array, "*shape"]:
     """Partial quantisation: each entry is from `rounded` with probability `ratio`.
 
-    The others are from `exact`. The gradient follows the choice: straight-through where rounded,
-    that of the re-parametrisation elsewhere.
+    The other entries are from `exact`. Gradients follow this choice: straight-through for rounded
+    entries, that of the re-parametrisation for the others.
 
     Reference: Fan et al., https://arxiv.org/abs/2004.07320.
     """

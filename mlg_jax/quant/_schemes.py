@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mlg_jax._types import Array
 from mlg_jax.quant._spec import QuantSpec
@@ -122,3 +123,31 @@ def tanh_norm(x: Array) -> Array:
 def wide(x: Any) -> Array:
     """`x` in float32 or wider: bfloat16 cannot represent a 16-bit grid."""
     return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+
+def is_scaled_by_maximum(spec: QuantSpec) -> bool:
+    """Whether the quantiser's only constant is the tensor's largest `|tanh(x)|`."""
+    return spec.bits is not None and scheme_of(spec).constants is _max_tanh
+
+
+def quantize_tiles(
+    tiles: Array, owners: np.ndarray, spec: QuantSpec, is_rounded: Array | None = None
+) -> Array:
+    """`fake_quantize` of tensors that consist of whole rows of `tiles`.
+
+    Args:
+        tiles: `[T, n]`, filled up with zeros, float32 or wider.
+        owners: the number of the tensor that each row belongs to, `[T]`, on the host.
+        spec: a quantiser for which `is_scaled_by_maximum` holds.
+        is_rounded: `[T, n]`, the entries that are rounded; None rounds all.
+    """
+    scheme = scheme_of(spec)
+    of_tile = jnp.max(jnp.abs(jnp.tanh(jax.lax.stop_gradient(tiles))), axis=1)
+    is_own = owners == np.arange(owners[-1] + 1)[:, None]
+    of_tensor = jnp.max(jnp.where(is_own, of_tile, 0.0), axis=1)
+    scale = of_tensor[owners][:, None]
+    unit = scheme.to_unit(tiles, scale)
+    value = scheme.to_value(scheme.round_unit(unit, spec.stored_bits), scale)
+    if is_rounded is None:
+        return value
+    return jnp.where(is_rounded, value, scheme.to_value(unit, scale))

@@ -56,7 +56,7 @@ class QuantSpec:
 
     @property
     def is_identity(self) -> bool:
-        """Whether tensors stay as they are."""
+        """Whether the quantiser returns tensors unchanged."""
         return self.bits is None and self.scheme != "tanh_norm"
 
     @property

@@ -1,4 +1,4 @@
-"""Four simulated devices against one; run by `test_implementations.py` in a process of its own."""
+"""Compares four simulated devices with one; run by `test_implementations.py` as a subprocess."""
 
 import functools
 import re
@@ -15,7 +15,8 @@ from tests.generation.test_implementations import RECORD, SPEC, factors_of, imag
 
 def main():
     assert jax.device_count() == 4
-    _factored.PART_BYTES = 2 * 7 * 6 * 20 * 4 * 4  # eight rows a part: two parts, two rows a device
+    # Eight rows per part: two parts, with two rows per device.
+    _factored.PART_BYTES = 2 * 7 * 6 * 20 * 4 * 4
     mesh = Mesh(np.asarray(jax.devices()), ("data",))
     split, same = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     factors, x = factors_of(RECORD, SPEC, dtype=np.float32), image(RECORD, batch=16, dtype="f4")

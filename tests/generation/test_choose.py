@@ -1,4 +1,4 @@
-"""The cost model of `auto`: its counts, its limits, its shipped numbers."""
+"""The cost model of `auto`: its operation counts, its limits and its stored measurements."""
 
 import math
 
@@ -12,7 +12,7 @@ from mlg_jax.layers import layer_records
 from mlg_jax.models import MODELS
 
 SPEC = GenerationSpec(2, 44)
-DEEP = {"resnet34", "resnet101", "resnet152"}  # more of the layers of others
+DEEP = {"resnet34", "resnet101", "resnet152"}  # repeat the layers of shallower networks
 
 
 def layer(kernel, size, batch=1, **options):
@@ -70,7 +70,7 @@ def test_auto_needs_no_more_than_half_as_much_again_as_the_least_arithmetic(
 
 
 def test_shipped_costs_are_whole_and_decide(monkeypatch):
-    costs = _choose._costs()
+    costs = _choose._table()["seconds"]
     for setting in ("cpu, float32, forward", "cpu, float32, training"):
         for implementation in IMPLEMENTATIONS:
             rates = costs[setting][f"{implementation}, k x k"]
@@ -88,7 +88,7 @@ def test_shipped_costs_are_whole_and_decide(monkeypatch):
 
 
 def test_without_a_calibration_the_least_arithmetic_decides(monkeypatch):
-    monkeypatch.setattr(_choose, "_costs", dict)
+    monkeypatch.setattr(_choose, "_table", lambda: {"seconds": {}, "estimated": {}})
     wide = layer(KernelShape(512, 512, (3, 3)), (4, 4))
     depthwise = layer(KernelShape(64, 1, (3, 3)), (8, 8), groups=64)
     spec = GenerationSpec(0, 8)

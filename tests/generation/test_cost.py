@@ -1,4 +1,4 @@
-"""Accounting of one layer: the original's counts and bytes."""
+"""Costs of one layer: the counts and bytes of the original code."""
 
 import json
 

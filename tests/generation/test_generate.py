@@ -1,4 +1,4 @@
-"""W = V (U B): against explicit sums, and with its gradients against the original's numbers."""
+"""W = V (U B) against explicit sums; values and gradients against those of the original code."""
 
 import json
 

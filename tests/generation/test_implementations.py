@@ -1,4 +1,4 @@
-"""Every implementation is the same function, keeps only x and the factors, and builds no kernel."""
+"""All implementations are the same function, save only x and the factors, and build no kernel."""
 
 import functools
 import math
@@ -131,7 +131,7 @@ def test_dense_layers_of_any_rank(x64, implementation):
 
 
 def sizes_in(program):
-    """Numbers of entries of all arrays that a compiled program names."""
+    """The numbers of entries of all arrays in a compiled program."""
     shapes = re.findall(r"\b(?:f32|f64|bf16)\[([\d,]+)\]", program.as_text())
     return {math.prod(map(int, shape.split(","))) for shape in shapes}
 
@@ -142,7 +142,7 @@ def test_compiled_program_has_no_array_of_the_kernels_size(implementation):
     x, y = image(RECORD, batch=5, dtype=np.float32), np.ones((5, 7, 6, 40), np.float32)
     program = jax.jit(pulled(implementation, RECORD)).lower(factors, x, y).compile()
     assert (RECORD.shape.size in sizes_in(program)) == (implementation == "generate")
-    if implementation == "factored":  # nor one of U B
+    if implementation == "factored":  # there is no array of the size of U B either
         assert RECORD.shape.size * 10 // 40 not in sizes_in(program)
 
 
@@ -178,7 +178,7 @@ def test_temporaries_stay_small_however_large_the_batch():
         factors = factors_of(RECORD, GenerationSpec(2, 20), dtype=np.float32)
         y = jax.ShapeDtypeStruct((batch, 32, 32, 40), jnp.float32)
         program = jax.jit(pulled("factored", RECORD)).lower(factors, x, y).compile()
-        # Beside x, which is copied to be read in the backward pass only.
+        # Not counting x, which is copied for the backward pass.
         temporary[batch] = program.memory_analysis().temp_size_in_bytes - 4 * x.size
     assert temporary[64] < 1.1 * temporary[16]
 
@@ -210,7 +210,7 @@ def test_under_vmap_and_scan(x64):
 @pytest.mark.parametrize("spec", [SPEC, GenerationSpec(2, 0)], ids=["both levels", "level 1"])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_grouped_convolutions_of_other_backends(x64, spec, groups):
-    """Their lowering runs on a CPU too, and is lowered for CUDA."""
+    """The implementation for these backends also runs on a CPU; it is lowered for CUDA."""
     record = LayerGeometry(
         ("layer",),
         "conv",

@@ -17,7 +17,7 @@ def orthonormal_rows(rng, *shape):
 def test_zero_exactly_at_orthonormal_factors(x64):
     rng = np.random.default_rng(0)
     basis = orthonormal_rows(rng, 5, 3, 9)
-    coeff_in = 4.0 * orthonormal_rows(rng, 5, 3, 8).mT  # columns: their length does not count
+    coeff_in = 4.0 * orthonormal_rows(rng, 5, 3, 8).mT  # the length of columns does not matter
     coeff_out = 0.1 * orthonormal_rows(rng, 5, 12).T
     assert orthogonality_penalty(basis, coeff_in, coeff_out) < 1e-14
     assert orthogonality_penalty(2 * basis, coeff_in, coeff_out) > 0.1

@@ -1,4 +1,4 @@
-"""What a kernel may become: rounding, errors, bits and the hull, against the library's own path."""
+"""Candidates for a kernel: their rounding, errors, bits and hull against direct computation."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ GRID = AllocationSpec(base_in=(0, 2), base_out=(0.25, 0.6), bits=(2, 4))
 
 
 def kernel_of(shape):
-    """Singular values that fall, as a trained kernel's, and some large entries."""
+    """A kernel with decaying singular values, like a trained one, and some large entries."""
     random = np.random.default_rng(0)
     kernel = random.standard_t(4, (shape.out_channels, shape.in_channels, shape.taps)) * 0.1
     scales = np.linspace(1.5, 0.2, shape.out_channels)[:, None, None]
@@ -32,7 +32,7 @@ def kernel_of(shape):
 
 
 def projected(kernel, spec, shape):
-    """Parameters in closed form, every grid clipped."""
+    """Parameters from the closed-form projection, with clipped grids."""
     bound = spec.bind(LayerGeometry(shape=shape))
     return bound.project(to_layout(jnp.asarray(kernel), shape), clip=True)
 
@@ -49,7 +49,7 @@ def relative(kernel, target):
 
 
 def specs_of(shape, grid):
-    """Every generation in the grid, by its resolved shapes and widths."""
+    """Every generation spec in the grid, by the shapes and bits of its factors."""
     rank = min(shape.out_channels, shape.in_channels * shape.taps)
     bases = [0, *(round(s * rank) for s in grid.base_out)]
     found = {}
@@ -83,21 +83,21 @@ def test_parameters_generate_the_rounded_kernel(shape):
     kernel = kernel_of(shape)
     spec = GenerationSpec.from_bits(2, 6, 3, 6, 2)
     wanted = generated(projected(kernel, spec, shape), spec)
-    # arctanh and tanh again move an entry by some 1e-7 of its grid, rarely across a half.
+    # arctanh followed by tanh moves an entry by about 1e-7 of its grid, rarely across a midpoint.
     assert relative(rounded_kernel(kernel, spec, shape), wanted) < 1e-5
 
 
 def test_parameters_of_other_quantisers_generate_the_kernel():
     shape = SHAPES[0]
     kernel = kernel_of(shape)
-    spec = GenerationSpec.from_bits(9, 11, None, None, 16)  # one base less than all
+    spec = GenerationSpec.from_bits(9, 11, None, None, 16)  # one base fewer than the full rank
     assert relative(generated(projected(kernel, spec, shape), spec), kernel) < 0.02
     one_bit = GenerationSpec.from_bits(2, 6, 1, 1, 1)
     assert relative(generated(projected(kernel, one_bit, shape), one_bit), kernel) < 1.0
 
 
 def test_clipped_grids_are_better_than_whole_ones():
-    """At 2 bits the closed form without clipping does worse than no kernel at all."""
+    """At 2 bits, the projection without clipping has a larger error than a kernel of zeros."""
     shape = KernelShape(48, 48, (3, 3))
     kernel = kernel_of(shape)
     spec = GenerationSpec.from_bits(0, 24, 2, 2, 2)

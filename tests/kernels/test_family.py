@@ -1,4 +1,4 @@
-"""Every parametrisation against every property: a new kernel is one file and one row here."""
+"""Every property of every parametrisation; a new parametrisation adds one row to the table."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ def ordinary(f):
 
 
 def circulant(f):
-    """Entry by entry, as the paper defines a block."""
+    """The kernel, entry by entry, from the paper's definition of a circulant block."""
     blocks = f["blocks"]
     rows, columns, size, taps = blocks.shape
     kernel = np.zeros((rows * size, columns * size, taps), blocks.dtype)
@@ -51,12 +51,12 @@ class Family:
     """One row of the table.
 
     Attributes:
-        spec: with quantisers.
-        oracle: from factors to the kernel `[out, in, taps]`, in NumPy.
-        num_bits: of the factors of `CONV`, by hand.
-        contained: a spec whose projection must reproduce every kernel of `spec`, unquantised.
-        can_fold: whether kernels with scaled outputs are of the family.
-        layers: to which it applies.
+        spec: the parametrisation, with quantisers.
+        oracle: the map from factors to the kernel `[out, in, taps]`, in NumPy.
+        num_bits: bits of the factors of `CONV`, counted by hand.
+        contained: an unquantised spec whose projection must reproduce every kernel of `spec`.
+        can_fold: whether a kernel with scaled output channels is again in the family.
+        layers: the layers to which it applies.
     """
 
     spec: KernelSpec
@@ -73,7 +73,7 @@ FAMILIES = {
         GenerationSpec.from_bits(2, 3, 3, 6, 4),
         generated,
         3 * (3 * 2 * 9) + 6 * (3 * 12 * 2) + 4 * (20 * 3),
-        GenerationSpec(6, 3),  # three bases may be mixed: their ranks add up
+        GenerationSpec(6, 3),  # the projection may mix the three bases, so their ranks add up
         layers=(CONV,),
     ),
     "level 1": Family(
@@ -127,12 +127,12 @@ def image(layer, dtype=np.float64):
 
 
 def in_layout(kernel, shape):
-    """`[out, in, taps]` in Flax's layout."""
+    """Converts a kernel `[out, in, taps]` to Flax's layout."""
     return np.transpose(kernel, (2, 1, 0)).reshape(shape.layout)
 
 
 def product(layer, x, kernel):
-    """The layer's product, in NumPy."""
+    """The layer's output for a given kernel, in NumPy."""
     if layer.kind == "dense":
         return x @ kernel
     return _oracles.convolve(x, kernel, layer.strides, layer.padding, layer.dilation, layer.groups)
@@ -165,7 +165,7 @@ def test_gradients_numerically(x64, family, layer):
 
 
 def last_of(kernel):
-    """The implementation that is least like building the kernel."""
+    """The implementation that differs most from building the kernel."""
     return (None, *kernel.implementations)[-1]
 
 
@@ -246,7 +246,7 @@ def assert_close(a, b):
 
 
 class Plain(nn.Module):
-    """Two layers by somebody who never heard of us."""
+    """A plain Flax module that does not know this package."""
 
     @nn.compact
     def __call__(self, x):

@@ -1,4 +1,4 @@
-"""Generated and ordinary kernels: what they declare, where they start from, whom they serve."""
+"""Generated and ordinary kernels: declared factors, initialisation and supported layers."""
 
 import jax
 import jax.numpy as jnp

@@ -25,8 +25,8 @@ def test_a_generated_kernel_is_recovered_exactly(x64):
     truth = generate_kernel(
         *(jnp.asarray(rng.normal(size=s)) for s in ((3, 2, 9), (3, 8, 2), (16, 3)))
     )
-    # The truth's rows span is three bases, each of rank two, but the decomposition may pick other
-    # bases of that span, of higher rank: six basis kernels are enough for any of them.
+    # The true row space is spanned by three bases of rank two, but the decomposition may pick other
+    # bases of this space with a higher rank; six basis kernels suffice for any of them.
     assert (
         relative_error(generate_kernel(*project_kernel(truth, GenerationSpec(6, 3))), truth) < 1e-12
     )
@@ -60,7 +60,7 @@ def test_neither_level_returns_the_kernel():
     "kernel, spec, error, message",
     [
         (jnp.ones((3, 3)), GenerationSpec(2, 4), ValueError, r"`kernel` must .* got \(3, 3\)"),
-        (jnp.ones((0, 3, 9)), GenerationSpec(2, 4), ValueError, r"without zeros; got \(0, 3, 9\)"),
+        (jnp.ones((0, 3, 9)), GenerationSpec(2, 4), ValueError, r"with sizes > 0; got \(0, 3, 9\)"),
         (jnp.ones((4, 3, 9), int), GenerationSpec(2, 4), TypeError, "`kernel` must have a float"),
         (jnp.ones((4, 3, 9)), (2, 4), TypeError, r"`spec` must be GenerationSpec; got \(2, 4\)"),
     ],

@@ -1,4 +1,4 @@
-"""The kernel is built where it is used and kept nowhere: values, gradients, residuals, bytes."""
+"""Kernels that are rebuilt in both passes and never saved: values, gradients, residuals, bytes."""
 
 import functools
 
@@ -43,7 +43,7 @@ def naive(f, x):
 
 
 def stack(layer, depth=6):
-    """A loss over a chain of layers; the channel counts differ, so inputs are cut."""
+    """A loss over a chain of layers; inputs are sliced because the channel counts differ."""
 
     def loss(fs, x):
         for f in fs:
@@ -54,7 +54,7 @@ def stack(layer, depth=6):
 
 
 def on_arrays(fn):
-    """`check_grads` perturbs in NumPy."""
+    """Converts the arguments to JAX arrays, because `check_grads` passes NumPy arrays."""
     return lambda *args: fn(*jax.tree.map(jnp.asarray, args))
 
 

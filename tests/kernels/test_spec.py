@@ -1,4 +1,4 @@
-"""Which levels apply, by the rules of the paper's code; every branch, and the reference cases."""
+"""Which levels apply under the rules of the paper's code: every branch and the reference cases."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_reference_cases(case):
         # neither level
         ((0, 0), (16, 24, 3), None),
         ((2, 44), (1, 1, 1), None),
-        # Bo as large as the rank leaves level 2 out
+        # Bo equal to the rank: no level 2
         ((2, 24), (16, 24, 3), ((24, 2, 9), (24, 16, 2), None)),
         ((2, 23), (16, 24, 3), ((23, 2, 9), (23, 16, 2), (24, 23))),
     ],

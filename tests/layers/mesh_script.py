@@ -54,7 +54,7 @@ def gradients(model, variables, x, axis_name=None):
 
 def check(**options):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    # A mean far from zero, another one on every device.
+    # Means far from zero that differ between devices.
     x = jax.random.normal(jax.random.key(0), (8, 6, 6, 16)) + jnp.arange(8.0)[:, None, None, None]
     one, four = Network(**options), Network(**options, axis_name="data")
     variables = one.init(jax.random.key(1), x)

@@ -58,7 +58,7 @@ def test_only_factors_and_bias_are_parameters():
     "options, pads",
     [
         ({}, ((1, 1), (1, 1))),
-        ({"strides": 2}, ((1, 1), (0, 1))),  # of 7 x 8 pixels
+        ({"strides": 2}, ((1, 1), (0, 1))),  # for 7 x 8 pixels
         ({"strides": (2, 2), "padding": "SAME_LOWER"}, ((1, 1), (1, 0))),
         ({"padding": "VALID"}, ((0, 0), (0, 0))),
         ({"padding": 2}, ((2, 2), (2, 2))),
@@ -109,7 +109,7 @@ FLAX = [
 @pytest.mark.parametrize("options", FLAX, ids=" ".join)
 @pytest.mark.parametrize("batch", [(2,), (), (2, 3)], ids=str)
 def test_takes_the_place_of_flax_conv(options, batch):
-    """The same parameters and the same numbers, for every form of every argument."""
+    """The same parameters and outputs as Flax's layer, for every form of every argument."""
     options = {"features": 6, "kernel_size": (3, 3)} | options
     x = image((*batch, 7, 8, 12))
     ours, flax = Conv(**options), nn.Conv(**options)
@@ -138,7 +138,7 @@ def test_takes_the_place_of_flax_dense(options):
 
 
 def test_arguments_of_flax_come_first_and_in_its_order():
-    """So that positional arguments mean the same."""
+    """Positional arguments have the same meaning as in Flax."""
     for ours, flax in ((Conv, nn.Conv), (Dense, nn.Dense), (BatchNorm, nn.BatchNorm)):
         fields = [field.name for field in dataclasses.fields(flax)]
         left_out = ("promote_dtype", "conv_general_dilated", "dot_general", "parent", "name")
@@ -162,7 +162,7 @@ def test_the_precision_holds_in_both_passes(implementation):
 
 
 def test_the_mode_follows_from_what_can_change():
-    """Models of plain Flax pass no `train`."""
+    """Plain Flax models do not pass `train`; mutable collections decide instead."""
     layer, x = Conv(4, (3, 3), input_quant=ActivationSpec(4)), image()
     variables = layer.init(jax.random.key(0), x)
     state = layer.apply(variables, x, mutable=["batch_stats"])[1]["batch_stats"]
@@ -209,9 +209,9 @@ def test_input_quantiser_keeps_its_range_in_batch_stats():
     _, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
     state = updated["batch_stats"]["input_quant"]["range"]
     assert state["is_set"] and state["minimum"] == x.min() and state["maximum"] == x.max()
-    # before the first training batch evaluation takes the range of what it sees
+    # before the first training batch, evaluation uses the range of its own input
     assert np.array_equal(layer.apply(variables, x), layer.apply({**variables, **updated}, x))
-    # evaluation reads the range and does not move it; half the range changes the result
+    # evaluation uses the stored range and does not update it; inputs outside the range are clipped
     ready = {**variables, **updated}
     y, after = layer.apply(ready, 3 * x, train=False, mutable=["batch_stats"])
     assert jax.tree.all(jax.tree.map(jnp.array_equal, after["batch_stats"], ready["batch_stats"]))
@@ -284,7 +284,7 @@ IMAGE = jnp.ones((1, 8, 8, 3))
         ({"padding": ((-1, 0), (0, 0))}, ValueError, "`padding` must be an integer >= 0; got -1"),
         ({"input_dilation": 2}, ValueError, "`input_dilation` must be 1; got 2"),
         ({"mask": 0}, ValueError, "`mask` must be None; got 0"),
-        ({"precision": ("high", "highest")}, ValueError, "`precision` must be one for both .*high"),
+        ({"precision": ("high", "highest")}, ValueError, "`precision` must be the same .*high"),
         ({"kernel": "mlg"}, TypeError, "`kernel` must be KernelSpec or QuantSpec; got 'mlg'"),
         ({"input_quant": 4}, TypeError, "`input_quant` must be ActivationSpec; got 4"),
         ({"features": 0}, ValueError, "`features` must be an integer >= 1; got 0"),

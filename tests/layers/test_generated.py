@@ -1,4 +1,4 @@
-"""Models of plain Flax layers with other kernels: variables, values, patterns, files, errors."""
+"""Plain Flax models with replaced kernels: variables, values, patterns, files, errors."""
 
 import functools
 import itertools
@@ -30,7 +30,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """With lists of layers, a setup method and no `train`."""
+    """A module with lists of layers, a setup method and no argument `train`."""
 
     widths: list
 
@@ -169,7 +169,7 @@ def test_files_name_the_module_that_they_need(tmp_path):
 
 
 class Followed(nn.Module):
-    """Norms of every kind that follow convolutions."""
+    """Convolutions followed by norms of every kind."""
 
     @nn.compact
     def __call__(self, x):

@@ -1,4 +1,4 @@
-"""The implementation of a layer: chosen, given, given by path, measured; visible in its record."""
+"""The implementation of a layer: automatic, given, given by path or measured, and recorded."""
 
 import errno
 import os
@@ -115,7 +115,7 @@ def test_timings():
 def test_files_that_are_no_timings(tmp_path, content):
     (tmp_path / "times.json").write_text(content)
     model = create_model("resnet10", num_classes=4, width=0.25, generation=SPEC)
-    with pytest.raises(ValueError, match="`cache` must be a file of timings, or none yet; got"):
+    with pytest.raises(ValueError, match="`cache` must be a file of timings or not exist yet; got"):
         tune_implementations(model, (1, 16, 16, 3), cache=tmp_path / "times.json")
 
 

@@ -87,7 +87,7 @@ def test_a_large_mean_does_not_cancel(mean, shape):
     )
     flat = np.asarray(x, np.float64).reshape(-1, 3)
     expected = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
-    # Inputs of this size have a spacing of about 1e-3 between neighbours at 1e4.
+    # The spacing of float32 numbers near 1e4 is about 1e-3.
     np.testing.assert_allclose(np.asarray(y).reshape(-1, 3), expected, atol=1e-3)
     variance = 0.9 + 0.1 * flat.var(0, ddof=1)
     assert relative_error(updated["batch_stats"]["var"], variance) < 1e-5

@@ -1,4 +1,4 @@
-"""Rectifiers by sign: JAX's own in value and gradient, and the bits they keep."""
+"""Rectifiers with sign residuals: JAX's values and gradients, and the size of the residuals."""
 
 import jax
 import jax.numpy as jnp

@@ -10,7 +10,7 @@ from tests._tolerances import relative_error
 
 
 def test_four_devices_equal_one():
-    """Gradients, values and running statistics, with norms over all devices."""
+    """Compares gradients, values and running statistics, with norms over all devices."""
     assert_on_four_devices("tests.layers.mesh_script")
 
 

@@ -30,7 +30,7 @@ SIGNATURES = {
     "pack": "(x, *, capacity, implementation)",
     "unpack": "(bitmap, *, implementation)",
     "checkpoint": "(fn, *, policy, capacity, activations, key)",
-    "memory_report": "(fn, args, *, argnums, has_aux)",
+    "memory_report": "(fn, args, *, argnums, has_aux, target)",
     "save_packed": (
         "(path, model, variables, *, preprocessing, class_names, metrics, input_shape)"
     ),

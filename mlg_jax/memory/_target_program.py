@@ -102,7 +102,8 @@ def _cuda_version(target: str) -> int:
 
 def _serialized(call: Callable[[Sequence[Any]], Any], shapes: Sequence[Any]) -> bytes:
     try:
-        return export.export(jax.jit(call), platforms=["cuda"])(list(shapes)).serialize()
+        program = export.export(jax.jit(call), platforms=["cuda"])(list(shapes))
+        return bytes(program.serialize())
     except NotImplementedError as error:
         if "host_callbacks" not in str(error):
             raise

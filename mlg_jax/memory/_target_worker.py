@@ -13,12 +13,13 @@ device is registered, and the compiler must be kept from timing candidates on a 
 import json
 import pathlib
 import sys
+from typing import Any
 
 import jax
 from jax import export
 from jax.experimental import topologies
 
-OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+OPTIONS: dict[str, Any] = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 
 
 def main(directory: pathlib.Path) -> None:
@@ -27,7 +28,7 @@ def main(directory: pathlib.Path) -> None:
     sharding = _sharding((directory / "target").read_text())
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in exported.in_avals]
     args, kwargs = jax.tree.unflatten(exported.in_tree, shapes)
-    compiled = jax.jit(exported.call).lower(*args, **kwargs).compile(OPTIONS)
+    compiled: Any = jax.jit(exported.call).lower(*args, **kwargs).compile(OPTIONS)
     (directory / "program.hlo").write_text(compiled.as_text())
     memory = compiled.memory_analysis()
     costs = compiled.cost_analysis() or {}
@@ -58,7 +59,8 @@ def _let_gpu_mean_cuda() -> None:
     def canonicalize_without_device(platform: str) -> str:
         return "cuda" if platform in ("gpu", "cuda") else canonicalize(platform)
 
-    xla_bridge.canonicalize_platform = canonicalize_without_device
+    bridge: Any = xla_bridge
+    bridge.canonicalize_platform = canonicalize_without_device
 
 
 if __name__ == "__main__":

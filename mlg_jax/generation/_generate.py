@@ -1,5 +1,6 @@
 """Two-level weight generation: a kernel is a small basis, combined twice."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,8 +55,8 @@ def combine_within(basis: Array, coeff_in: Array | None) -> Float[Array, "b k c"
         return jnp.swapaxes(basis, 1, 2)
     if basis.shape[1] > MAX_TERMS:
         return jnp.einsum("bci,bik->bkc", coeff_in, basis)
-    terms = range(basis.shape[1])
-    return sum(basis[:, i, :, None] * coeff_in[:, None, :, i] for i in terms)
+    terms = (basis[:, i, :, None] * coeff_in[:, None, :, i] for i in range(basis.shape[1]))
+    return functools.reduce(jnp.add, terms)
 
 
 def check_factors(basis: Array, coeff_in: Array | None, coeff_out: Array | None) -> None:

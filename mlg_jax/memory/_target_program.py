@@ -103,14 +103,14 @@ def _cuda_version(target: str) -> int:
 def _serialized(call: Callable[[Sequence[Any]], Any], shapes: Sequence[Any]) -> bytes:
     try:
         program = export.export(jax.jit(call), platforms=["cuda"])(list(shapes))
-        return bytes(program.serialize())
-    except NotImplementedError as error:
-        if "host_callbacks" not in str(error):
+    except (NotImplementedError, ValueError) as error:  # of JAX's lowering of callbacks
+        if not any(words in str(error) for words in ("host_callbacks", "specified backend")):
             raise
         raise TargetError(
             "`fn` must not call back to the host to be compiled for a target; policies with "
             "bitmaps do so to warn: set `on_overflow='silent'`."
         ) from error
+    return bytes(program.serialize())
 
 
 def _run_worker(directory: pathlib.Path, target: str) -> None:

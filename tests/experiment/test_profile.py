@@ -200,7 +200,7 @@ def test_markdown_and_the_printed_table_tell_the_same(profiled):
             row = next(r for r in table.splitlines() if f"| {name} |" in r and f" {label} " in r)
             assert f" {report['activation_bytes'] / 2**20:.3f} |" in row
             assert f"## Residuals: {name}, {label}" in text
-    assert "over an epoch of 2 batches" in text
+    assert "over 2 batches" in text
     assert text.count("|---") >= 8 and "| dense " in text
 
 
@@ -208,7 +208,7 @@ def cheap(monkeypatch):
     """Records the stages and measures nothing."""
     seen = {}
 
-    def measured(networks, remat, mesh):
+    def measured(networks, remat, profile, mesh):
         seen.update(networks)
         raise KeyboardInterrupt
 
@@ -316,6 +316,16 @@ def test_bad_input(tmp_path, monkeypatch):
     raw["teacher"]["checkpoint"] = str(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="there is no such directory"):
         run_experiment(parse_config(raw), tmp_path / "run", mode="profile")
+    config = parse_config(small())
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ConfigError, match="--mode=profile must run in one process; got 2"):
-        _profile.profile_networks({}, parse_config(small()).remat, None)
+        _profile.profile_networks({}, config.remat, config.profile, None)
+    monkeypatch.undo()
+    config = parse_config(small(profile={"target": "h100"}))
+    several = types.SimpleNamespace(size=4)
+    with pytest.raises(ConfigError, match="for a target must run on one device; got 4"):
+        _profile.profile_networks({}, config.remat, config.profile, several)
+    with pytest.raises(ConfigError, match="`target` must be one of .*'h100'.*; got 'h1000'"):
+        parse_config(small(profile={"target": "h1000"}))
+    with pytest.raises(ConfigError, match="`num_batches` must be"):
+        parse_config(small(profile={"num_batches": 0}))

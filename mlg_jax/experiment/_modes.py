@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mlg_jax._checks import check_choice
-from mlg_jax.config import ExperimentConfig, to_json
+from mlg_jax.config import ExperimentConfig
 from mlg_jax.experiment._run import _Experiment
 from mlg_jax.train import Interruptible, check_work_dir, lock_work_dir
 
@@ -46,7 +46,7 @@ def run_experiment(
         with Interruptible("the profile"):
             return _Experiment(config, directory).profile()
     with Interruptible("the start"), lock_work_dir(directory):
-        check_work_dir(directory, to_json(config))
+        check_work_dir(directory, config.determining_json)
         run = _Experiment(config, directory)
         run.claim()
         return _run_stages(run, mode)

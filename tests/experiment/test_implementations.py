@@ -32,7 +32,7 @@ def measured():
 
 
 def test_a_claimed_directory_remembers(tmp_path, timed):
-    _run.bind_work_dir(tmp_path, _run.to_json(measured()))
+    _run.bind_work_dir(tmp_path, measured().determining_json)
     students = [_run._Experiment(measured(), tmp_path)._student for _ in range(2)]
     assert students[0] == students[1]
     found = {r.name: r.implementation for r in layer_records(students[0]) if r.implementation}

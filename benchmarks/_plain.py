@@ -74,7 +74,7 @@ def plain_max_pool(x, window, strides, padding=((0, 0), (0, 0))):
 @contextlib.contextmanager
 def without_our_gradients():
     """Within this context, models are traced with JAX's own gradients of pooling and branches."""
-    modules = ("resnet", "_stages", "squeezenet")
+    modules = ("resnet", "_blocks", "squeezenet")
     with contextlib.ExitStack() as stack:
         for name in modules:
             stack.enter_context(mock.patch(f"mlg_jax.models.{name}.max_pool", plain_max_pool))

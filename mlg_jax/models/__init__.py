@@ -6,6 +6,7 @@ from mlg_jax.models._create import create_model as create_model
 from mlg_jax.models._layers import Layers as Layers
 from mlg_jax.models._layers import Partial as Partial
 from mlg_jax.models._layers import with_layers as with_layers
+from mlg_jax.models._parts import STEMS as STEMS
 from mlg_jax.models._registry import MODELS as MODELS
 from mlg_jax.models._size import LayerSize as LayerSize
 from mlg_jax.models._size import SizeReport as SizeReport
@@ -14,7 +15,6 @@ from mlg_jax.models._spec import ImplementationChoice as ImplementationChoice
 from mlg_jax.models._spec import ModelSpec as ModelSpec
 from mlg_jax.models.alexnet import AlexNet as AlexNet
 from mlg_jax.models.mobilenet_v2 import MobileNetV2 as MobileNetV2
-from mlg_jax.models.resnet import STEMS as STEMS
 from mlg_jax.models.resnet import ResNet as ResNet
 from mlg_jax.models.squeezenet import SqueezeNet as SqueezeNet
 from mlg_jax.models.vgg import VGG as VGG

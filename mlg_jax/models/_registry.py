@@ -8,7 +8,7 @@ from typing import Any
 from flax import linen as nn
 
 from mlg_jax.models._blocks import BasicBlock, BottleneckBlock
-from mlg_jax.models._shapes import scaled
+from mlg_jax.models._parts import scaled
 from mlg_jax.models.alexnet import AlexNet
 from mlg_jax.models.mobilenet_v2 import MobileNetV2
 from mlg_jax.models.resnet import ResNet

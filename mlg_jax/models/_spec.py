@@ -25,8 +25,8 @@ from mlg_jax.kernels import (
 )
 from mlg_jax.layers import BatchNorm, Conv, Dense, check_implementation
 from mlg_jax.models._layers import Layers, Partial
+from mlg_jax.models._parts import STEMS
 from mlg_jax.models._registry import MODELS
-from mlg_jax.models.resnet import STEMS
 from mlg_jax.quant import ActivationSpec, QuantSpec
 from mlg_jax.remat import NO_REMAT, PRESETS, RematSpec, ResidualPolicy
 

@@ -5,10 +5,16 @@ from typing import Any
 from flax import linen as nn
 
 from mlg_jax._types import Array
-from mlg_jax.models._heads import adaptive_mean_pool, dropout, flatten_channels_first
+from mlg_jax.models._blocks import PlainStage
 from mlg_jax.models._layers import Layers
-from mlg_jax.models._shapes import check_images, image_shape, scaled
-from mlg_jax.models._stages import PlainStage
+from mlg_jax.models._parts import (
+    adaptive_mean_pool,
+    check_images,
+    dropout,
+    flatten_channels_first,
+    image_shape,
+    scaled,
+)
 
 STAGE_CHANNELS = ((64,), (192,), (384, 256, 256))
 FIRST_CONV: dict[str, dict[str, Any]] = {

@@ -7,9 +7,8 @@ from flax import linen as nn
 
 from mlg_jax._types import Array
 from mlg_jax.layers import global_mean_pool
-from mlg_jax.models._heads import dropout
 from mlg_jax.models._layers import Layers
-from mlg_jax.models._shapes import check_images, image_shape
+from mlg_jax.models._parts import check_images, dropout, image_shape
 
 # (expansion, channels, blocks) of each stage; `STRIDES` has those of the stem and the stages.
 STAGES = (

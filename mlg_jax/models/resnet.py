@@ -4,14 +4,11 @@ from typing import Any
 
 from flax import linen as nn
 
-from mlg_jax._checks import check_choice, check_floating
 from mlg_jax._types import Array
 from mlg_jax.layers import global_mean_pool, max_pool
 from mlg_jax.models._blocks import BasicBlock, BottleneckBlock
 from mlg_jax.models._layers import Layers
-
-STEMS = ("cifar", "imagenet")
-IMAGE_SIZES = {"cifar": 32, "imagenet": 224}
+from mlg_jax.models._parts import check_images, image_shape
 
 
 class ResNet(nn.Module):
@@ -41,16 +38,12 @@ class ResNet(nn.Module):
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
         """The shape of one image at the resolution that the stem is designed for."""
-        size = IMAGE_SIZES[self.stem]
-        return (1, size, size, 3)
+        return image_shape(self.stem)
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Logits of `x`, `[N, H, W, C]`, floating, normalised."""
-        check_choice("stem", self.stem, STEMS)
-        check_floating("x", x)
-        if x.ndim != 4:
-            raise ValueError(f"`x` must have shape [N, H, W, C]; got {x.shape}.")
+        check_images(x, self.stem)
         x = self.layers.remat.stem(lambda model, x: model._stem(x, train))(self, x)
         for stage, num_blocks in enumerate(self.stage_sizes):
             for index in range(num_blocks):

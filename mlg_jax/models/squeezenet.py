@@ -8,9 +8,8 @@ from jax import numpy as jnp
 
 from mlg_jax._types import Array
 from mlg_jax.layers import global_mean_pool, max_pool
-from mlg_jax.models._heads import dropout
 from mlg_jax.models._layers import Layers
-from mlg_jax.models._shapes import check_images, image_shape, scaled
+from mlg_jax.models._parts import check_images, dropout, image_shape, scaled
 
 STEM_CHANNELS = 64
 # Channels of the squeeze and of each expand convolution; the published numbering starts at 2.

@@ -7,10 +7,16 @@ from flax import linen as nn
 
 from mlg_jax._types import Array
 from mlg_jax.layers import global_mean_pool
-from mlg_jax.models._heads import adaptive_mean_pool, dropout, flatten_channels_first
+from mlg_jax.models._blocks import PlainStage
 from mlg_jax.models._layers import Layers
-from mlg_jax.models._shapes import check_images, image_shape, scaled
-from mlg_jax.models._stages import PlainStage
+from mlg_jax.models._parts import (
+    adaptive_mean_pool,
+    check_images,
+    dropout,
+    flatten_channels_first,
+    image_shape,
+    scaled,
+)
 
 STAGE_CHANNELS = (64, 128, 256, 512, 512)
 HIDDEN_FEATURES = 4096

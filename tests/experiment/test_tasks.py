@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from mlg_jax.experiment._tasks import classification_loss
 from mlg_jax.models import create_model
-from mlg_jax.models._heads import dropout
+from mlg_jax.models._parts import dropout
 
 
 class Dropping(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from mlg_jax import create_model
-from mlg_jax.models._heads import adaptive_mean_pool, dropout, flatten_channels_first
+from mlg_jax.models._parts import adaptive_mean_pool, dropout, flatten_channels_first
 from tests._tolerances import ELEMENTWISE, relative_error
 from tests.models import _definitions
 

@@ -2,11 +2,14 @@
 
     python benchmarks/compute.py [--network resnet18 resnet50] [--forward 1 8 128]
                                  [--train 32 128] [--dtype float32] [--rounds 5]
+                                 [--jobs 1] [--calls 1]
                                  [--target h100]
 
 ResNet-18 has the CIFAR stem and 32 x 32 images, ResNet-50 the ImageNet stem and 224 x 224 images.
-Dense is plain Flax (`_plain.py`), for ResNet-18 also eager PyTorch if torch is installed. All
-contestants of a row are compiled first and then timed in turns, so that disturbances affect all.
+Dense is plain Flax (`_plain.py`), for ResNet-18 also PyTorch if torch is installed: channels last,
+with `--dtype bfloat16` under autocast, on a GPU compiled with CUDA graphs. All programs are
+compiled first (`--jobs` at a time), and those of a row are then timed in turns, so that
+disturbances affect all. A timing is the mean of `--calls` calls that follow each other at once.
 
 A run replaces only the rows that it measures in the JSON file. Multiply-adds are computed by
 formula for one forward pass; "compiled_flops" is XLA's own count, in which the body of a loop
@@ -15,6 +18,7 @@ quantised in advance does; "quantised" quantises them in every call, as in train
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import functools
 import importlib.util
@@ -28,7 +32,7 @@ import jax.numpy as jnp
 from _measure import RESULTS, compiled_bytes, save
 from _plain import is_plain, plain_layers, without_our_gradients
 from _roofline import estimate
-from train_step import training_step
+from train_step import prepared, training_step
 
 from mlg_jax import GenerationSpec, create_model
 from mlg_jax._tables import table_head, table_row
@@ -87,10 +91,24 @@ def call_of(model, is_training, batch, size, dtype):
     """A function and its arguments: a training step or a forward pass."""
     key = jax.random.key(0)
     images = jax.random.normal(key, (batch, size, size, 3), dtype or jnp.float32)
-    variables = jax.jit(model.init)(key, images[:1])
+    variables = initial_variables(model, images.shape)
     if is_training:
         return training_step(model), (variables, images, jax.random.randint(key, (batch,), 0, 10))
-    return lambda v, x: model.apply(v, x), (variables, images)
+    return lambda v, x: model.apply(prepared(model, v, x), x), (variables, images)
+
+
+_INITIAL = {}  # variables by their names and shapes, which most contestants share
+
+
+def initial_variables(model, shape):
+    """Random variables for images of a shape; contestants with equal ones share them."""
+    example = jax.ShapeDtypeStruct((1, *shape[1:]), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), example)
+    name = str(jax.tree.leaves_with_path(shapes))
+    if name not in _INITIAL:
+        images = jnp.zeros(example.shape)
+        _INITIAL[name] = jax.jit(model.init)(jax.random.key(0), images)
+    return _INITIAL[name]
 
 
 def tracing(model):
@@ -121,41 +139,76 @@ def multiply_adds_of(name, network, batch):
     return total
 
 
-def torch_calls(network, is_training, batch, size):
-    """PyTorch's dense ResNet-18 in eager mode, from pixels; empty if torch is not installed."""
+def torch_calls(network, is_training, batch, size, dtype):
+    """PyTorch's dense ResNet-18, from pixels; empty if torch is not installed."""
     if network != "resnet18" or importlib.util.find_spec("torch") is None:
         return {}
     import torch
     from _torch_resnet import resnet18
 
-    net = resnet18((0.5,) * 3, (0.25,) * 3)
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        return {}
+    torch.backends.cudnn.benchmark = True
+    net = resnet18((0.5,) * 3, (0.25,) * 3).to(device)
     net = net.to(memory_format=torch.channels_last).train(is_training)
-    images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8)
-    labels = torch.randint(0, 10, (batch,))
+    images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, device=device)
+    labels = torch.randint(0, 10, (batch,), device=device)
     optimizer = torch.optim.SGD(net.parameters(), 1e-3)
+    precision = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def logits():
+        with precision:
+            return net(images)
+
+    def loss():
+        with precision:
+            return torch.nn.functional.cross_entropy(net(images), labels)
+
+    if device == "cuda":
+        compile_for_gpu = functools.partial(torch.compile, mode="reduce-overhead", dynamic=False)
+        logits, loss = compile_for_gpu(logits), compile_for_gpu(loss)
 
     def forward():
         with torch.inference_mode():
-            net(images)
+            logits()
 
     def step():
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(net(images), labels).backward()
+        loss().backward()
         optimizer.step()
 
-    return {"dense, PyTorch": step if is_training else forward}
+    call = step if is_training else forward
+    try:
+        call()
+    except Exception as error:  # such as no compiler for torch.compile
+        print(f"PyTorch is left out: {type(error).__name__}: {error}", flush=True)
+        return {}
+    return {"dense, PyTorch": call}
 
 
-def interleaved_seconds(calls, num_rounds, min_seconds):
-    """Median and quartiles of each call; the calls take turns."""
+def wait_for(result):
+    """Waits until a call has finished; PyTorch's calls return None."""
+    jax.block_until_ready(result)
+    if result is None and jax.default_backend() == "gpu":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def interleaved_seconds(calls, args):
+    """Median and quartiles of each call's time; the calls take turns."""
     for call in calls.values():
-        jax.block_until_ready(call())
+        for _ in range(3):  # PyTorch records its CUDA graphs in the second call
+            wait_for(call())
     times, start = {name: [] for name in calls}, time.perf_counter()
-    while len(times["dense"]) < num_rounds or time.perf_counter() - start < min_seconds:
+    while len(times["dense"]) < args.rounds or time.perf_counter() - start < args.min_seconds:
         for name, call in calls.items():
             begin = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(time.perf_counter() - begin)
+            for _ in range(args.calls):
+                result = call()
+            wait_for(result)
+            times[name].append((time.perf_counter() - begin) / args.calls)
     quartiles = {name: statistics.quantiles(t, n=4) for name, t in times.items()}
     return {
         name: {"median": q[1], "q1": q[0], "q3": q[2], "n": len(times[name])}
@@ -163,42 +216,76 @@ def interleaved_seconds(calls, num_rounds, min_seconds):
     }
 
 
-def measure(network, is_training, batch, dtype, args):
-    """Yields one row per contestant."""
-    size = NETWORKS[network][4]
-    rows, calls = {}, {}
+def is_wanted(name, args):
+    """Whether a contestant was asked for; dense always is."""
+    return name == "dense" or not args.only or name in args.only
+
+
+def lowered_programs(network, is_training, batch, dtype, args):
+    """Yields name, lowered program and arguments of every contestant."""
     for name, model in contestants(network, dtype, is_training=is_training).items():
-        if name != "dense" and args.only and name not in args.only:
-            continue
-        fn, arguments = call_of(model, is_training, batch, size, dtype)
-        with tracing(model):
-            program = jax.jit(fn).lower(*arguments).compile()
-        rows[name] = {
-            "compiled_flops": (program.cost_analysis() or {}).get("flops"),
-            "bytes": compiled_bytes(program),
-        }
-        calls[name] = functools.partial(program, *arguments)
-    calls |= torch_calls(network, is_training, batch, size)
-    seconds = interleaved_seconds(calls, args.rounds, args.min_seconds)
+        if is_wanted(name, args):
+            fn, arguments = call_of(model, is_training, batch, NETWORKS[network][4], dtype)
+            with tracing(model):
+                yield name, jax.jit(fn).lower(*arguments), arguments
+
+
+def measure_cases(cases, dtype, args):
+    """Yields one row per case and contestant: everything is compiled before anything is timed."""
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        compiling = [
+            {
+                name: (pool.submit(lowered.compile), arguments)
+                for name, lowered, arguments in lowered_programs(*case, dtype, args)
+            }
+            for case in cases
+        ]
+    for case, programs in zip(cases, compiling, strict=True):
+        for name, (program, _) in programs.items():
+            if program.exception():
+                print(f"{case}, {name} does not compile: {program.exception()}", flush=True)
+        done = {n: (p.result(), given) for n, (p, given) in programs.items() if not p.exception()}
+        yield from time_case(*case, done, args)
+
+
+def time_case(network, is_training, batch, programs, args):
+    """Yields the rows of one network, pass and batch size."""
+    calls = {
+        name: functools.partial(program, *given) for name, (program, given) in programs.items()
+    }
+    calls |= torch_calls(network, is_training, batch, NETWORKS[network][4], args.dtype)
+    seconds = interleaved_seconds(calls, args)
     kind = "training step" if is_training else "forward"
-    head = {"network": network, "pass": kind, "batch": batch, "dtype": args.dtype}
     for name, timing in seconds.items():
-        row = rows.get(name, {"compiled_flops": None, "bytes": None})
-        row["multiply_adds"] = multiply_adds_of(name, network, batch)
-        share = timing["median"] / seconds["dense"]["median"]
+        row = {
+            "network": network,
+            "pass": kind,
+            "batch": batch,
+            "dtype": args.dtype,
+            "contestant": name,
+            "seconds": timing,
+            "of_dense": timing["median"] / seconds["dense"]["median"],
+            "compiled_flops": None,
+            "bytes": None,
+            "multiply_adds": multiply_adds_of(name, network, batch),
+        }
+        if name in programs:
+            program = programs[name][0]
+            row["compiled_flops"] = (program.cost_analysis() or {}).get("flops")
+            row["bytes"] = compiled_bytes(program)
         memory = "" if row["bytes"] is None else f"{row['bytes']['temporary'] / 2**20:.0f}"
         cells = (
             network,
             kind,
             str(batch),
             name,
-            f"{1e3 * timing['median']:.1f}",
-            f"{share:.2f}",
+            f"{1e3 * timing['median']:.{1 if timing['median'] > 0.05 else 3}f}",
+            f"{row['of_dense']:.2f}",
             f"{row['multiply_adds'] / 1e9:.2f}",
             memory,
         )
         print(table_row(cells), flush=True)
-        yield {**head, "contestant": name, "seconds": timing, "of_dense": share, **row}
+        yield row
 
 
 def compile_rows(network, is_training, batch, dtype, args):
@@ -206,7 +293,7 @@ def compile_rows(network, is_training, batch, dtype, args):
     size, base = NETWORKS[network][4], None
     kind = "training step" if is_training else "forward"
     for name, model in contestants(network, dtype, is_training=is_training).items():
-        if name != "dense" and args.only and name not in args.only:
+        if not is_wanted(name, args):
             continue
         fn, arguments = call_of(model, is_training, batch, size, dtype)
         with tracing(model):
@@ -255,6 +342,8 @@ def main():
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=5, help="minimum runs of each contestant")
     parser.add_argument("--min-seconds", type=float, default=1.0, help="minimum time per row")
+    parser.add_argument("--calls", type=int, default=1, help="calls per timing")
+    parser.add_argument("--jobs", type=int, default=1, help="programs compiled at the same time")
     parser.add_argument("--cache", default=None, help="directory of compiled programs")
     parser.add_argument("--target", default=None, choices=list(TARGETS), help="GPU to compile for")
     parser.add_argument("--out", default=None, help="directory of the JSON file")
@@ -263,11 +352,16 @@ def main():
         jax.config.update("jax_compilation_cache_dir", args.cache)
     dtype = None if args.dtype == "float32" else jnp.dtype(args.dtype)
     print(table_head(TARGET_COLUMNS if args.target else COLUMNS, "llrlr"))
-    measured_rows, results = compile_rows if args.target else measure, []
-    for network in args.network:
-        for is_training, batches in ((False, args.forward), (True, args.train)):
-            for batch in batches:
-                results += measured_rows(network, is_training, batch, dtype, args)
+    cases = [
+        (network, is_training, batch)
+        for network in args.network
+        for is_training, batches in ((False, args.forward), (True, args.train))
+        for batch in batches
+    ]
+    if args.target:
+        results = [row for case in cases for row in compile_rows(*case, dtype, args)]
+    else:
+        results = list(measure_cases(cases, dtype, args))
     directory = pathlib.Path(args.out or RESULTS)
     where = args.target or jax.default_backend()
     path = directory / f"compute_{args.dtype}_{where}.json"

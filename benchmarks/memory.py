@@ -1,13 +1,16 @@
 """Training memory and time of every checkpointing preset, compared with plain Flax.
 
     python benchmarks/memory.py [--model resnet18 ...] [--runs 0] [--capacity 0.6] [--batch N]
-                                [--dtype float32] [--target h100]
+                                [--dtype float32] [--target h100 | --allocator] [--cache DIR]
 
 Loss and gradient in one compiled program, one process per model. `flax` is the architecture from
 Flax's layers; `flax, nn.remat` wraps every block in `nn.remat`, on a CPU with the compiler option
 that keeps XLA from undoing it. All ratios are relative to `flax` in the same run. With `--runs 0`,
 the default, programs are only compiled. Bitmaps have room for `--capacity` of the entries; images
-are random. On a GPU, the allocator's peak is recorded as well.
+are random.
+
+With `--allocator`, for GPUs, the peak of the device's allocator is set beside the compiled bytes:
+every policy runs in a process of its own, once to compile and once to be counted.
 
 With `--target`, programs are compiled for a GPU that need not be there (`mlg_jax.memory.targets`).
 Temporaries then leave out the workspaces of matrix libraries, and the table has the number of
@@ -15,12 +18,15 @@ kernels and the time that a roofline estimates.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import functools
 import json
+import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +36,7 @@ from _roofline import estimate
 
 from mlg_jax import create_model
 from mlg_jax._tables import table_head, table_row
-from mlg_jax.memory import compile_for
+from mlg_jax.memory import allocator_peak, compile_for
 from mlg_jax.memory.targets import TARGETS
 from mlg_jax.models import MODELS
 from mlg_jax.remat import PRESETS, RematSpec
@@ -84,14 +90,20 @@ def gradient_step(model):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
+def arguments_of(model, shape):
+    """The arguments of `gradient_step`, all but the key as shapes."""
+    key = jax.random.key(0)
+    variables = jax.eval_shape(model.init, key, shape)
+    state = {k: v for k, v in variables.items() if k != "params"}
+    labels = jax.ShapeDtypeStruct(shape.shape[:1], jnp.int32)
+    return variables["params"], state, shape, labels, key
+
+
 def measure(model, tracing, options, shape, args):
     """Bytes of the compiled program and, with `args.runs`, its time."""
     key = jax.random.key(0)
     with tracing:
-        variables = jax.eval_shape(model.init, key, shape)
-        state = {k: v for k, v in variables.items() if k != "params"}
-        labels = jax.ShapeDtypeStruct(shape.shape[:1], jnp.int32)
-        arguments = (variables["params"], state, shape, labels, key)
+        arguments = arguments_of(model, shape)
         if args.target:
             return compiled_for_target(args.target, gradient_step(model), arguments)
         compiled = gradient_step(model).lower(*arguments).compile(options)
@@ -104,10 +116,49 @@ def measure(model, tracing, options, shape, args):
         call = functools.partial(compiled, variables["params"], state, images, labels, key)
         row["seconds"] = median_seconds(call, num_runs=args.runs)
         row["is_finite"] = all(bool(jnp.all(jnp.isfinite(g))) for g in jax.tree.leaves(call()[1]))
-        statistics = jax.devices()[0].memory_stats()
-        # The peak of the whole process so far: later contestants may repeat an earlier one's.
-        row["allocator_peak"] = statistics and statistics.get("peak_bytes_in_use")
     return row
+
+
+def count_one(label, args):
+    """Runs one policy once and prints, as JSON, its compiled bytes and the allocator's."""
+    (name,) = args.model
+    stem, batch, size = CASES[name]
+    shape = jax.ShapeDtypeStruct((args.batch or batch, size, size, 3), jnp.dtype(args.dtype))
+    for found, model, tracing, options in contestants(name, stem, args.capacity, shape.dtype):
+        if found == label:
+            with tracing:
+                arguments = arguments_of(model, shape)
+                compiled = gradient_step(model).lower(*arguments).compile(options)
+            zeros = jax.tree.map(zero_of, arguments)
+            peak = allocator_peak(lambda: compiled(*zeros))  # noqa: B023
+            row = {"bytes": compiled_bytes(compiled)}
+            print(json.dumps(row | {"allocator_bytes": peak and peak.call_bytes}))
+
+
+def zero_of(x):
+    """The argument itself, or zeros of its shape."""
+    return jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
+
+
+def count_in_processes(labels, args):
+    """What `count_one` prints, by label: the second run of each finds its program compiled."""
+    with tempfile.TemporaryDirectory() as directory:
+        environ = os.environ | {
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "JAX_COMPILATION_CACHE_DIR": args.cache or directory,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+
+        def count(label):
+            command = [sys.executable, __file__, *sys.argv[1:], "--count-one", label]
+            for _ in range(2):
+                done = subprocess.run(
+                    command, env=environ, check=True, stdout=subprocess.PIPE, text=True
+                )
+            return json.loads(done.stdout.splitlines()[-1])
+
+        with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+            return dict(zip(labels, pool.map(count, labels), strict=True))
 
 
 def compiled_for_target(target, step, arguments):
@@ -137,8 +188,13 @@ def cells_of(row, base):
     if "kernels" in row:
         cells += pair(row["kernels"], base["kernels"], 0)
         cells += pair(1e3 * row["estimated_seconds"], 1e3 * base["estimated_seconds"], 2)
+    elif "allocator_bytes" in row:
+        compiled = row["bytes"]["temporary"] + row["bytes"]["outputs"]
+        counted = row["allocator_bytes"]
+        cells.append(f"{compiled / 2**20:,.1f}")
+        cells += ["", ""] if counted is None else pair(counted / 2**20, compiled / 2**20, 1)
     elif "seconds" in row:
-        cells += pair(row["seconds"]["median"], base["seconds"]["median"], 3)
+        cells += pair(1e3 * row["seconds"]["median"], 1e3 * base["seconds"]["median"], 2)
     return cells
 
 
@@ -147,7 +203,14 @@ def columns(args):
     names = ["policy", "temporaries, compiled, MiB", "of Flax"]
     if args.target:
         return [*names, "kernels, compiled", "of Flax", "ms, estimated", "of Flax"]
-    return [*names, "s per step, measured", "of Flax"] if args.runs else names
+    if args.allocator:
+        return [*names, "with outputs", "allocator's peak, measured, MiB", "of compiled"]
+    return [*names, "ms per step, measured", "of Flax"] if args.runs else names
+
+
+def is_wanted(label, args):
+    """Whether a policy was asked for."""
+    return not args.policy or label in args.policy
 
 
 def run_model(name, args):
@@ -159,10 +222,10 @@ def run_model(name, args):
     results, base = [], None
     print(f"\n{name}, {size} x {size}, batch {batch}, {args.dtype}, {args.target or 'here'}\n")
     print(table_head(columns(args)))
-    for label, model, tracing, options in contestants(name, stem, args.capacity, dtype):
-        if args.policy and label not in args.policy:
-            continue
-        row = measure(model, tracing, options, shape, args)
+    wanted = [c for c in contestants(name, stem, args.capacity, dtype) if is_wanted(c[0], args)]
+    counted = count_in_processes([c[0] for c in wanted], args) if args.allocator else {}
+    for label, model, tracing, options in wanted:
+        row = counted.get(label) or measure(model, tracing, options, shape, args)
         base = base or row
         row["temporary_ratio"] = row["bytes"]["temporary"] / base["bytes"]["temporary"]
         cells = cells_of(row, base)
@@ -177,7 +240,8 @@ def save(name, args, results):
     directory.mkdir(parents=True, exist_ok=True)
     where = args.target or jax.default_backend()
     dtype = "" if args.dtype == "float32" else f"_{args.dtype}"
-    path = directory / f"memory_{name}{dtype}_{where}.json"
+    what = "allocator" if args.allocator else "memory"
+    path = directory / f"{what}_{name}{dtype}_{where}.json"
     content = {"environment": environment(), "target": args.target, "capacity": args.capacity}
     content["results"] = results
     path.write_text(json.dumps(content, indent=1) + "\n")
@@ -198,8 +262,17 @@ def main():
     parser.add_argument("--capacity", type=float, default=0.6, help="of bitmaps, in (0, 1]")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--target", default=None, choices=list(TARGETS), help="GPU to compile for")
+    parser.add_argument("--allocator", action="store_true", help="count the allocator's bytes too")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time, with --allocator")
+    parser.add_argument("--cache", default=None, help="directory of compiled programs")
+    parser.add_argument("--count-one", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--out", default=str(RESULTS), help="directory of the JSON file")
     args = parser.parse_args()
+    if args.count_one:
+        count_one(args.count_one, args)
+        return
+    if args.cache and not args.allocator:
+        jax.config.update("jax_compilation_cache_dir", args.cache)
     if len(args.model) == 1:
         save(args.model[0], args, run_model(args.model[0], args))
         return

@@ -14,7 +14,9 @@ from _measure import compiled_bytes, median_seconds, save
 from _plain import is_plain, plain_layers, without_our_gradients
 
 from mlg_jax import GenerationSpec, create_model
+from mlg_jax._platform import traced_platform
 from mlg_jax._tables import table_head, table_row
+from mlg_jax.layers import layer_records, quantized_variables
 from mlg_jax.models import BasicBlock, ResNet
 
 COLUMNS = ("batch", "network", "ms", "vs Flax", "temporary MiB", "vs Flax", "parameters MiB")
@@ -38,13 +40,19 @@ def networks(dtype):
     }
 
 
+def prepared(model, variables, images):
+    """The variables as the trainer passes them: off CPUs, all factors are quantised together."""
+    if is_plain(model) or traced_platform() == "cpu":
+        return variables
+    return quantized_variables(layer_records(model, images.shape), variables)
+
+
 def training_step(model):
     """A step of SGD on cross-entropy, as a pure function of (variables, images, labels)."""
 
     def loss(params, stats, images, labels):
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": stats}, images, train=True, mutable=["batch_stats"]
-        )
+        variables = prepared(model, {"params": params, "batch_stats": stats}, images)
+        logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
         logits = logits.astype(jnp.float32)
         log_probability = jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]
         return -log_probability.mean(), updated["batch_stats"]

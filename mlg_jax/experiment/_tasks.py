@@ -7,9 +7,10 @@ import jax
 from flax import linen as nn
 
 from mlg_jax import losses
+from mlg_jax._platform import traced_platform
 from mlg_jax.config import StudentConfig
 from mlg_jax.data import Dataset
-from mlg_jax.layers import layer_records, random_streams, total_penalty
+from mlg_jax.layers import layer_records, quantized_variables, random_streams, total_penalty
 from mlg_jax.train import LossFn, Task, TrainableRule
 
 Batch = dict[str, jax.Array]
@@ -134,8 +135,14 @@ def student_loss(model: nn.Module, input_shape: tuple[int, ...], config: Student
 def forward(
     model: nn.Module, params: Any, state: Any, image: jax.Array, key: jax.Array, train: bool
 ) -> Any:
-    """Logits and updated collections; training uses the random streams."""
+    """Logits and updated collections; training uses the random streams.
+
+    Off CPUs, where every launch costs, the factors of all layers are quantised together.
+    """
     variables = {"params": params, **state}
+    if traced_platform() != "cpu":
+        records = layer_records(model, image.shape, is_training=train)
+        variables = quantized_variables(records, variables, key if train else None)
     if not train:
         return model.apply(variables, image), state
     rngs = random_streams(key)

@@ -40,13 +40,12 @@ def choose_implementation(
     names = (f"{backend}, {name}, {kind}" for name in (jnp.dtype(dtype).name, "float32"))
     costs = next((table["seconds"][name] for name in names if name in table["seconds"]), None)
     if costs is None and backend in table["estimated"]:
-        return _least_estimated(
-            shapes, layer, table["estimated"][backend], dtype, is_training=is_training
-        )
+        rates = table["estimated"][backend]
+        return least_estimated(shapes, layer, rates, dtype, is_training=is_training)
     return cheapest(shapes, layer, costs or {}, is_training=is_training)
 
 
-def _least_estimated(
+def least_estimated(
     shapes: FactorShapes,
     layer: LayerGeometry,
     rates: Mapping[str, Any],
@@ -54,6 +53,8 @@ def _least_estimated(
     *,
     is_training: bool,
 ) -> str:
+    """The implementation with the least time by a roofline with these rates."""
+
     def seconds(implementation: str) -> float:
         positions = _positions(layer)
         return estimated_seconds(

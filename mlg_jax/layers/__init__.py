@@ -26,5 +26,6 @@ from mlg_jax.layers._records import total_penalty as total_penalty
 from mlg_jax.layers._records import variable_shapes as variable_shapes
 from mlg_jax.layers._relu import relu6_by_sign as relu6_by_sign
 from mlg_jax.layers._relu import relu_by_sign as relu_by_sign
+from mlg_jax.layers._tune import implementation_timer as implementation_timer
 from mlg_jax.layers._tune import time_implementations as time_implementations
 from mlg_jax.layers._tune import tune_implementations as tune_implementations

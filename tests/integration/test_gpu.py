@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from mlg_jax import GenerationSpec, QuantSpec, fake_quantize
+from mlg_jax.memory import allocator_peak
 from mlg_jax.quant import decode, encode
+from mlg_jax.remat import PRESETS, RematSpec
 from tests._models import tiny_resnet
 from tests._tolerances import relative_error
 
@@ -77,3 +79,68 @@ def test_kernels_are_not_kept(devices):
         compiled = jax.jit(jax.grad(loss)).lower(variables["params"], x).compile()
     kernels = 4 * 9 * (6 * 128 * 128 + 128 * 256 + 5 * 256 * 256)
     assert compiled.memory_analysis().temp_size_in_bytes < kernels
+
+
+def gradients_of(model, x):
+    """A compiled gradient, and its arguments, all on the default device."""
+    variables = jax.jit(tiny_resnet(GenerationSpec(2, 8)).init)(jax.random.key(0), x)
+
+    def loss(params, stats, x):
+        logits, _ = model.apply(
+            {"params": params, "batch_stats": stats},
+            x,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"quantize": jax.random.key(1)},
+        )
+        return jnp.mean(logits**2)
+
+    arguments = variables["params"], variables["batch_stats"], x
+    return jax.jit(jax.grad(loss)).lower(*arguments).compile(), arguments
+
+
+def flat(tree):
+    return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+@pytest.mark.parametrize("preset", [name for name, preset in PRESETS.items() if preset.is_exact])
+def test_policies_change_no_gradient(devices, preset):
+    x = jax.random.normal(jax.random.key(2), (8, 16, 16, 3))
+    remat = RematSpec(preset, 0.9, on_overflow="silent")
+    with jax.default_matmul_precision("highest"):
+        models = (tiny_resnet(GenerationSpec(2, 8), remat=r) for r in (remat, RematSpec()))
+        found, expected = (flat(f(*args)) for f, args in (gradients_of(m, x) for m in models))
+    assert relative_error(found, expected) < 1e-4
+
+
+@pytest.mark.parametrize("implementation", ["factored_out", "factored"])
+def test_implementations_agree(devices, implementation):
+    x = jax.random.normal(jax.random.key(2), (8, 16, 16, 3))
+    with jax.default_matmul_precision("highest"):
+        models = (
+            tiny_resnet(GenerationSpec(2, 8), implementation=name)
+            for name in (implementation, "generate")
+        )
+        found, expected = (flat(f(*args)) for f, args in (gradients_of(m, x) for m in models))
+    assert relative_error(found, expected) < 1e-3
+
+
+def test_the_allocator_peaks_at_the_compiled_bytes(devices):
+    x = jax.random.normal(jax.random.key(2), (512, 32, 32, 3))
+    model = tiny_resnet(GenerationSpec(2, 8), channels=64, remat=RematSpec("blocks"))
+    init = tiny_resnet(GenerationSpec(2, 8), channels=64).init
+    variables = jax.jit(init)(jax.random.key(0), x[:1])
+
+    def loss(params, stats, x):
+        logits, _ = model.apply(
+            {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
+        )
+        return jnp.mean(logits**2)
+
+    arguments = variables["params"], variables["batch_stats"], x
+    compiled = jax.jit(jax.grad(loss)).lower(*arguments).compile()
+    memory = compiled.memory_analysis()
+    peak = allocator_peak(lambda: compiled(*arguments))
+    assert peak.is_of_call
+    expected = memory.temp_size_in_bytes + memory.output_size_in_bytes
+    assert peak.call_bytes == pytest.approx(expected, rel=0.05)

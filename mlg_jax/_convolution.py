@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jax import lax
 
+from mlg_jax._platform import traced_platform
 from mlg_jax._types import Array, Float, KernelShape, LayerGeometry
 
 
@@ -17,11 +18,12 @@ def convolve(
 ) -> Float[Array, "n p q o"]:
     """An ordinary two-dimensional convolution (a cross-correlation, as usual in deep learning).
 
-    A 1 x 1 kernel without padding is applied as a matrix product. On CPU, this is up to five times
-    faster in both passes than XLA's convolution, whose weight gradient first copies x and the
-    cotangent.
+    On a CPU, a 1 x 1 kernel without padding is applied as a matrix product. This is up to five
+    times faster in both passes than XLA's convolution, whose weight gradient first copies x and the
+    cotangent. For GPUs, XLA's compiler aborts on such a product with strides.
     """
-    if kernel.shape[:2] == (1, 1) and groups == 1 and not any(map(any, padding)):
+    is_product = kernel.shape[:2] == (1, 1) and groups == 1 and not any(map(any, padding))
+    if is_product and traced_platform() == "cpu":
         x = x[:, :: strides[0], :: strides[1]]
         return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
     return lax.conv_general_dilated(

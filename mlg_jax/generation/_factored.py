@@ -11,6 +11,7 @@ from jax import lax
 
 from mlg_jax._convolution import convolve_as
 from mlg_jax._ordering import materialize
+from mlg_jax._platform import traced_platform
 from mlg_jax._types import Array, Float, LayerGeometry
 from mlg_jax.generation._generate import combine_within, pad_bases
 from mlg_jax.generation._implementation import Implementation, dispatch_by_platform
@@ -219,6 +220,8 @@ def _seen(x: Array, layer: LayerGeometry) -> Array:
         config = [(0, 0, 0), *[(*pair, 0) for pair in layer.padding], (0, 0, 0)]
         x = lax.pad(x, jnp.zeros((), x.dtype), config)
         x = x[:, :: layer.strides[0], :: layer.strides[1]]
+        if layer.strides != (1, 1) and traced_platform() != "cpu":
+            x = lax.optimization_barrier(x)  # XLA's GPU compiler aborts on products of strided x
     return x
 
 

@@ -10,7 +10,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,7 +45,12 @@ class TargetProgram:
         return read_schedule(self.text)
 
 
-def compile_for(target: str, fn: Callable[..., Any], *args: Any) -> TargetProgram:
+def compile_for(
+    target: str,
+    fn: Callable[..., Any],
+    *args: Any,
+    compiler_options: Mapping[str, Any] | None = None,
+) -> TargetProgram:
     """Compiles `fn(*args)` for a GPU, on any machine.
 
     XLA compiles the whole program in a process of its own; only what needs a GPU is left out: the
@@ -56,6 +61,9 @@ def compile_for(target: str, fn: Callable[..., Any], *args: Any) -> TargetProgra
         target: a key of `mlg_jax.memory.targets.TARGETS`.
         fn: a function of pytrees, for one device and without callbacks to the host.
         args: its arguments, or their shapes (`jax.ShapeDtypeStruct`).
+        compiler_options: XLA's options, as for `jax.jit`. By default matrix products are left to
+            cuBLAS; with `{"xla_gpu_enable_triton_gemm": True}`, XLA generates kernels for some, as
+            it does where it can time both.
 
     Raises:
         TypeError, ValueError: `target` or `fn` is not one of the above.
@@ -63,11 +71,14 @@ def compile_for(target: str, fn: Callable[..., Any], *args: Any) -> TargetProgra
         TargetError: the program cannot be compiled for this target.
     """
     program = make_program(fn, args)
-    return compile_leaves(target, program.call, program.leaves)
+    return compile_leaves(target, program.call, program.leaves, compiler_options or {})
 
 
 def compile_leaves(
-    target: str, call: Callable[[Sequence[Any]], Any], leaves: Sequence[Any]
+    target: str,
+    call: Callable[[Sequence[Any]], Any],
+    leaves: Sequence[Any],
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> TargetProgram:
     """`compile_for` of a function of one flat list."""
     found, cuda_version = find_target(target), _cuda_version(target)
@@ -78,6 +89,7 @@ def compile_leaves(
         directory = pathlib.Path(name)
         (directory / "program").write_bytes(program)
         (directory / "target").write_text(to_text(found, cuda_version))
+        (directory / "options.json").write_text(json.dumps(dict(compiler_options or {})))
         _run_worker(directory, target)
         numbers = json.loads((directory / "memory.json").read_text())
         text = (directory / "program.hlo").read_text()
@@ -121,7 +133,8 @@ def _run_worker(directory: pathlib.Path, target: str) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        last = printable(lines[-1], 500) if lines else f"exit status {done.returncode}"
+        failed = [line for line in lines if "Check failed" in line]  # the compiler aborted
+        last = printable((failed or lines)[-1], 500) if lines else f"exit status {done.returncode}"
         raise TargetError(
             f"The program could not be compiled for {target!r} with jax {jax.__version__}: {last} "
             "(Compiling for an absent GPU uses parts of JAX that may change between its versions; "

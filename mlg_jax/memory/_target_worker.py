@@ -2,8 +2,9 @@
 
     python _target_worker.py DIRECTORY
 
-The directory holds `program` (a serialised `jax.export.Exported`) and `target` (XLA's description
-of the GPU). It gets `program.hlo`, the optimised and scheduled program, and `memory.json`.
+The directory holds `program` (a serialised `jax.export.Exported`), `target` (XLA's description of
+the GPU) and `options.json` (of the compiler). It gets `program.hlo`, the optimised and scheduled
+program, and `memory.json`.
 
 JAX has a public interface for compiling without a device, `jax.experimental.topologies`, but two of
 its gaps have to be filled here: the names "gpu" and "cuda" must mean the same although no CUDA
@@ -28,7 +29,8 @@ def main(directory: pathlib.Path) -> None:
     sharding = _sharding((directory / "target").read_text())
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in exported.in_avals]
     args, kwargs = jax.tree.unflatten(exported.in_tree, shapes)
-    compiled: Any = jax.jit(exported.call).lower(*args, **kwargs).compile(OPTIONS)
+    options = OPTIONS | json.loads((directory / "options.json").read_text())
+    compiled: Any = jax.jit(exported.call).lower(*args, **kwargs).compile(options)
     (directory / "program.hlo").write_text(compiled.as_text())
     memory = compiled.memory_analysis()
     costs = compiled.cost_analysis() or {}

@@ -36,7 +36,7 @@ def fake_quantize_together(
         return [fake_quantize(x, spec, key=k) for x, k in zip(tensors, keys, strict=True)]
     sizes = [-(-x.size // TILE) for x in tensors]
     owners = np.repeat(np.arange(len(tensors)), sizes)
-    tiles = jnp.concatenate([_tiles(wide(x)) for x in tensors])
+    tiles = _tiles([wide(x) for x in tensors])
     is_rounded = None
     if key is not None and spec.ratio < 1.0:
         is_rounded = jax.random.bernoulli(key, spec.ratio, tiles.shape)
@@ -45,9 +45,12 @@ def fake_quantize_together(
     return _split(values, shapes)
 
 
-def _tiles(x: Array) -> Array:
-    flat = x.reshape(-1)
-    return jnp.pad(flat, (0, -flat.size % TILE)).reshape(-1, TILE)
+def _tiles(tensors: Sequence[Array]) -> Array:
+    """The entries of each tensor, filled up with zeros to whole tiles, in one operation."""
+    parts = []
+    for x in tensors:
+        parts += [x.reshape(-1), jnp.zeros(-x.size % TILE, x.dtype)]
+    return jnp.concatenate(parts).reshape(-1, TILE)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -70,7 +73,7 @@ def _split_fwd(tiles: Array, shapes: tuple) -> tuple[list[Array], Array]:
 
 
 def _split_bwd(shapes: tuple, like: Array, cotangents: list[Array]) -> tuple[Array]:
-    return (jnp.concatenate([_tiles(ct.astype(like.dtype)) for ct in cotangents]),)
+    return (_tiles([ct.astype(like.dtype) for ct in cotangents]),)
 
 
 _split.defvjp(_split_fwd, _split_bwd)

@@ -36,8 +36,10 @@ def test_quantisers_agree_and_decode_exactly(devices, bits, scheme):
     spec = QuantSpec(bits, scheme)
     gpu, cpu = (on(d, functools.partial(fake_quantize, spec=spec), x) for d in devices)
     step = np.ptp(cpu) / (2**bits - 1)
-    # tanh differs by an ulp between the backends, so an entry at an edge may take the other level
-    assert np.mean(np.abs(gpu - cpu) > 0.5 * step) < 1e-3
+    # tanh differs by an ulp or two between the backends, so an entry at an edge may take the other
+    # level: the more levels, the more edges.
+    assert np.mean(np.abs(gpu - cpu) > 0.5 * step) < 1e-3 + 2.0**bits * 2e-6
+    assert np.max(np.abs(gpu - cpu)) < 1.5 * step
     decoded = on(devices[0], lambda x: decode(encode(x, spec)), x)
     assert np.array_equal(decoded, gpu)
 

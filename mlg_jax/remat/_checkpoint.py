@@ -13,6 +13,7 @@ from mlg_jax._checks import check_integer
 from mlg_jax._ordering import (
     instantiate,
     materialize,
+    materialize_off_cpu,
     opaque_false,
     wait_for,
     wait_for_predicate,
@@ -201,6 +202,9 @@ def _with_backward(run: Callable[..., Any], policy: ResidualPolicy) -> Callable[
 
         wanted = [x for w, x in zip(is_wanted.values, plain, strict=True) if w]
         d_wanted, d_active = pull_back(again, wanted, active, cotangents, policy.num_slices)
+        # A block's branches each have a share in it; unless it is written down here, the next
+        # recomputation keeps all of them.
+        d_active = [materialize_off_cpu(d) for d in d_active]
         overflows = [policy.activation.overflow(e) for e in kept_active]
         overflows += [policy.named.overflow(e) for e in kept_named]
         known = [overflow for overflow in overflows if overflow is not None]

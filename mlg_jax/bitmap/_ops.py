@@ -203,7 +203,8 @@ def _slice(array: Array, start: Array, size: int) -> Array:
 def _compact_by_scatter(flat: Array, words: Array, offsets: Array, *, num_slots: int) -> Array:
     is_set, slots = _slots(words, offsets, num_slots)
     slots = jnp.where(is_set, slots, num_slots).reshape(-1)[: flat.size]
-    values = jnp.zeros(num_slots, flat.dtype)
+    # As above, so that zeros for all later bitmaps are not written at the beginning.
+    values = jnp.full(num_slots, jnp.minimum(offsets[-1], 0).astype(flat.dtype))
     return values.at[slots].set(flat, mode="drop", unique_indices=True)
 
 

@@ -4,6 +4,7 @@
 #   bash benchmarks/gpu.sh [STEP ...]
 #
 #   tests        the tests marked `gpu`
+#   kernels      training steps kernel by kernel, by the profiler
 #   speed        forward passes and training steps: dense, generated, PyTorch
 #   memory       temporaries and the time of every policy
 #   allocator    the allocator's peak beside the compiled bytes
@@ -27,7 +28,7 @@ cache=$work/compiled
 
 if [[ -n ${TOY:-} ]]; then
   batches=(2) timing=(--rounds 2 --min-seconds 0 --calls 2)
-  contestants=("generate, quantised")
+  contestants=("generate, quantised") kernels=(--batch 2)
   policies=(flax blocks) memory=(--batch 2) runs=2 bitmaps=(--size 4096 --runs 3)
   calibration=(--every 60 --max-gflop 0.05 --keep)
   cifar10=(--config.data.name=digits --config.data.batch_size=256 --config.model.width=0.0625
@@ -38,6 +39,7 @@ else
   batches=(128 512) timing=(--rounds 10 --min-seconds 1 --calls 10)
   contestants=("generate, quantised" "factored_out, quantised" "factored, quantised"
                "auto, quantised" "generate, stored" "factored_out, stored" "auto, stored")
+  kernels=(--batch 128)
   policies=(flax "flax, nn.remat" none convs blocks bitmap_blocks bitmap_units quantized_blocks)
   memory=() runs=20 bitmaps=(--size 33554432)
   calibration=(--network resnet18 resnet50 --max-gflop 150)
@@ -47,9 +49,14 @@ fi
 tests() {
   grep -rl "mark\.gpu" tests | xargs "$python" -m pytest -q -m gpu --junitxml="$out/tests_gpu.xml"
 }
+kernels() {
+  "$python" benchmarks/kernels.py "${kernels[@]}" --only "generate, quantised" "auto, quantised" \
+    --cache "$cache" --out "$out"
+}
 speed() {
   "$python" benchmarks/compute.py --network resnet18 --dtype bfloat16 --forward "${batches[@]}" \
-    --train "${batches[@]}" "${timing[@]}" --only "${contestants[@]}" --jobs "$(nproc)" --out "$out"
+    --train "${batches[@]}" "${timing[@]}" --only "${contestants[@]}" --jobs 4 --cache "$cache" \
+    --out "$out"
 }
 memory() {
   "$python" benchmarks/memory.py --model resnet18 --dtype bfloat16 --runs "$runs" "${memory[@]}" \
@@ -72,10 +79,10 @@ cifar10() {
 }
 
 steps=("$@")
-[[ $# -gt 0 ]] || steps=(tests speed memory allocator bitmap calibration cifar10)
+[[ $# -gt 0 ]] || steps=(tests kernels allocator memory speed bitmap calibration cifar10)
 failed=()
 for step in "${steps[@]}"; do
-  if [[ ! $step =~ ^(tests|speed|memory|allocator|bitmap|calibration|cifar10)$ ]]; then
+  if [[ ! $step =~ ^(tests|kernels|speed|memory|allocator|bitmap|calibration|cifar10)$ ]]; then
     sed -n '/^#   tests/,/^#   cifar10/s/^# //p' "$0" >&2
     echo "A step must be one of those above; got '$step'." >&2
     exit 2

@@ -1,9 +1,10 @@
 """Reads a scheduled HLO program: its kernels, and the arrays that are alive at its peak."""
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _ITEM_BYTES = {
     **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2"), 1),
@@ -63,18 +64,19 @@ class Schedule:
     @property
     def workspace_bytes(self) -> int:
         """By how much the workspaces of library calls raise the peak of the live arrays."""
-        buffers = self._buffers()
+        buffers = self.buffers
         own = [b for b in buffers if not b.is_workspace]
         return _peak(buffers)[0] - _peak(own)[0]
 
     def alive_at_peak(self) -> tuple[Buffer, ...]:
         """The arrays that exist when most memory is needed, largest first."""
-        buffers = self._buffers()
+        buffers = self.buffers
         _, time = _peak(buffers)
         alive = [b for b in buffers if b.first <= time <= b.last and b.num_bytes]
         return tuple(sorted(alive, key=lambda b: -b.num_bytes))
 
-    def _buffers(self) -> list[Buffer]:
+    @functools.cached_property
+    def buffers(self) -> tuple[Buffer, ...]:
         """Every array that the program itself allocates for a time."""
         values: dict[str, list[int]] = {}  # of each instruction: positions in `found`
         found: list[Buffer] = []
@@ -91,7 +93,7 @@ class Schedule:
             if own.is_root:  # outputs are not temporaries
                 for n in values[own.name]:
                     found[n] = dataclasses.replace(found[n], num_bytes=0)
-        return found
+        return tuple(found)
 
 
 def read_schedule(text: str) -> Schedule:
@@ -150,7 +152,7 @@ def _is_workspace(own: Instruction, shape: str) -> bool:
     return own.operation == "custom-call" and re.fullmatch(r"[su]8\[\d+\]", shape) is not None
 
 
-def _peak(buffers: list[Buffer]) -> tuple[int, int]:
+def _peak(buffers: Sequence[Buffer]) -> tuple[int, int]:
     """The largest number of bytes alive at once, and when."""
     changes: dict[int, int] = {}
     for buffer in buffers:

@@ -6,7 +6,6 @@ from mlg_jax.remat._checkpoint import ResidualPolicy as ResidualPolicy
 from mlg_jax.remat._codec import BitmapCodec as BitmapCodec
 from mlg_jax.remat._codec import Codec as Codec
 from mlg_jax.remat._codec import GroupCodec as GroupCodec
-from mlg_jax.remat._codec import HostCodec as HostCodec
 from mlg_jax.remat._codec import Identity as Identity
 from mlg_jax.remat._policy import NO_REMAT as NO_REMAT
 from mlg_jax.remat._policy import PRESETS as PRESETS

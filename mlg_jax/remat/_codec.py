@@ -134,19 +134,6 @@ class GroupCodec(Codec):
         return _by_device(self.mesh, dequantize, codes)
 
 
-@dataclasses.dataclass(frozen=True)
-class HostCodec(Codec):
-    """Moves the array to host memory: it takes no device memory between the passes."""
-
-    def encode(self, x: Array, key: Key | None) -> Array:
-        """Copies `x` to pinned host memory."""
-        return jax.device_put(x, jax.memory.Space.Host)
-
-    def decode(self, encoded: Array, never: Array) -> Array:
-        """Copies `x` back to the device."""
-        return wait_for_predicate(jax.device_put(encoded, jax.memory.Space.Device), never)
-
-
 def _by_device(mesh: Mesh | None, fn: Any, argument: Any, key: Key | None = None) -> Any:
     """Runs `fn(argument)` or `fn(argument, key)` on each device's part of the leading axis.
 

@@ -145,4 +145,5 @@ def test_the_allocator_peaks_at_the_compiled_bytes(devices):
     peak = allocator_peak(lambda: compiled(*arguments))
     assert peak.is_of_call
     expected = memory.temp_size_in_bytes + memory.output_size_in_bytes
-    assert peak.call_bytes == pytest.approx(expected, rel=0.05)
+    # A chunk may be larger than what was asked for, by up to 128 MiB.
+    assert expected <= peak.call_bytes <= 1.05 * expected + 2**27

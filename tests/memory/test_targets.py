@@ -1,7 +1,5 @@
 """Compiling for a GPU that is not there: descriptions, schedules, and the compiler itself."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,12 +9,7 @@ from mlg_jax.memory import TargetError, compile_for, memory_report
 from mlg_jax.memory import _target_program as program
 from mlg_jax.memory._schedule import num_bytes, read_schedule
 from mlg_jax.memory.targets import TARGETS, to_text
-
-HAS_COMPILER = any(
-    importlib.util.find_spec("jax_plugins") and importlib.util.find_spec(name)
-    for name in program._PLUGINS.values()
-)
-needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="JAX's CUDA plugin is not installed")
+from tests.memory._compiler import needs_compiler
 
 TEXT = """HloModule jit_f, is_scheduled=true
 

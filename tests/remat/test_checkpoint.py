@@ -14,7 +14,6 @@ from mlg_jax.models import create_model
 from mlg_jax.remat import (
     BitmapCodec,
     GroupCodec,
-    HostCodec,
     Identity,
     RematSpec,
     ResidualPolicy,
@@ -27,7 +26,6 @@ EXACT = {
     "bitmap_blocks": ResidualPolicy(BitmapCodec(0.8)),
     "names": ResidualPolicy(names=("inner",)),
     "bitmap and names": ResidualPolicy(BitmapCodec(0.8), names=("inner",), named=Identity()),
-    "host": ResidualPolicy(HostCodec()),
     "slices": ResidualPolicy(num_slices=4),
     "bitmap and slices": ResidualPolicy(BitmapCodec(0.8), num_slices=2),
 }

@@ -197,7 +197,7 @@ class Predictor:
 
 
 def _native(images: Images) -> Images:
-    """Converts to the machine's byte order: JAX misreads arrays with the other one."""
+    """Converts to the machine's byte order: JAX rejects arrays with the other one."""
     if isinstance(images, jax.Array):
         return images
     return images.astype(images.dtype.newbyteorder("="), copy=False)

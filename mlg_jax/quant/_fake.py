@@ -22,7 +22,8 @@ def fake_quantize(
 
     Args:
         x: floating-point array of any shape. It is computed in float32 or wider.
-        spec: the quantiser; `bits` None returns `x`.
+        spec: the quantiser; without `bits`, `x` is returned (by `tanh_norm`, which has none, its
+            normalised tanh).
         key: selects at random the share `spec.ratio` of entries that is rounded; None rounds all.
 
     Returns:

@@ -28,7 +28,7 @@ cache=$work/compiled
 
 if [[ -n ${TOY:-} ]]; then
   batches=(2) timing=(--rounds 2 --min-seconds 0 --calls 2)
-  contestants=("generate, quantised") kernels=(--batch 2)
+  pytest=(--collect-only) contestants=("generate, quantised") kernels=(--batch 2)
   policies=(flax blocks) memory=(--batch 2) runs=2 bitmaps=(--size 4096 --runs 3)
   calibration=(--every 60 --max-gflop 0.05 --keep)
   cifar10=(--config.data.name=digits --config.data.batch_size=256 --config.model.width=0.0625
@@ -39,7 +39,7 @@ else
   batches=(128 512) timing=(--rounds 10 --min-seconds 1 --calls 10)
   contestants=("generate, quantised" "factored_out, quantised" "factored, quantised"
                "auto, quantised" "generate, stored" "factored_out, stored" "auto, stored")
-  kernels=(--batch 128)
+  pytest=() kernels=(--batch 128)
   policies=(flax "flax, nn.remat" none convs blocks bitmap_blocks bitmap_units quantized_blocks)
   memory=() runs=20 bitmaps=(--size 33554432)
   calibration=(--network resnet18 resnet50 --max-gflop 150)
@@ -47,7 +47,8 @@ else
 fi
 
 tests() {
-  grep -rl "mark\.gpu" tests | xargs "$python" -m pytest -q -m gpu --junitxml="$out/tests_gpu.xml"
+  grep -rl "mark\.gpu" tests | xargs "$python" -m pytest -q -m gpu "${pytest[@]}" \
+    --junitxml="$out/tests_gpu.xml"
 }
 kernels() {
   "$python" benchmarks/kernels.py "${kernels[@]}" --only "generate, quantised" "auto, quantised" \

@@ -69,3 +69,24 @@ def to_layout(kernel: Float[Array, "o c k"], shape: KernelShape) -> Array:
 def from_layout(kernel: Array) -> Float[Array, "o c k"]:
     """Flax's layout, `[height, width, Ci, Co]` or `[Ci, Co]`, to `[Co, Ci, K]`."""
     return jnp.transpose(kernel.reshape(-1, *kernel.shape[-2:]), (2, 1, 0))
+
+
+def patches_of(layer: LayerGeometry, x: Array) -> Float[Array, "m p"]:
+    """The rows of inputs that a layer multiplies by `[Co, Ci K]`, one row for each output position.
+
+    Args:
+        layer: a convolution without groups, or a dense layer.
+        x: its input, `[N, H, W, C]`, or `[..., C]` for a dense layer.
+    """
+    assert layer.shape is not None and layer.groups == 1
+    if layer.shape.window is None:
+        return x.reshape(-1, x.shape[-1])
+    patches = lax.conv_general_dilated_patches(
+        x,
+        layer.shape.window,
+        layer.strides,
+        layer.padding,
+        rhs_dilation=layer.dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return patches.reshape(-1, patches.shape[-1])

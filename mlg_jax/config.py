@@ -2,9 +2,10 @@
 
 import ast
 import dataclasses
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -70,6 +71,8 @@ class GenerationConfig:
         implementation: how generated layers are computed: `auto`, `generate`, `factored_out` or
             `factored`, all with the same result; `measured` times each layer at the first start,
             and keeps the fastest choices in the work directory.
+        layers: exceptions, path pattern (`fnmatch`) -> notation such as "3-24-4-6-4", or None for
+            an ordinary kernel quantised to `weight_bits`; the first match decides.
     """
 
     base_in: int
@@ -83,17 +86,42 @@ class GenerationConfig:
     ratio: float | str = 1.0
     init: str = "fan_out"
     implementation: str = "auto"
+    layers: Mapping[str, str | None] | None = None
 
     def __post_init__(self) -> None:
         assert self.spec  # building it checks its arguments
+        check_instance("layers", self.layers, (Mapping, type(None)))
+        assert self.by_layer  # likewise
         check_choice("implementation", self.implementation, (*implementation_names(), MEASURED))
 
     @property
     def spec(self) -> GenerationSpec:
-        """The `GenerationSpec` of the kernels."""
+        """The `GenerationSpec` of all layers but the exceptions in `layers`."""
         widths = (self.basis_bits, self.coeff_in_bits, self.coeff_out_bits)
+        return self._spec(self.base_in, self.base_out, widths)
+
+    @property
+    def by_layer(self) -> GenerationSpec | dict[str, GenerationSpec | None]:
+        """The argument `generation` of `create_model`."""
+        if not self.layers:
+            return self.spec
+        own = {name: self._parsed(name, text) for name, text in self.layers.items()}
+        return own | {"*": self.spec}
+
+    def _spec(self, base_in: int, base_out: int, widths: Sequence[int | None]) -> GenerationSpec:
         b, u, v = map(self._quantizer, widths)
-        return GenerationSpec(self.base_in, self.base_out, b, u, v, init=self.init)
+        return GenerationSpec(base_in, base_out, b, u, v, init=self.init)
+
+    def _parsed(self, pattern: str, text: str | None) -> GenerationSpec | None:
+        if text is None:
+            return None
+        if not isinstance(text, str) or not re.fullmatch(r"\d+(-\d+){4}", text):
+            raise ValueError(
+                f"`layers[{pattern!r}]` must be None or five numbers Bi-Bo-qb-qu-qv such as "
+                f"'2-44-3-6-3'; got {text!r}."
+            )
+        base_in, base_out, *widths = map(int, text.split("-"))
+        return self._spec(base_in, base_out, [None if n == 32 else n for n in widths])
 
     def _quantizer(self, bits: int | None) -> QuantSpec:
         if isinstance(self.ratio, str):
@@ -287,7 +315,9 @@ def to_json(config: Any) -> Any:
     if dataclasses.is_dataclass(config):
         fields = dataclasses.fields(config)
         return {field.name: to_json(getattr(config, field.name)) for field in fields}
-    return list(config) if isinstance(config, tuple) else config
+    if isinstance(config, Mapping):
+        return {name: to_json(value) for name, value in config.items()}
+    return [to_json(value) for value in config] if isinstance(config, tuple) else config
 
 
 def _copied(tree: Any) -> Any:
@@ -338,6 +368,10 @@ def _build(spec: type, tree: Any, key: str) -> Any:
 
 
 def _value(hint: Any, value: Any, key: str) -> Any:
+    entry = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+    if dataclasses.is_dataclass(entry) and isinstance(value, list | tuple):
+        build = typing.cast(type, entry)
+        return tuple(_build(build, part, f"{key}[{i}]") for i, part in enumerate(value))
     nested = next((t for t in _alternatives(hint) if dataclasses.is_dataclass(t)), None)
     if nested is not None and value is not None:
         return _build(typing.cast(type, nested), value, key)

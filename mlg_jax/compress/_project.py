@@ -1,4 +1,4 @@
-"""Projection of a trained model onto generated kernels: singular vectors, then least squares."""
+"""Projection of a trained model onto generated kernels, by weights or by outputs."""
 
 import collections
 import dataclasses
@@ -14,10 +14,25 @@ from flax import traverse_util
 
 from mlg_jax._checks import check_instance, check_integer
 from mlg_jax._convolution import from_layout
-from mlg_jax._types import Array, Key, LayerGeometry
+from mlg_jax._types import Array, Float, Key, LayerGeometry
+from mlg_jax.compress._match import learning_rate, match_layer, matchable
+from mlg_jax.compress._sensitivity import check_images, replaced
+from mlg_jax.compress._start import (
+    check_shape,
+    clipped_factors,
+    initial_factors,
+    ordinary_model,
+    trained_kernel,
+    with_ordinary_kernels,
+)
+from mlg_jax.compress._statistics import estimate_statistics
 from mlg_jax.generation import ProjectionSpec
 from mlg_jax.kernels import Kernel, LayerRecord, OrdinaryKernel
-from mlg_jax.layers import input_shape_of, layer_records, variable_shapes
+from mlg_jax.layers import (
+    input_shape_of,
+    layer_records,
+    variable_shapes,
+)
 from mlg_jax.quant import wide
 from mlg_jax.train import scale_by_radam
 
@@ -43,8 +58,11 @@ class Projection:
     """A projected model."""
 
     variables: dict[str, Any]  # for the student's `apply`
-    errors: dict[str, float]  # relative squared error of the quantised kernel, by layer
-    history: History  # (step, sum over layers of mean squared errors)
+    # Relative squared error by layer: of the quantised kernel or, if the projection saw images, of
+    # the output.
+    errors: dict[str, float]
+    # (step, sum over layers of mean squared errors); with images (layer, relative squared error).
+    history: History
 
 
 def project_model(
@@ -53,6 +71,7 @@ def project_model(
     *,
     key: Key,
     spec: ProjectionSpec = _DEFAULT,
+    images: Float[Array, "n h w c"] | None = None,
     input_shape: Sequence[int] | None = None,
     report_every: int = 100,
     on_report: Callable[[int, float], None] = lambda step, loss: None,
@@ -61,9 +80,16 @@ def project_model(
 ) -> Projection:
     """Fits a model with generated kernels to a trained one of the same architecture.
 
-    Minimises `sum over layers of mean (W(quantised factors) - W_teacher)^2`. Layers of equal shape
-    are fitted together, batched, in one compiled step. Norms, biases, running statistics and
-    kernels that are not generated are copied.
+    With metric `data` and images, one layer after another is fitted so that its output on the
+    images is that of the teacher's layer, given what the layers fitted before make of the images;
+    where a norm follows, every output channel counts alike. Then the running statistics are
+    estimated. (Convolutions with groups keep the closed form.)
+
+    With metric `weights`, as published, it minimises `sum over layers of mean (W(quantised factors)
+    - W_teacher)^2`. Layers of equal shape are fitted together, batched, in one compiled step.
+
+    Norms, biases and kernels that are not generated are copied, and so are running statistics with
+    metric `weights`.
 
     Args:
         model: the student, from `create_model(..., generation=...)` or `generated`.
@@ -71,11 +97,15 @@ def project_model(
             kernels.
         key: seeds the initial values of `l2`.
         spec: the method and its settings.
+        images: `[N, H, W, C]`, normalised for the model; some thousands are best. None projects by
+            weights.
         input_shape: `[N, H, W, C]` to call the model with; None takes `model.input_shape`.
-        report_every: number of steps between calls of `on_report` and entries of the history.
-        on_report: called with the step and the loss before that step.
-        store: stores the state of least squares every `report_every` steps. A stored state is
-            resumed, and the result is bit-identical. None stores nothing.
+        report_every: number of steps between calls of `on_report` and entries of the history, with
+            metric `weights`; with `data`, they follow every layer.
+        on_report: called with the step and the loss before that step, or with the number of the
+            layer and the relative squared error of its output.
+        store: stores the state before every call of `on_report`. A stored state is resumed, and the
+            result is bit-identical. None stores nothing.
         start: initial factors of every generated layer, by layer and factor name; None uses those
             of the method.
 
@@ -90,7 +120,13 @@ def project_model(
     """
     check_integer("report_every", report_every, 1)
     check_instance("spec", spec, ProjectionSpec)
+    if images is not None:
+        check_images(images)
+        input_shape = (1, *images.shape[1:])
     shape = input_shape_of(model, input_shape)
+    spec = spec.resolved(has_images=images is not None)
+    if images is not None and spec.metric == "data":
+        return _match(model, teacher_variables, images, shape, key, spec, on_report, store, start)
     groups = _group(layer_records(model, shape))
     variables = _copy(model, shape, groups, teacher_variables)
     targets = {k: _targets(v, teacher_variables["params"]) for k, v in groups.items()}
@@ -112,6 +148,50 @@ def project_model(
                 params[(*record.path, name)] = stacked[i]
     nested = {name: traverse_util.unflatten_dict(flat) for name, flat in variables.items()}
     return Projection(nested, errors, history)
+
+
+def _match(
+    model: nn.Module,
+    teacher_variables: Mapping[str, Any],
+    images: Array,
+    shape: tuple[int, ...],
+    key: Key,
+    spec: ProjectionSpec,
+    on_report: Callable[[int, float], None],
+    store: ProjectionStore | None,
+    start: Mapping[str, Mapping[str, Array]] | None,
+) -> Projection:
+    """The projection with metric `data`."""
+    records = layer_records(model, shape)
+    copied = _copy(model, shape, _group(records), teacher_variables)
+    if start is None:
+        start = clipped_factors(model, teacher_variables, shape)
+        if spec.method == "l2":
+            start = initial_factors(start, records, key)
+    for record in records:
+        for name, value in start.get(record.name, {}).items():
+            copied["params"][(*record.path, name)] = value
+    nested = {name: traverse_util.unflatten_dict(flat) for name, flat in copied.items()}
+    variables = with_ordinary_kernels(model, nested, shape)
+    history: list[tuple[int, float]] = []
+    if store is not None and (stored := store.load()) is not None:
+        leaves, history = [jnp.asarray(leaf) for leaf in stored[0]], list(stored[1])
+        variables = jax.tree.unflatten(jax.tree.structure(variables), leaves)
+    teacher = ordinary_model(model)
+    layers = matchable(model, shape) if spec.method != "svd" else []
+    for index, record in list(enumerate(layers))[len(history) :]:
+        fitted, error = match_layer(
+            record, model, variables, teacher, teacher_variables, images, spec
+        )
+        for name, value in fitted.items():
+            path = (*record.path, name)
+            variables = {**variables, "params": replaced(variables["params"], path, value)}
+        history.append((index, error))
+        on_report(index, error)
+        if store is not None:
+            store.save(jax.tree.leaves(variables), tuple(history))
+    errors = {layers[index].name: error for index, error in history}
+    return Projection(estimate_statistics(model, variables, images), errors, tuple(history))
 
 
 Flat = dict[tuple[str, ...], Array]
@@ -142,7 +222,7 @@ def _copy(
             if collection == "params" and path in left_out:
                 continue
             if path in source:
-                _check_shape(collection, path, source[path].shape, leaf.shape)
+                check_shape(collection, path, source[path].shape, leaf.shape)
             elif "input_quant" not in path:
                 raise ValueError(
                     f"`teacher_variables` must hold {collection} {'/'.join(path)}; it is missing."
@@ -161,16 +241,6 @@ def _copy(
     return copied
 
 
-def _check_shape(
-    collection: str, path: Sequence[str], got: tuple[int, ...], expected: tuple[int, ...]
-) -> None:
-    if got != expected:
-        raise ValueError(
-            f"`teacher_variables` must hold {collection} {'/'.join(path)} with shape {expected}; "
-            f"got {got}."
-        )
-
-
 def _group(records: Sequence[LayerRecord]) -> dict[GroupKey, list[LayerRecord]]:
     """Layers whose kernel is not ordinary, grouped by spec and kernel shape."""
     groups: dict[GroupKey, list[LayerRecord]] = collections.defaultdict(list)
@@ -185,23 +255,6 @@ def _group(records: Sequence[LayerRecord]) -> dict[GroupKey, list[LayerRecord]]:
 def _targets(records: Sequence[LayerRecord], teacher_params: Any) -> Array:
     """The teacher's kernels of a group in Flax's layout, stacked on a leading axis."""
     return jnp.stack([wide(trained_kernel(teacher_params, record)) for record in records])
-
-
-def trained_kernel(teacher_params: Any, record: LayerRecord) -> Array:
-    """The teacher's kernel of one layer, in Flax's layout.
-
-    Raises:
-        ValueError: it is missing or has another shape.
-    """
-    node = teacher_params
-    for name in (*record.path, "kernel"):
-        if name not in node:
-            raise ValueError(
-                f"`teacher_variables` must hold params {record.name}/kernel; it is missing."
-            )
-        node = node[name]
-    _check_shape("params", (*record.path, "kernel"), node.shape, record.kernel_shape.layout)
-    return jnp.asarray(node)
 
 
 def _drawn(
@@ -260,9 +313,8 @@ def _minimise(
 ) -> tuple[dict[GroupKey, Factors], History]:
     """RAdam on the sum of mean squared errors."""
     groups = tuple(factors)
-    cosine = optax.cosine_decay_schedule(spec.learning_rate, spec.num_steps)
-    rate = cosine if spec.schedule == "cosine" else spec.learning_rate
-    optimizer = optax.chain(scale_by_radam(), optax.scale_by_learning_rate(rate))
+    assert spec.num_steps is not None
+    optimizer = optax.chain(scale_by_radam(), optax.scale_by_learning_rate(learning_rate(spec)))
 
     def loss_of(values: list[Factors], goals: list[Array]) -> Array:
         errors = [

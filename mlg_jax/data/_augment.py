@@ -8,17 +8,20 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, UInt8
 
 from mlg_jax._types import Array, Float, Key
-from mlg_jax.data._spec import AugmentSpec
+from mlg_jax.data._spec import ALTERNATING, AugmentSpec
 
 _ASPECT_RATIOS = (3 / 4, 4 / 3)  # range for resized crops, as in the Inception recipe
 _MAX_VALUE = 255.0  # the largest uint8 pixel value
 
 
-def random_crop(key: Key, images: UInt8[Array, "n h w c"], padding: int) -> UInt8[Array, "n h w c"]:
-    """Pads every side with `padding` black pixels and crops back to the original size.
+def random_crop(
+    key: Key, images: UInt8[Array, "n h w c"], padding: int, border_kind: str = "black"
+) -> UInt8[Array, "n h w c"]:
+    """Pads every side with `padding` pixels and crops back to the original size.
 
     Each image gets its own offset, uniform over the `(2 padding + 1)^2` windows. The published
-    recipe pads before it normalises, so the border is black and not the mean colour.
+    recipe pads with black before it normalises, so the border is not the mean colour; `reflection`
+    mirrors the image at its edges.
     """
     num, height, width, channels = images.shape
     border = ((0, 0), (padding, padding), (padding, padding), (0, 0))
@@ -28,13 +31,29 @@ def random_crop(key: Key, images: UInt8[Array, "n h w c"], padding: int) -> UInt
         start = (offset[0], offset[1], jnp.zeros_like(offset[0]))
         return jax.lax.dynamic_slice(image, start, (height, width, channels))
 
-    return jax.vmap(cut)(jnp.pad(images, border), offsets)
+    mode = "reflect" if border_kind == "reflection" else "constant"
+    return jax.vmap(cut)(jnp.pad(images, border, mode=mode), offsets)
 
 
 def random_flip(key: Key, images: UInt8[Array, "n h w c"]) -> UInt8[Array, "n h w c"]:
     """Mirrors each image left to right with probability one half."""
     is_flipped = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
     return jnp.where(is_flipped, images[:, :, ::-1, :], images)
+
+
+def alternating_flip(
+    images: UInt8[Array, "n h w c"], epoch: jax.Array | int
+) -> UInt8[Array, "n h w c"]:
+    """Mirrors each image in every second epoch; its own pixels decide in which.
+
+    Two epochs in a row show both sides of every image, which random flips do not.
+
+    Reference: https://arxiv.org/abs/2404.00498, section 3.6.
+    """
+    total = jnp.sum(images.astype(jnp.uint32), (1, 2, 3))
+    mixed = total * jnp.uint32(0x9E3779B1)  # neighbouring sums get unrelated upper bits
+    is_flipped = ((mixed >> 31) + jnp.asarray(epoch, jnp.uint32)) % 2 == 1
+    return jnp.where(is_flipped[:, None, None, None], images[:, :, ::-1, :], images)
 
 
 def _in_window(length: int, center: jax.Array, size: int) -> Bool[Array, "n {length}"]:
@@ -96,6 +115,7 @@ def augment_images(
     images: UInt8[Array, "n h w c"],
     spec: AugmentSpec,
     mean: tuple[float, ...],
+    epoch: jax.Array | int = 0,
 ) -> UInt8[Array, "n h w c"]:
     """Applies the transformations of `spec`: resized or padded crop, then flip, then cutout.
 
@@ -106,16 +126,19 @@ def augment_images(
         images: raw pixels.
         spec: the transformations to apply.
         mean: fill colour of cutout in [0, 1], one number per channel.
+        epoch: counted from 0, for alternating flips.
 
     Returns:
         Raw pixels of the same shape.
     """
     crop_key, flip_key, cutout_key = jax.random.split(key, 3)
+    if spec.horizontal_flip == ALTERNATING:  # before crops, which change the pixels that decide
+        images = alternating_flip(images, epoch)
     if spec.min_area is not None:
         images = random_resized_crop(crop_key, images, spec.min_area)
     if spec.crop_padding is not None:
-        images = random_crop(crop_key, images, spec.crop_padding)
-    if spec.horizontal_flip:
+        images = random_crop(crop_key, images, spec.crop_padding, spec.crop_border)
+    if spec.horizontal_flip is True:
         images = random_flip(flip_key, images)
     if spec.cutout_size is not None:
         fill = jnp.round(jnp.array(mean) * _MAX_VALUE).astype(jnp.uint8)
@@ -149,9 +172,11 @@ class Preprocessing:
     std: tuple[float, ...]
     spec: AugmentSpec = AugmentSpec()
 
-    def augment(self, key: Key, images: UInt8[Array, "n h w c"]) -> UInt8[Array, "n h w c"]:
+    def augment(
+        self, key: Key, images: UInt8[Array, "n h w c"], epoch: jax.Array | int = 0
+    ) -> UInt8[Array, "n h w c"]:
         """See `augment_images`."""
-        return augment_images(key, images, self.spec, self.mean)
+        return augment_images(key, images, self.spec, self.mean, epoch)
 
     def normalize(
         self, images: UInt8[Array, "*batch h w c"], dtype: DTypeLike = jnp.float32

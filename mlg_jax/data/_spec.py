@@ -22,6 +22,8 @@ TFDS_NAMES = (
 EMBEDDED_NAMES = ("digits", "synthetic")  # need no directory
 FILE_NAMES = ("npz", "image_folder")  # need `data_dir`
 NAMES = TFDS_NAMES + EMBEDDED_NAMES + FILE_NAMES
+CROP_BORDERS = ("black", "reflection")
+ALTERNATING = "alternating"
 RESIDENCIES = ("auto", "always", "never")
 
 
@@ -45,9 +47,11 @@ class AugmentSpec:
     """Random transformations of training images, on uint8 pixels; all are off by default.
 
     Args:
-        crop_padding: width in pixels of the black border added before a random crop back to the
-            original size (customarily 4 for CIFAR); None is off.
-        horizontal_flip: whether to mirror each image with probability 1/2.
+        crop_padding: width in pixels of the border added before a random crop back to the original
+            size (customarily 4 for CIFAR); None is off.
+        crop_border: what the border holds: `black` or `reflection`.
+        horizontal_flip: True mirrors each image with probability 1/2; `alternating` mirrors it in
+            every second epoch, half of the images in the odd ones.
         cutout_size: side in pixels of a square filled with the data set's mean colour; None is off.
         min_area: turns on random resized crops: the smallest area of a crop as a fraction of the
             image, in (0, 1]. A crop has an aspect ratio of 3/4 to 4/3 and is resized to the
@@ -57,17 +61,23 @@ class AugmentSpec:
         TypeError, ValueError: an argument has the wrong type or is out of range.
 
     Reference: Cutout, https://arxiv.org/abs/1708.04552; resized crop,
-    https://arxiv.org/abs/1409.4842.
+    https://arxiv.org/abs/1409.4842; alternating flips, https://arxiv.org/abs/2404.00498.
     """
 
     crop_padding: int | None = None
-    horizontal_flip: bool = False
+    crop_border: str = "black"
+    horizontal_flip: bool | str = False
     cutout_size: int | None = None
     min_area: float | None = None
 
     def __post_init__(self) -> None:
         _check_optional_count("crop_padding", self.crop_padding, 1)
-        check_instance("horizontal_flip", self.horizontal_flip, bool)
+        check_choice("crop_border", self.crop_border, CROP_BORDERS)
+        if not isinstance(self.horizontal_flip, bool) and self.horizontal_flip != ALTERNATING:
+            raise ValueError(
+                f"`horizontal_flip` must be True, False or {ALTERNATING!r}; "
+                f"got {self.horizontal_flip!r}."
+            )
         _check_optional_count("cutout_size", self.cutout_size, 1)
         if self.min_area is not None:
             check_real("min_area", self.min_area, 0.0, 1.0, exclusive_minimum=True)

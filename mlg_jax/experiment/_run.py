@@ -72,7 +72,7 @@ class _Experiment:
             create_model,
             config.model.name,
             **common,
-            generation=config.generation.spec,
+            generation=config.generation.by_layer,
             weight_bits=config.generation.weight_bits,
             activation_bits=config.generation.activation_bits,
         )
@@ -115,7 +115,7 @@ class _Experiment:
         store = ProjectionCheckpoint(
             self._projection_path.parent / "state.npz", is_writable=is_first
         )
-        spec = self._config.projection
+        spec = self._config.projection.resolved(has_images=False)
         projection = project_model(
             self._student,
             self._teacher_variables(),

@@ -31,7 +31,7 @@ class Batches:
 
         def augmented(key: jax.Array, epoch: int, step: int, image: jax.Array) -> jax.Array:
             key = jax.random.fold_in(jax.random.fold_in(key, epoch), step)
-            return preprocessing.normalize(preprocessing.augment(key, image))
+            return preprocessing.normalize(preprocessing.augment(key, image, epoch))
 
         self._augmented = jax.jit(augmented)
         self._normalized = jax.jit(preprocessing.normalize)

@@ -15,6 +15,9 @@ from mlg_jax.quant import REPRESENTABLE, wide
 
 METHODS = ("svd", "l2", "svd_l2")
 SCHEDULES = ("cosine", "constant")
+METRICS = ("data", "weights")
+_NUM_STEPS = {"data": 500, "weights": 3000}
+_LEARNING_RATES = {"data": 2e-2, "weights": 2e-2}
 
 # Axes of one base within each factor, and the shape that broadcasts one number per base.
 BASE_AXES = {"basis": (1, 2), "coeff_in": (1, 2), "coeff_out": (0,)}
@@ -26,28 +29,47 @@ class ProjectionSpec:
     """How a teacher's kernels are projected.
 
     Args:
-        method: `svd` (closed form), `l2` (minimise the mean squared error of the quantised kernels
-            from the model's initial values), `svd_l2` (the same, from the closed form).
-        num_steps: number of RAdam steps of `l2`.
-        learning_rate: initial learning rate of RAdam.
+        method: `svd` (closed form), `l2` (minimise a mean squared error from the model's initial
+            values), `svd_l2` (the same, from the closed form).
+        num_steps: steps of `l2`, for each layer with metric `data`; None is 500 for `data` and
+            3,000 for `weights`.
+        learning_rate: initial learning rate of these steps; None is 2e-2.
         schedule: `cosine` to zero over the steps, or `constant` as published. At a constant rate,
             rounding keeps the factors moving: for random kernels and 2-44-3-6-3, the cosine ends
             4 % lower after 1,000 steps.
+        metric: the error of `l2`. `data`: of every layer's output on real images, matched layer
+            after layer to the teacher's, from the inputs that the layers matched before produce.
+            `weights`: of the kernels, as published. Without images, `data` becomes `weights`.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range.
     """
 
     method: str = "svd_l2"
-    num_steps: int = 3000
-    learning_rate: float = 2e-2
+    num_steps: int | None = None
+    learning_rate: float | None = None
     schedule: str = "cosine"
+    metric: str = "weights"
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, METHODS)
-        check_integer("num_steps", self.num_steps, 1)
-        check_real("learning_rate", self.learning_rate, 0.0, exclusive_minimum=True)
+        if self.num_steps is not None:
+            check_integer("num_steps", self.num_steps, 1)
+        if self.learning_rate is not None:
+            check_real("learning_rate", self.learning_rate, 0.0, exclusive_minimum=True)
         check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("metric", self.metric, METRICS)
+
+    def resolved(self, *, has_images: bool) -> "ProjectionSpec":
+        """The spec without None, and with the metric that applies."""
+        metric = self.metric if has_images else "weights"
+        rate = self.learning_rate
+        return dataclasses.replace(
+            self,
+            metric=metric,
+            num_steps=_NUM_STEPS[metric] if self.num_steps is None else self.num_steps,
+            learning_rate=_LEARNING_RATES[metric] if rate is None else rate,
+        )
 
 
 class ProjectedFactors(NamedTuple):

@@ -5,6 +5,7 @@ from mlg_jax.layers._call import forward as forward
 from mlg_jax.layers._call import init as init
 from mlg_jax.layers._call import input_shape_of as input_shape_of
 from mlg_jax.layers._call import random_streams as random_streams
+from mlg_jax.layers._capture import captured_calls as captured_calls
 from mlg_jax.layers._collections import FACTORS as FACTORS
 from mlg_jax.layers._conv import Conv as Conv
 from mlg_jax.layers._dense import Dense as Dense

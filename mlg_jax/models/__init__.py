@@ -14,6 +14,7 @@ from mlg_jax.models._size import size_report as size_report
 from mlg_jax.models._spec import ImplementationChoice as ImplementationChoice
 from mlg_jax.models._spec import ModelSpec as ModelSpec
 from mlg_jax.models.alexnet import AlexNet as AlexNet
+from mlg_jax.models.cifar_cnn import CifarCNN as CifarCNN
 from mlg_jax.models.mobilenet_v2 import MobileNetV2 as MobileNetV2
 from mlg_jax.models.resnet import ResNet as ResNet
 from mlg_jax.models.squeezenet import SqueezeNet as SqueezeNet

@@ -27,7 +27,7 @@ def create_model(
 
     Args:
         name: one of `MODELS` (resnet10, resnet18, resnet34, resnet50, resnet101, resnet152, vgg16,
-            alexnet, squeezenet (1.1), mobilenet_v2).
+            alexnet, squeezenet (1.1), mobilenet_v2, cifar_cnn).
         num_classes: number of logits, at least 1.
         stem: `cifar` (32 x 32 images; a residual network's classifier then has no bias) or
             `imagenet` (224 x 224).

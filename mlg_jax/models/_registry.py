@@ -10,6 +10,7 @@ from flax import linen as nn
 from mlg_jax.models._blocks import BasicBlock, BottleneckBlock
 from mlg_jax.models._parts import scaled
 from mlg_jax.models.alexnet import AlexNet
+from mlg_jax.models.cifar_cnn import CifarCNN
 from mlg_jax.models.mobilenet_v2 import MobileNetV2
 from mlg_jax.models.resnet import ResNet
 from mlg_jax.models.squeezenet import SqueezeNet
@@ -41,4 +42,5 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "alexnet": functools.partial(_with, AlexNet, _BIASES),
     "squeezenet": functools.partial(_with, SqueezeNet, _BIASES),
     "mobilenet_v2": functools.partial(_with, MobileNetV2, {"act": nn.relu6}),
+    "cifar_cnn": CifarCNN,
 }

@@ -27,7 +27,9 @@ from mlg_jax.train._seal import damage as damage
 from mlg_jax.train._seal import seal as seal
 from mlg_jax.train._signals import Interruptible as Interruptible
 from mlg_jax.train._signals import TrainingInterrupted as TrainingInterrupted
+from mlg_jax.train._spec import LookaheadSpec as LookaheadSpec
 from mlg_jax.train._spec import OptimizerSpec as OptimizerSpec
+from mlg_jax.train._spec import ParamGroup as ParamGroup
 from mlg_jax.train._spec import PruningSpec as PruningSpec
 from mlg_jax.train._spec import ScheduleSpec as ScheduleSpec
 from mlg_jax.train._spec import TrainSpec as TrainSpec

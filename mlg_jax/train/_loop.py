@@ -1,6 +1,7 @@
 """The training loop: epochs of steps, evaluations, checkpoints and logs, for any model."""
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,12 @@ from mlg_jax.train._checkpoint import Checkpointer
 from mlg_jax.train._evaluate import evaluate
 from mlg_jax.train._lock import lock_work_dir
 from mlg_jax.train._mesh import make_mesh, replicate, shard_batch
-from mlg_jax.train._optimizer import DecayRule, is_decayed_by_rank, make_optimizer
+from mlg_jax.train._optimizer import (
+    DecayRule,
+    is_decayed_by_rank,
+    make_optimizer,
+    without_frozen,
+)
 from mlg_jax.train._pruning import initial_masks, make_pruning, zero_fraction
 from mlg_jax.train._schedule import Schedule, make_schedule
 from mlg_jax.train._signals import StopRequest, TrainingInterrupted
@@ -76,7 +82,14 @@ def train(
     schedule = make_schedule(
         spec.schedule, num_epochs=spec.num_epochs, steps_per_epoch=task.steps_per_epoch
     )
-    optimizer = make_optimizer(spec.optimizer, schedule, is_decayed=is_decayed)
+    optimizer = make_optimizer(
+        spec.optimizer,
+        schedule,
+        is_decayed=is_decayed,
+        num_steps=spec.num_epochs * task.steps_per_epoch,
+    )
+    is_trainable = without_frozen(task.is_trainable, spec.optimizer)
+    task = dataclasses.replace(task, is_trainable=is_trainable)
     start = create_state(
         params=params,
         optimizer=optimizer,

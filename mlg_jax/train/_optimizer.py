@@ -1,5 +1,6 @@
 """Optimisers as optax transformations, built from a spec."""
 
+import fnmatch
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from mlg_jax.train._partition import leaf_name
+from mlg_jax.train._lookahead import lookahead
+from mlg_jax.train._partition import TrainableRule, leaf_name
 from mlg_jax.train._radam import scale_by_radam
 from mlg_jax.train._schedule import Schedule
-from mlg_jax.train._spec import OptimizerSpec
+from mlg_jax.train._spec import OptimizerSpec, ParamGroup
 
 DecayRule = Callable[[str, jax.Array], bool]
 
@@ -25,7 +27,11 @@ def is_decayed_by_rank(name: str, leaf: jax.Array) -> bool:
 
 
 def make_optimizer(
-    spec: OptimizerSpec, schedule: Schedule, *, is_decayed: DecayRule = is_decayed_by_rank
+    spec: OptimizerSpec,
+    schedule: Schedule,
+    *,
+    is_decayed: DecayRule = is_decayed_by_rank,
+    num_steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds the optimiser of a spec as an optax transformation.
 
@@ -41,14 +47,24 @@ def make_optimizer(
         schedule: learning rate as a function of the number of updates.
         is_decayed: called with the name of a parameter ("block/kernel") and its array; whether
             weight decay applies to it. By default it applies to arrays with two or more axes.
+        num_steps: updates of the whole run; needed by `lookahead` and by groups that end early.
 
     Returns:
         A transformation whose `update` takes `(grads, state, params, grad_fn=...)`.
 
+    Raises:
+        ValueError: `num_steps` is None, but needed.
+
     Reference: decoupled decay, https://arxiv.org/abs/1711.05101; RAdam,
     https://arxiv.org/abs/1908.03265; SAM, https://arxiv.org/abs/2010.01412.
     """
-    decay = _decay(spec.weight_decay, is_decayed)
+    is_timed = spec.lookahead is not None or any(g.end_fraction < 1.0 for g in spec.groups)
+    if is_timed and num_steps is None:
+        raise ValueError(
+            "`num_steps` must be given for `lookahead` and for groups with an `end_fraction`; "
+            "got None."
+        )
+    decay = _decay(spec, is_decayed)
     is_coupled = spec.name in _COUPLED
     inner = optax.chain(
         *([] if spec.clip_norm is None else [optax.clip_by_global_norm(spec.clip_norm)]),
@@ -56,22 +72,79 @@ def make_optimizer(
         _direction(spec),
         *([] if is_coupled else decay),
         optax.scale_by_learning_rate(schedule),
+        *_group_rates(spec.groups, num_steps),
     )
+    if spec.lookahead is not None and num_steps is not None:
+        inner = lookahead(inner, spec.lookahead, num_steps)
     if spec.sam_rho is None:
         return optax.with_extra_args_support(inner)
     return contrib.sam(inner, _descend_normalized(spec.sam_rho), opaque_mode=True)
 
 
-def _decay(weight_decay: float, is_decayed: DecayRule) -> list[optax.GradientTransformation]:
-    if weight_decay == 0.0:
-        return []
+def without_frozen(is_trainable: TrainableRule | None, spec: OptimizerSpec) -> TrainableRule | None:
+    """The rule that also leaves out the parameters of groups with a learning rate of 0."""
+    groups = spec.groups
+    if all(group.learning_rate > 0.0 for group in groups):
+        return is_trainable
 
-    def mask(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: bool(is_decayed(leaf_name(path), leaf)), params
+    def rule(name: str) -> bool:
+        index = _group_of(name, groups)
+        is_frozen = index is not None and groups[index].learning_rate == 0.0
+        return not is_frozen and (is_trainable is None or is_trainable(name))
+
+    return rule
+
+
+def _group_of(name: str, groups: tuple[ParamGroup, ...]) -> int | None:
+    """The number of the first group whose pattern matches the name of a parameter."""
+    matches = (i for i, g in enumerate(groups) if fnmatch.fnmatchcase(name, g.pattern))
+    return next(matches, None)
+
+
+def _decay(spec: OptimizerSpec, is_decayed: DecayRule) -> list[optax.GradientTransformation]:
+    """Weight decay by the general rule, then that of every group with a factor of its own."""
+    if spec.weight_decay == 0.0:
+        return []
+    own = {i: g.weight_decay for i, g in enumerate(spec.groups) if g.weight_decay is not None}
+
+    def is_general(name: str, leaf: jax.Array) -> bool:
+        return _group_of(name, spec.groups) not in own and bool(is_decayed(name, leaf))
+
+    rules: list[tuple[float, DecayRule]] = [(1.0, is_general)]
+    rules += [(factor, _is_in(index, spec.groups)) for index, factor in own.items() if factor]
+    return [
+        optax.add_decayed_weights(factor * spec.weight_decay, mask=_mask(rule))
+        for factor, rule in rules
+    ]
+
+
+def _group_rates(
+    groups: tuple[ParamGroup, ...], num_steps: int | None
+) -> list[optax.GradientTransformation]:
+    """Multiplies the updates of every group by its factor, and by zero once it has ended."""
+
+    def factor(group: ParamGroup) -> Callable[[jax.Array], jax.Array]:
+        end = None if num_steps is None else round(group.end_fraction * num_steps)
+        return lambda count: jnp.where(
+            True if end is None else count < end, jnp.float32(group.learning_rate), 0.0
         )
 
-    return [optax.add_decayed_weights(weight_decay, mask=mask)]
+    return [
+        optax.masked(optax.scale_by_schedule(factor(group)), _mask(_is_in(index, groups)))
+        for index, group in enumerate(groups)
+        if group.learning_rate != 1.0 or group.end_fraction < 1.0
+    ]
+
+
+def _is_in(index: int, groups: tuple[ParamGroup, ...]) -> DecayRule:
+    return lambda name, leaf: _group_of(name, groups) == index
+
+
+def _mask(rule: DecayRule) -> Callable[[Any], Any]:
+    """A function from a tree to booleans, as optax's masks are."""
+    return lambda tree: jax.tree_util.tree_map_with_path(
+        lambda path, leaf: bool(rule(leaf_name(path), leaf)), tree
+    )
 
 
 def _direction(spec: OptimizerSpec) -> optax.GradientTransformation:

@@ -24,7 +24,9 @@ def make_schedule(spec: ScheduleSpec, *, num_epochs: int, steps_per_epoch: int) 
     - `warmup_cosine`: `(t + 1) / W` for `t < W` (so the first update is not zero), then
       `c(1, f, (t - W) / (T - W))`;
     - `exponential`: `factor ** (t // steps_per_epoch)`;
-    - `one_cycle`: `c(i, 1, t / P)` up to `P`, then `c(1, f, (t - P) / (T - P))`.
+    - `one_cycle`: `c(i, 1, t / P)` up to `P`, then `c(1, f, (t - P) / (T - P))`;
+    - `triangular`: the same with straight lines, `i + (1 - i) t / P`, then
+      `1 + (f - 1) (t - P) / (T - P)`.
 
     After `T` updates the learning rate stays constant.
 
@@ -61,6 +63,11 @@ def make_schedule(spec: ScheduleSpec, *, num_epochs: int, steps_per_epoch: int) 
             jnp.float32(spec.factor_per_epoch) ** jnp.floor((t + 0.5) / steps_per_epoch)
         ),
         "one_cycle": lambda t: _one_cycle(t, num_steps, spec),
+        "triangular": lambda t: jnp.interp(
+            t,
+            jnp.array([0.0, spec.peak_fraction * num_steps, num_steps]),
+            jnp.array([spec.initial_fraction, 1.0, spec.final_fraction]),
+        ),
     }
     shape = shapes[spec.name]
 

@@ -5,7 +5,7 @@ import dataclasses
 from mlg_jax._checks import check_choice, check_instance, check_integer, check_real
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "radam")
-SCHEDULES = ("constant", "cosine", "warmup_cosine", "exponential", "one_cycle")
+SCHEDULES = ("constant", "cosine", "warmup_cosine", "exponential", "one_cycle", "triangular")
 MODES = ("max", "min")
 PRUNING_SCOPES = ("layer", "global")
 
@@ -14,6 +14,62 @@ def _check_decay(name: str, value: float) -> None:
     check_real(name, value, 0.0, 1.0)
     if value == 1.0:
         raise ValueError(f"`{name}` must be a number in [0, 1); got {value!r}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParamGroup:
+    """Parameters with a learning rate or a weight decay of their own.
+
+    Args:
+        pattern: `fnmatch` pattern of their names, such as `"*/norm?/bias"`; a parameter belongs to
+            the first group whose pattern matches.
+        learning_rate: factor on the learning rate, >= 0. Parameters with 0 are frozen: they are
+            not even differentiated.
+        weight_decay: factor on the weight decay, >= 0; None leaves it to the general rule, which
+            does not decay arrays with fewer than two axes.
+        end_fraction: fraction of the run after which they stay as they are, in (0, 1].
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or is out of range.
+    """
+
+    pattern: str
+    learning_rate: float = 1.0
+    weight_decay: float | None = None
+    end_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_instance("pattern", self.pattern, str)
+        check_real("learning_rate", self.learning_rate, 0.0)
+        if self.weight_decay is not None:
+            check_real("weight_decay", self.weight_decay, 0.0)
+        check_real("end_fraction", self.end_fraction, 0.0, 1.0, exclusive_minimum=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LookaheadSpec:
+    """A slow average of the parameters, to which they return every few updates.
+
+    After every `period` updates, and after the last one, `slow = d slow + (1 - d) params` and
+    `params = slow`, where `d` rises with the cube of the fraction of the run that is over.
+
+    Args:
+        period: updates from one return to the next, >= 1.
+        final_decay: `d` at the end of the run, in [0, 1).
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or is out of range.
+
+    Reference: https://arxiv.org/abs/1907.08610; the rising `d` is from
+    https://arxiv.org/abs/2404.00498.
+    """
+
+    period: int = 5
+    final_decay: float = 0.774  # 0.95^5
+
+    def __post_init__(self) -> None:
+        check_integer("period", self.period, 1)
+        _check_decay("final_decay", self.final_decay)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +86,8 @@ class OptimizerSpec:
         eps: added to the square root of the second moment, > 0.
         clip_norm: gradients are clipped to this global norm, > 0; None does not clip.
         sam_rho: radius of sharpness-aware minimisation, > 0; None is off.
+        groups: parameters with a learning rate or a weight decay of their own.
+        lookahead: see `LookaheadSpec`; None is off.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range.
@@ -43,9 +101,15 @@ class OptimizerSpec:
     eps: float = 1e-8
     clip_norm: float | None = None
     sam_rho: float | None = None
+    groups: tuple[ParamGroup, ...] = ()
+    lookahead: LookaheadSpec | None = None
 
     def __post_init__(self) -> None:
         check_choice("name", self.name, OPTIMIZERS)
+        check_instance("groups", self.groups, tuple)
+        for group in self.groups:
+            check_instance("groups", group, ParamGroup)
+        check_instance("lookahead", self.lookahead, (LookaheadSpec, type(None)))
         check_real("weight_decay", self.weight_decay, 0.0)
         check_real("eps", self.eps, 0.0, exclusive_minimum=True)
         _check_decay("momentum", self.momentum)
@@ -64,16 +128,16 @@ class ScheduleSpec:
     """A learning rate schedule; `make_schedule` gives the formulas.
 
     Args:
-        name: `constant`, `cosine`, `warmup_cosine`, `exponential` or `one_cycle`.
+        name: `constant`, `cosine`, `warmup_cosine`, `exponential`, `one_cycle` or `triangular`.
         learning_rate: the peak learning rate, > 0.
-        final_fraction: final learning rate of `cosine`, `warmup_cosine` and `one_cycle`, as a
-            fraction of the peak, in [0, 1].
+        final_fraction: final learning rate of `cosine`, `warmup_cosine`, `one_cycle` and
+            `triangular`, as a fraction of the peak, in [0, 1].
         warmup_epochs: length of the linear rise of `warmup_cosine`, in epochs, >= 0; may be
             fractional.
         factor_per_epoch: factor of `exponential`, applied at the start of each epoch, in (0, 1].
-        initial_fraction: initial learning rate of `one_cycle`, as a fraction of the peak, in
-            [0, 1].
-        peak_fraction: fraction of the run after which `one_cycle` reaches its peak, in (0, 1).
+        initial_fraction: initial learning rate of `one_cycle` and `triangular`, as a fraction of
+            the peak, in [0, 1].
+        peak_fraction: fraction of the run after which these two reach their peak, in (0, 1).
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range.

@@ -38,6 +38,7 @@ def test_models_that_stand_are_compressed_and_served(name):
     assert text.count("the same logits in a new process") == 2
 
 
+@pytest.mark.slow
 def test_nothing_assumes_residual_networks():
     text = run("beyond_resnets")
     plain, small, transformer, small_transformer = shares(text)

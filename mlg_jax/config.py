@@ -86,11 +86,12 @@ class GenerationConfig:
     ratio: float | str = 1.0
     init: str = "fan_out"
     implementation: str = "auto"
-    layers: Mapping[str, str | None] | None = None
+    layers: Mapping[str, str | None] | tuple[tuple[str, str | None], ...] = ()
 
     def __post_init__(self) -> None:
         assert self.spec  # building it checks its arguments
-        check_instance("layers", self.layers, (Mapping, type(None)))
+        pairs = self.layers.items() if isinstance(self.layers, Mapping) else self.layers
+        object.__setattr__(self, "layers", tuple(tuple(pair) for pair in pairs))
         assert self.by_layer  # likewise
         check_choice("implementation", self.implementation, (*implementation_names(), MEASURED))
 
@@ -105,7 +106,8 @@ class GenerationConfig:
         """The argument `generation` of `create_model`."""
         if not self.layers:
             return self.spec
-        own = {name: self._parsed(name, text) for name, text in self.layers.items()}
+        pairs = typing.cast(tuple[tuple[str, str | None], ...], self.layers)
+        own = {name: self._parsed(name, text) for name, text in pairs}
         return own | {"*": self.spec}
 
     def _spec(self, base_in: int, base_out: int, widths: Sequence[int | None]) -> GenerationSpec:

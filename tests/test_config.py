@@ -8,7 +8,7 @@ import pytest
 from mlg_jax.config import ConfigError, ExperimentConfig, parse_config, to_json
 from mlg_jax.experiment import load_config
 from mlg_jax.quant import QuantSpec
-from mlg_jax.train import PruningSpec
+from mlg_jax.train import ParamGroup, PruningSpec
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 PAPER = CONFIGS[0].with_name("cifar10_resnet18.py")
@@ -172,3 +172,28 @@ def test_wrong_files(tmp_path):
         load_config(PAPER, ["--config.seed"])
     with pytest.raises(ConfigError, match=r"config\.data is missing"):
         parse_config({})
+
+
+def test_exceptions_by_layer_and_parameter_groups_survive_json():
+    config = load_config(
+        PAPER,
+        [
+            "--config.generation.layers={'stem/*': None, 'stage4_*': '3-24-4-6-4'}",
+            "--config.student.train.optimizer.groups=[{'pattern': '*/bias', 'learning_rate': 2.0}]",
+        ],
+    )
+    again = parse_config(json.loads(json.dumps(to_json(config))))
+    assert again == config and hash(again) == hash(config)
+    kernels = again.generation.by_layer
+    assert list(kernels) == ["stem/*", "stage4_*", "*"] and kernels["stem/*"] is None
+    assert kernels["stage4_*"].notation() == "3-24-4-6-4"
+    assert kernels["*"] == again.generation.spec
+    assert again.student.train.optimizer.groups == (
+        ParamGroup(pattern="*/bias", learning_rate=2.0),
+    )
+
+
+@pytest.mark.bad_input
+def test_a_notation_that_is_none():
+    with pytest.raises(ConfigError, match="five numbers Bi-Bo-qb-qu-qv.*got '2-44'"):
+        load_config(PAPER, ["--config.generation.layers={'stem/*': '2-44'}"])

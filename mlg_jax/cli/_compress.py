@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         stem=config.model.stem,
         width=config.model.width,
     )
-    epochs, images = args.distill_epochs, _images(dataset, args.images)
+    epochs, images = args.distill_epochs, dataset.normalized_images(args.images)
     small = compress(
         model,
         variables,
@@ -130,13 +130,6 @@ def _variables(directory: Path) -> dict[str, Any]:
     except CheckpointError as error:
         raise ValueError(str(error)) from error
     return {"params": params, **state}
-
-
-def _images(dataset: Dataset, count: int) -> jax.Array:
-    """Normalised training images without augmentation."""
-    batches = itertools.islice(dataset.train_batches(0), -(-count // dataset.spec.batch_size))
-    normalize = dataset.preprocessing.normalize
-    return jnp.concatenate([normalize(b["image"]) for b in batches])[:count]
 
 
 def _accuracy(model: nn.Module, variables: Any, dataset: Dataset) -> float:

@@ -1,9 +1,13 @@
 """A data set ready for training: its splits, batches and preprocessing."""
 
+import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Generator
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -96,6 +100,16 @@ class Dataset:
         check_integer("start_step", start_step, 0, self.steps_per_epoch)
         rows = batch_indices(self.spec.seed, epoch, self.num_train, self.spec.batch_size)
         return self.train_split.batches(rows[start_step:])
+
+    def normalized_images(self, count: int) -> jax.Array:
+        """At most `count` random training images, normalised but not augmented, `[n, h, w, c]`."""
+        num_batches = -(-count // self.spec.batch_size)
+        with contextlib.closing(self.train_batches(0)) as batches:
+            chosen = [
+                self.preprocessing.normalize(batch["image"])
+                for batch in itertools.islice(batches, num_batches)
+            ]
+        return jnp.concatenate(chosen)[:count]
 
     def _evaluation_batches(self, split: Split) -> Generator[Batch, None, None]:
         rows, mask = evaluation_indices(len(split), self.spec.eval_batch_size)

@@ -51,6 +51,8 @@ _log = logging.getLogger("mlg_jax.experiment")
 
 Variables = dict[str, Any]
 
+_NUM_PROJECTION_IMAGES = 2000
+
 
 class _Experiment:
     """Data, models and mesh of an experiment, and the stages that share them."""
@@ -115,15 +117,20 @@ class _Experiment:
         store = ProjectionCheckpoint(
             self._projection_path.parent / "state.npz", is_writable=is_first
         )
-        spec = self._config.projection.resolved(has_images=False)
+        spec = self._config.projection.resolved(has_images=True)
+        images = None
+        if spec.metric == "data":
+            images = self._dataset.normalized_images(_NUM_PROJECTION_IMAGES)
+        unit = "step" if images is None else "layer"
         projection = project_model(
             self._student,
             self._teacher_variables(),
             key=jax.random.fold_in(self._key, 1),
             spec=spec,
+            images=images,
             input_shape=self._input_shape,
             on_report=lambda step, loss: _log.info(
-                "projection: step %d of %d, loss %.6f", step, spec.num_steps, loss
+                "projection: %s %d, loss %.6f", unit, step, loss
             ),
             store=store,
         )

@@ -8,6 +8,7 @@ import pytest
 from mlg_jax.data import (
     AugmentSpec,
     Preprocessing,
+    alternating_flip,
     augment_images,
     normalize_images,
     random_crop,
@@ -158,3 +159,21 @@ def test_each_transformation_has_its_own_key():
     expected = random_flip(flip_key, random_crop(crop_key, images, 2))
     expected = random_cutout(cutout_key, expected, 2, jnp.full(3, 128, jnp.uint8))
     np.testing.assert_array_equal(augment_images(KEY, images, spec, (0.5,) * 3), expected)
+
+
+def test_alternating_flips_show_both_sides_in_two_epochs():
+    images = jax.random.randint(jax.random.key(0), (200, 4, 4, 3), 0, 256).astype(jnp.uint8)
+    mirrored = images[:, :, ::-1]
+    epochs = [alternating_flip(images, epoch) for epoch in (4, 5, 6)]
+    is_flipped = [np.asarray(jnp.all(shown == mirrored, (1, 2, 3))) for shown in epochs]
+    assert np.all(is_flipped[0] != is_flipped[1]) and np.all(is_flipped[0] == is_flipped[2])
+    assert 60 < is_flipped[0].sum() < 140
+
+
+def test_reflected_borders_repeat_the_image():
+    images = jnp.arange(16, dtype=jnp.uint8).reshape(1, 4, 4, 1)
+    padded = np.pad(np.asarray(images)[0, :, :, 0], 1, mode="reflect")
+    windows = [padded[i : i + 4, j : j + 4].tolist() for i in range(3) for j in range(3)]
+    for seed in range(10):
+        cut = random_crop(jax.random.key(seed), images, 1, "reflection")
+        assert np.asarray(cut)[0, :, :, 0].tolist() in windows

@@ -99,6 +99,21 @@ def test_every_factor_trains_in_stage_two(finished):
         assert np.mean(start[name] != after[name.removeprefix("params/")]) > 0.9, name
 
 
+def test_the_projection_sees_training_images_if_asked(finished, tmp_path, caplog):
+    directory, summary = finished
+    tree = settings()
+    tree["teacher"] = {**tree["teacher"], "checkpoint": str(directory / "teacher/checkpoints")}
+    tree["student"]["train"] = {**tree["student"]["train"], "num_epochs": 1}
+    tree["projection"] = {"metric": "data", "num_steps": 50}
+    with caplog.at_level(logging.INFO, "mlg_jax.experiment"):
+        found = run_experiment(parse_config(tree), tmp_path)
+    assert found["teacher"] == summary["teacher"]
+    assert found["projected"]["test_loss"] < summary["projected"]["test_loss"]
+    errors = json.loads((tmp_path / "projection/projection.json").read_text())["errors"]
+    assert sum("projection: layer" in m for m in caplog.messages) == len(errors) > 0
+    assert all(0 < error < 1 for error in errors.values())
+
+
 def test_a_finished_experiment_is_only_reported_again(finished, caplog):
     directory, summary = finished
     with caplog.at_level(logging.INFO, "mlg_jax.experiment"):

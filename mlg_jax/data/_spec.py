@@ -73,11 +73,9 @@ class AugmentSpec:
     def __post_init__(self) -> None:
         _check_optional_count("crop_padding", self.crop_padding, 1)
         check_choice("crop_border", self.crop_border, CROP_BORDERS)
-        if not isinstance(self.horizontal_flip, bool) and self.horizontal_flip != ALTERNATING:
-            raise ValueError(
-                f"`horizontal_flip` must be True, False or {ALTERNATING!r}; "
-                f"got {self.horizontal_flip!r}."
-            )
+        check_instance("horizontal_flip", self.horizontal_flip, (bool, str))
+        if isinstance(self.horizontal_flip, str):
+            check_choice("horizontal_flip", self.horizontal_flip, (ALTERNATING,))
         _check_optional_count("cutout_size", self.cutout_size, 1)
         if self.min_area is not None:
             check_real("min_area", self.min_area, 0.0, 1.0, exclusive_minimum=True)

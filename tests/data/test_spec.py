@@ -67,7 +67,9 @@ def test_data_spec_rejects(arguments, error, message):
     ("arguments", "error", "message"),
     [
         ({"crop_padding": 0}, ValueError, "`crop_padding` must be an integer >= 1; got 0"),
-        ({"horizontal_flip": 1}, TypeError, "`horizontal_flip` must be bool; got 1"),
+        ({"horizontal_flip": 1}, TypeError, "`horizontal_flip` must be bool or str; got 1"),
+        ({"horizontal_flip": "never"}, ValueError, "must be one of .*'alternating'.*got 'never'"),
+        ({"crop_border": "white"}, ValueError, "`crop_border` must be one of .*got 'white'"),
         ({"cutout_size": -2}, ValueError, "`cutout_size` must be an integer >= 1; got -2"),
         ({"min_area": 1.5}, ValueError, r"`min_area` must be a number in \(0.0, 1.0\]; got 1.5"),
         ({"min_area": 0.0}, ValueError, "`min_area` must be"),

@@ -79,7 +79,9 @@ def test_every_architecture_takes_a_policy(name):
     assert_same(got[1], plain[1], 5e-6)
 
 
-@pytest.mark.parametrize("implementation", ["generate", "factored"])
+@pytest.mark.parametrize(
+    "implementation", [pytest.param("generate", marks=pytest.mark.slow), "factored"]
+)
 def test_generated_kernels(implementation):
     options = {
         "generation": GenerationSpec.from_bits(2, 8, 3, 6, 3),

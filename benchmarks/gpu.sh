@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, as one command of about 25 minutes; JSON goes to benchmarks/results.
+# Everything that needs a GPU, as one command; JSON goes to benchmarks/results.
 #
 #   bash benchmarks/gpu.sh [STEP ...]
 #

@@ -90,6 +90,7 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         assert self.spec  # building it checks its arguments
+        check_instance("layers", self.layers, (Mapping, tuple))
         pairs = self.layers.items() if isinstance(self.layers, Mapping) else self.layers
         object.__setattr__(self, "layers", tuple(tuple(pair) for pair in pairs))
         assert self.by_layer  # likewise
@@ -108,7 +109,8 @@ class GenerationConfig:
             return self.spec
         pairs = typing.cast(tuple[tuple[str, str | None], ...], self.layers)
         own = {name: self._parsed(name, text) for name, text in pairs}
-        return own | {"*": self.spec}
+        own.setdefault("*", self.spec)
+        return own
 
     def _spec(self, base_in: int, base_out: int, widths: Sequence[int | None]) -> GenerationSpec:
         b, u, v = map(self._quantizer, widths)
@@ -317,8 +319,6 @@ def to_json(config: Any) -> Any:
     if dataclasses.is_dataclass(config):
         fields = dataclasses.fields(config)
         return {field.name: to_json(getattr(config, field.name)) for field in fields}
-    if isinstance(config, Mapping):
-        return {name: to_json(value) for name, value in config.items()}
     return [to_json(value) for value in config] if isinstance(config, tuple) else config
 
 

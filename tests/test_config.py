@@ -197,3 +197,5 @@ def test_exceptions_by_layer_and_parameter_groups_survive_json():
 def test_a_notation_that_is_none():
     with pytest.raises(ConfigError, match="five numbers Bi-Bo-qb-qu-qv.*got '2-44'"):
         load_config(PAPER, ["--config.generation.layers={'stem/*': '2-44'}"])
+    with pytest.raises(ConfigError, match="`layers` must be .*; got 3"):
+        load_config(PAPER, ["--config.generation.layers=3"])

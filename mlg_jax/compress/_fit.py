@@ -33,8 +33,8 @@ def fit_generated(
     """Replaces the kernels of a trained network by generated ones, without training.
 
     Factors come from singular vectors, each clipped to the range in which its grid fits best, and
-    from `project_model`, which then matches the output of every layer on the images. The running
-    statistics are estimated over the images.
+    are refined as in `project_model` if `projection` asks for it. The running statistics are then
+    estimated over the images.
 
     Args:
         model: a trained network with ordinary kernels: from `create_model`, or any Linen module of
@@ -43,7 +43,8 @@ def fit_generated(
         images: `[N, H, W, C]`, normalised for the network.
         generation: of the new network, as in `create_model`.
         weight_bits: likewise.
-        projection: the method and its settings.
+        projection: `svd` is the closed form alone, `svd_l2` refines it, by weights or on the images
+            as its metric says, `l2` starts from random factors.
         key: seeds `l2`.
 
     Returns:
@@ -56,18 +57,15 @@ def fit_generated(
     check_trained(model, variables, images)
     shape = (1, *images.shape[1:])
     small = variant(model, generation, weight_bits)
-    if projection.resolved(has_images=True).metric == "data":
-        projected = project_model(
-            small, variables, key=key, spec=projection, input_shape=shape, images=images
-        )
-        return small, projected.variables
     projected = project_model(
         small,
         variables,
         key=key,
         spec=projection,
+        images=images,
         input_shape=shape,
         start=None if projection.method == "l2" else clipped_factors(small, variables, shape),
-    )
-    fitted = with_ordinary_kernels(small, projected.variables, shape)
-    return small, estimate_statistics(small, fitted, images)
+    ).variables
+    if projection.metric == "data":
+        return small, projected
+    return small, estimate_statistics(small, with_ordinary_kernels(small, projected, shape), images)

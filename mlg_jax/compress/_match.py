@@ -1,5 +1,6 @@
 """Projection that sees the data: every layer's output on real images is matched in turn."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from flax import linen as nn
 from jax import lax
 
 from mlg_jax._convolution import from_layout, patches_of
-from mlg_jax._types import Array
+from mlg_jax._types import Array, LayerGeometry
 from mlg_jax.generation import ProjectionSpec
 from mlg_jax.kernels import Kernel, LayerRecord, OrdinaryKernel
 from mlg_jax.layers import (
@@ -24,7 +25,7 @@ from mlg_jax.layers import (
     quantized_variables,
 )
 
-BATCH_SIZE = 100  # images whose statistics norms use while inputs are collected
+BATCH_SIZE = 100  # at most; images whose statistics norms use while inputs are collected
 _TINY = 1e-12
 
 
@@ -69,6 +70,13 @@ def _call_order(model: nn.Module, input_shape: Sequence[int]) -> list[tuple[str,
     return list(order)
 
 
+def placeless(record: LayerRecord) -> Kernel:
+    """The kernel of a layer without its place in the network: equal for layers of equal shape."""
+    assert record.kernel is not None
+    alone = LayerGeometry(kind=record.kind, shape=record.shape, groups=record.groups)
+    return dataclasses.replace(record.kernel, layer=alone)
+
+
 def match_layer(
     record: LayerRecord,
     model: nn.Module,
@@ -89,8 +97,7 @@ def match_layer(
     records = layer_records(model, (1, *images.shape[1:]))
     moments = _moments(record, records, model, variables, teacher, teacher_variables, images)
     params = layer_factors(variables["params"], record)
-    assert record.kernel is not None
-    fitted, losses = _fit(record.kernel, params, moments, _is_normalised(record, records), spec)
+    fitted, losses = _fit(placeless(record), params, moments, _is_normalised(record, records), spec)
     return fitted, float(losses[-1])
 
 
@@ -127,8 +134,7 @@ def _moments(
         return total
 
     total: Any = None
-    for start in range(0, len(images), BATCH_SIZE):
-        batch = np.asarray(images[start : start + BATCH_SIZE])
+    for batch in np.array_split(np.asarray(images), -(-len(images) // BATCH_SIZE)):
         sums = sums_of(variables, teacher_variables, batch)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     *means, count = total
@@ -172,7 +178,7 @@ def _fit(
 
 def learning_rate(spec: ProjectionSpec) -> Any:
     """The rate, or a schedule, of a spec that has been resolved."""
-    assert spec.learning_rate is not None and spec.num_steps is not None
+    assert spec.num_steps is not None
     if spec.schedule == "constant":
         return spec.learning_rate
     return optax.cosine_decay_schedule(spec.learning_rate, spec.num_steps)

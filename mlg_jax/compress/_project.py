@@ -14,8 +14,8 @@ from flax import traverse_util
 
 from mlg_jax._checks import check_instance, check_integer
 from mlg_jax._convolution import from_layout
-from mlg_jax._types import Array, Float, Key, LayerGeometry
-from mlg_jax.compress._match import learning_rate, match_layer, matchable
+from mlg_jax._types import Array, Float, Key
+from mlg_jax.compress._match import learning_rate, match_layer, matchable, placeless
 from mlg_jax.compress._sensitivity import check_images, replaced
 from mlg_jax.compress._start import (
     check_shape,
@@ -104,7 +104,7 @@ def project_model(
             metric `weights`; with `data`, they follow every layer.
         on_report: called with the step and the loss before that step, or with the number of the
             layer and the relative squared error of its output.
-        store: stores the state before every call of `on_report`. A stored state is resumed, and the
+        store: stores the state after every call of `on_report`. A stored state is resumed, and the
             result is bit-identical. None stores nothing.
         start: initial factors of every generated layer, by layer and factor name; None uses those
             of the method.
@@ -163,8 +163,11 @@ def _match(
 ) -> Projection:
     """The projection with metric `data`."""
     records = layer_records(model, shape)
-    copied = _copy(model, shape, _group(records), teacher_variables)
-    if start is None:
+    groups = _group(records)
+    copied = _copy(model, shape, groups, teacher_variables)
+    if start is not None:
+        _check_start(groups, start)
+    else:
         start = clipped_factors(model, teacher_variables, shape)
         if spec.method == "l2":
             start = initial_factors(start, records, key)
@@ -245,10 +248,8 @@ def _group(records: Sequence[LayerRecord]) -> dict[GroupKey, list[LayerRecord]]:
     """Layers whose kernel is not ordinary, grouped by spec and kernel shape."""
     groups: dict[GroupKey, list[LayerRecord]] = collections.defaultdict(list)
     for record in records:
-        kernel = record.kernel
-        if kernel is not None and not isinstance(kernel, OrdinaryKernel):
-            alone = LayerGeometry(kind=record.kind, shape=record.shape, groups=record.groups)
-            groups[dataclasses.replace(kernel, layer=alone)].append(record)
+        if record.kernel is not None and not isinstance(record.kernel, OrdinaryKernel):
+            groups[placeless(record)].append(record)
     return dict(groups)
 
 
@@ -277,7 +278,20 @@ def _given(
     start: Mapping[str, Mapping[str, Array]],
 ) -> dict[GroupKey, Factors]:
     """The caller's factors, stacked by group."""
-    stacked: dict[GroupKey, Factors] = {}
+    _check_start(groups, start)
+    return {
+        group: {
+            f.name: jnp.stack([jnp.asarray(start[r.name][f.name], dtypes[group]) for r in members])
+            for f in group.factors
+        }
+        for group, members in groups.items()
+    }
+
+
+def _check_start(
+    groups: Mapping[GroupKey, Sequence[LayerRecord]], start: Mapping[str, Mapping[str, Array]]
+) -> None:
+    """Raises ValueError unless every layer has its factors."""
     for group, members in groups.items():
         wanted = {factor.name: factor.shape for factor in group.factors}
         for record in members:
@@ -286,11 +300,6 @@ def _given(
                 raise ValueError(
                     f"`start` must have factors of shapes {wanted} for {record.name}; got {found}."
                 )
-        stacked[group] = {
-            name: jnp.stack([jnp.asarray(start[r.name][name], dtypes[group]) for r in members])
-            for name in wanted
-        }
-    return stacked
 
 
 def _decomposed(targets: Mapping[GroupKey, Array]) -> dict[GroupKey, Factors]:

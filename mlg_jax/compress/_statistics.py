@@ -1,4 +1,4 @@
-"""Running statistics of norms, estimated anew for a network whose kernels have changed."""
+"""Running statistics of norms, estimated again for a network whose kernels have changed."""
 
 from collections.abc import Mapping
 from typing import Any

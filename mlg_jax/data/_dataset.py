@@ -1,8 +1,6 @@
 """A data set ready for training: its splits, batches and preprocessing."""
 
-import contextlib
 import dataclasses
-import itertools
 import math
 from collections.abc import Generator
 
@@ -103,13 +101,9 @@ class Dataset:
 
     def normalized_images(self, count: int) -> jax.Array:
         """At most `count` random training images, normalised but not augmented, `[n, h, w, c]`."""
-        num_batches = -(-count // self.spec.batch_size)
-        with contextlib.closing(self.train_batches(0)) as batches:
-            chosen = [
-                self.preprocessing.normalize(batch["image"])
-                for batch in itertools.islice(batches, num_batches)
-            ]
-        return jnp.concatenate(chosen)[:count]
+        rows = batch_indices(self.spec.seed, 0, self.num_train, self.spec.batch_size)
+        images = self.train_examples.read(rows.reshape(-1)[:count])["image"]
+        return self.preprocessing.normalize(jnp.asarray(images))
 
     def _evaluation_batches(self, split: Split) -> Generator[Batch, None, None]:
         rows, mask = evaluation_indices(len(split), self.spec.eval_batch_size)

@@ -118,10 +118,10 @@ class _Experiment:
             self._projection_path.parent / "state.npz", is_writable=is_first
         )
         spec = self._config.projection.resolved(has_images=True)
-        images = None
+        images, progress = None, f"step %d of {spec.num_steps}"
         if spec.metric == "data":
             images = self._dataset.normalized_images(_NUM_PROJECTION_IMAGES)
-        unit = "step" if images is None else "layer"
+            progress = "layer %d"
         projection = project_model(
             self._student,
             self._teacher_variables(),
@@ -129,9 +129,7 @@ class _Experiment:
             spec=spec,
             images=images,
             input_shape=self._input_shape,
-            on_report=lambda step, loss: _log.info(
-                "projection: %s %d, loss %.6f", unit, step, loss
-            ),
+            on_report=functools.partial(_log.info, f"projection: {progress}, loss %.6f"),
             store=store,
         )
         wait_for_all("projected")  # until then other processes may still look for the files

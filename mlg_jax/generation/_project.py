@@ -17,7 +17,6 @@ METHODS = ("svd", "l2", "svd_l2")
 SCHEDULES = ("cosine", "constant")
 METRICS = ("data", "weights")
 _NUM_STEPS = {"data": 500, "weights": 3000}
-_LEARNING_RATES = {"data": 2e-2, "weights": 2e-2}
 
 # Axes of one base within each factor, and the shape that broadcasts one number per base.
 BASE_AXES = {"basis": (1, 2), "coeff_in": (1, 2), "coeff_out": (0,)}
@@ -33,7 +32,7 @@ class ProjectionSpec:
             values), `svd_l2` (the same, from the closed form).
         num_steps: steps of `l2`, for each layer with metric `data`; None is 500 for `data` and
             3,000 for `weights`.
-        learning_rate: initial learning rate of these steps; None is 2e-2.
+        learning_rate: initial learning rate of these steps.
         schedule: `cosine` to zero over the steps, or `constant` as published. At a constant rate,
             rounding keeps the factors moving: for random kernels and 2-44-3-6-3, the cosine ends
             4 % lower after 1,000 steps.
@@ -47,7 +46,7 @@ class ProjectionSpec:
 
     method: str = "svd_l2"
     num_steps: int | None = None
-    learning_rate: float | None = None
+    learning_rate: float = 2e-2
     schedule: str = "cosine"
     metric: str = "weights"
 
@@ -55,21 +54,15 @@ class ProjectionSpec:
         check_choice("method", self.method, METHODS)
         if self.num_steps is not None:
             check_integer("num_steps", self.num_steps, 1)
-        if self.learning_rate is not None:
-            check_real("learning_rate", self.learning_rate, 0.0, exclusive_minimum=True)
+        check_real("learning_rate", self.learning_rate, 0.0, exclusive_minimum=True)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("metric", self.metric, METRICS)
 
     def resolved(self, *, has_images: bool) -> "ProjectionSpec":
-        """The spec without None, and with the metric that applies."""
+        """The spec with a number of steps, and with the metric that applies."""
         metric = self.metric if has_images else "weights"
-        rate = self.learning_rate
-        return dataclasses.replace(
-            self,
-            metric=metric,
-            num_steps=_NUM_STEPS[metric] if self.num_steps is None else self.num_steps,
-            learning_rate=_LEARNING_RATES[metric] if rate is None else rate,
-        )
+        num_steps = self.num_steps or _NUM_STEPS[metric]
+        return dataclasses.replace(self, metric=metric, num_steps=num_steps)
 
 
 class ProjectedFactors(NamedTuple):

@@ -19,6 +19,7 @@ from mlg_jax.train._lock import lock_work_dir
 from mlg_jax.train._mesh import make_mesh, replicate, shard_batch
 from mlg_jax.train._optimizer import (
     DecayRule,
+    check_groups,
     is_decayed_by_rank,
     make_optimizer,
     without_frozen,
@@ -78,6 +79,7 @@ def train(
     """
     check_instance("task", task, Task)
     check_instance("spec", spec, TrainSpec)
+    check_groups(spec.optimizer, params)
     mesh = make_mesh() if mesh is None else mesh
     schedule = make_schedule(
         spec.schedule, num_epochs=spec.num_epochs, steps_per_epoch=task.steps_per_epoch

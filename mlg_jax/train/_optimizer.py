@@ -10,7 +10,7 @@ import optax
 from optax import contrib
 
 from mlg_jax.train._lookahead import lookahead
-from mlg_jax.train._partition import TrainableRule, leaf_name
+from mlg_jax.train._partition import TrainableRule, leaf_name, named_leaves
 from mlg_jax.train._radam import scale_by_radam
 from mlg_jax.train._schedule import Schedule
 from mlg_jax.train._spec import OptimizerSpec, ParamGroup
@@ -93,6 +93,17 @@ def without_frozen(is_trainable: TrainableRule | None, spec: OptimizerSpec) -> T
         return not is_frozen and (is_trainable is None or is_trainable(name))
 
     return rule
+
+
+def check_groups(spec: OptimizerSpec, params: Any) -> None:
+    """Raises ValueError unless the pattern of every group matches a parameter."""
+    names = list(named_leaves(params))
+    for group in spec.groups:
+        if not fnmatch.filter(names, group.pattern):
+            raise ValueError(
+                f"`groups` must have patterns that match a parameter of {names}; "
+                f"got {group.pattern!r}."
+            )
 
 
 def _group_of(name: str, groups: tuple[ParamGroup, ...]) -> int | None:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mlg_jax import GenerationSpec, create_model
 from mlg_jax.compress import ProjectionSpec, project_model
@@ -52,3 +53,10 @@ def test_outputs_are_nearer_to_the_teachers_and_a_stored_projection_resumes():
     resumed = projected(SPEC, Store(store.saved[2]))
     assert resumed.history == matched.history
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, matched.variables)
+
+
+@pytest.mark.bad_input
+def test_a_start_without_its_factors():
+    _, student, variables, images = networks()
+    with pytest.raises(ValueError, match="`start` must have factors of shapes"):
+        project_model(student, variables, key=jax.random.key(0), images=images, spec=SPEC, start={})

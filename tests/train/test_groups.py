@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlg_jax.train import LookaheadSpec, OptimizerSpec, ParamGroup, ScheduleSpec, make_schedule
-from mlg_jax.train._optimizer import make_optimizer, without_frozen
+from mlg_jax.train._optimizer import check_groups, make_optimizer, without_frozen
 
 
 def run(spec, num_steps, params, grads):
@@ -54,6 +54,14 @@ def test_a_rate_of_zero_freezes():
 def test_the_length_of_the_run_is_needed():
     with pytest.raises(ValueError, match="`num_steps` must be given"):
         make_optimizer(OptimizerSpec(lookahead=LookaheadSpec()), lambda count: 0.1)
+
+
+@pytest.mark.bad_input
+def test_a_pattern_that_matches_nothing():
+    spec = OptimizerSpec(groups=(ParamGroup(pattern="norm*/bias"),))
+    check_groups(spec, {"norm1": {"bias": jnp.zeros(1)}})
+    with pytest.raises(ValueError, match=r"match a parameter of \['a/bias'\]; got 'norm\*/bias'"):
+        check_groups(spec, {"a": {"bias": jnp.zeros(1)}})
 
 
 def test_triangular_schedule():

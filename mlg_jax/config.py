@@ -13,10 +13,10 @@ import ml_collections
 from mlg_jax._checks import check_choice, check_instance, check_integer, check_real
 from mlg_jax.data import DataSpec
 from mlg_jax.generation import ProjectionSpec
-from mlg_jax.kernels import GenerationSpec, implementation_names
+from mlg_jax.kernels import GenerationSpec, KernelSpec, OrdinarySpec, implementation_names
 from mlg_jax.memory.targets import TARGETS
 from mlg_jax.models import MODELS
-from mlg_jax.quant import QuantSpec, recommended_ratio
+from mlg_jax.quant import MAX_BITS, QuantSpec, recommended_ratio
 from mlg_jax.remat import PRESETS
 from mlg_jax.train import TrainSpec
 
@@ -33,7 +33,7 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The architecture of teacher and student.
+    """The architecture of the student and, unless it has its own, of the teacher.
 
     Args:
         name: one of `MODELS`.
@@ -71,8 +71,9 @@ class GenerationConfig:
         implementation: how generated layers are computed: `auto`, `generate`, `factored_out` or
             `factored`, all with the same result; `measured` times each layer at the first start,
             and keeps the fastest choices in the work directory.
-        layers: exceptions, path pattern (`fnmatch`) -> notation such as "3-24-4-6-4", or None for
-            an ordinary kernel quantised to `weight_bits`; the first match decides.
+        layers: exceptions, path pattern (`fnmatch`) -> notation such as "3-24-4-6-4", or the bit
+            width of an ordinary kernel, 1 to 16, or 32 without quantisation (None is
+            `weight_bits`); the first match decides.
     """
 
     base_in: int
@@ -86,7 +87,7 @@ class GenerationConfig:
     ratio: float | str = 1.0
     init: str = "fan_out"
     implementation: str = "auto"
-    layers: Mapping[str, str | None] | tuple[tuple[str, str | None], ...] = ()
+    layers: Mapping[str, str | int | None] | tuple[tuple[str, str | int | None], ...] = ()
 
     def __post_init__(self) -> None:
         assert self.spec  # building it checks its arguments
@@ -103,12 +104,12 @@ class GenerationConfig:
         return self._spec(self.base_in, self.base_out, widths)
 
     @property
-    def by_layer(self) -> GenerationSpec | dict[str, GenerationSpec | None]:
+    def by_layer(self) -> GenerationSpec | dict[str, KernelSpec | None]:
         """The argument `generation` of `create_model`."""
         if not self.layers:
             return self.spec
-        pairs = typing.cast(tuple[tuple[str, str | None], ...], self.layers)
-        own = {name: self._parsed(name, text) for name, text in pairs}
+        pairs = typing.cast(tuple[tuple[str, str | int | None], ...], self.layers)
+        own = {name: self._parsed(name, value) for name, value in pairs}
         own.setdefault("*", self.spec)
         return own
 
@@ -116,16 +117,18 @@ class GenerationConfig:
         b, u, v = map(self._quantizer, widths)
         return GenerationSpec(base_in, base_out, b, u, v, init=self.init)
 
-    def _parsed(self, pattern: str, text: str | None) -> GenerationSpec | None:
-        if text is None:
+    def _parsed(self, pattern: str, value: str | int | None) -> KernelSpec | None:
+        if value is None:
             return None
-        if not isinstance(text, str) or not re.fullmatch(r"\d+(-\d+){4}", text):
+        if isinstance(value, int) and (value == 32 or 1 <= value <= MAX_BITS):
+            return OrdinarySpec(self._quantizer(_width(value)))
+        if not isinstance(value, str) or not re.fullmatch(r"\d+(-\d+){4}", value):
             raise ValueError(
-                f"`layers[{pattern!r}]` must be None or five numbers Bi-Bo-qb-qu-qv such as "
-                f"'2-44-3-6-3'; got {text!r}."
+                f"`layers[{pattern!r}]` must be None, a bit width (1 to {MAX_BITS}, or 32), or five "
+                f"numbers Bi-Bo-qb-qu-qv such as '2-44-3-6-3'; got {value!r}."
             )
-        base_in, base_out, *widths = map(int, text.split("-"))
-        return self._spec(base_in, base_out, [None if n == 32 else n for n in widths])
+        base_in, base_out, *widths = map(int, value.split("-"))
+        return self._spec(base_in, base_out, [_width(n) for n in widths])
 
     def _quantizer(self, bits: int | None) -> QuantSpec:
         if isinstance(self.ratio, str):
@@ -140,6 +143,7 @@ class TeacherConfig:
 
     Args:
         train: the training loop.
+        model: the teacher's network; None is the student's, as a projection needs.
         checkpoint: directory of checkpoints with a trained teacher; None trains one.
         label_smoothing: of the cross-entropy, in [0, 1].
         init_checkpoint: initial variables: a directory of checkpoints, or a file with a PyTorch
@@ -151,12 +155,14 @@ class TeacherConfig:
     """
 
     train: TrainSpec
+    model: ModelConfig | None = None
     checkpoint: str | None = None
     label_smoothing: float = 0.0
     init_checkpoint: str | None = None
     trainable: str = "all"
 
     def __post_init__(self) -> None:
+        check_instance("model", self.model, (ModelConfig, type(None)))
         check_instance("checkpoint", self.checkpoint, (str, type(None)))
         check_real("label_smoothing", self.label_smoothing, 0.0, 1.0)
         check_instance("init_checkpoint", self.init_checkpoint, (str, type(None)))
@@ -260,13 +266,28 @@ class ProfileConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Settings of the report; they have no effect on training.
+
+    Args:
+        augmented: whether networks are also evaluated on averages over flipped and shifted images
+            (`mlg_jax.data.evaluation_views`), reported beside the plain evaluation.
+    """
+
+    augmented: bool = False
+
+    def __post_init__(self) -> None:
+        check_instance("augmented", self.augmented, bool)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     """A whole experiment: teacher, projection, student.
 
     Args:
         seed: for initial values, augmentation and random quantisation, in [0, 2^32); the order of
             batches depends on `data.seed`.
-        data, model, generation, teacher, projection, student, remat, profile: the parts.
+        data, model, generation, teacher, projection, student, remat, report, profile: the parts.
     """
 
     data: DataSpec
@@ -276,16 +297,28 @@ class ExperimentConfig:
     student: StudentConfig
     projection: ProjectionSpec = ProjectionSpec()
     remat: RematConfig = RematConfig()
+    report: ReportConfig = ReportConfig()
     profile: ProfileConfig = ProfileConfig()
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_integer("seed", self.seed, 0, 2**32 - 1)  # JAX ignores higher bits
+        if self.student.start == "projected" and self.teacher_model != self.model:
+            raise ValueError(
+                "`student.start` must be 'random' if `teacher.model` is another network than "
+                f"`model`; got {self.student.start!r}."
+            )
+
+    @property
+    def teacher_model(self) -> ModelConfig:
+        """The teacher's network."""
+        return self.model if self.teacher.model is None else self.teacher.model
 
     @property
     def determining_json(self) -> dict[str, Any]:
         """The settings that determine the results of a run, as nested JSON values."""
-        return {name: value for name, value in to_json(self).items() if name != "profile"}
+        without = ("profile", "report")
+        return {name: value for name, value in to_json(self).items() if name not in without}
 
 
 def parse_config(
@@ -325,6 +358,11 @@ def to_json(config: Any) -> Any:
 def _copied(tree: Any) -> Any:
     """A deep copy in which mappings that a file uses twice become separate."""
     return {k: _copied(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _width(bits: int) -> int | None:
+    """The bit width for a number in the paper's notation, where 32 does not quantise."""
+    return None if bits == 32 else bits
 
 
 def _check_trainable(trainable: str, *, is_random: bool) -> None:

@@ -42,6 +42,7 @@ be found without decoding every image, and otherwise when the image is read.
 from mlg_jax.data._augment import Preprocessing as Preprocessing
 from mlg_jax.data._augment import alternating_flip as alternating_flip
 from mlg_jax.data._augment import augment_images as augment_images
+from mlg_jax.data._augment import evaluation_views as evaluation_views
 from mlg_jax.data._augment import normalize_images as normalize_images
 from mlg_jax.data._augment import random_crop as random_crop
 from mlg_jax.data._augment import random_cutout as random_cutout

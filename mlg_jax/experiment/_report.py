@@ -16,6 +16,12 @@ from mlg_jax.plots import plot_curves, plot_sizes
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
+_COLUMNS = {
+    "test_accuracy": ("test accuracy", "{:.2%}"),
+    "test_loss": ("test loss", "{:.4f}"),
+    "test_accuracy_augmented": ("with flips and shifts", "{:.2%}"),
+}
+
 
 def write_report(
     directory: Path,
@@ -65,8 +71,9 @@ def _counted(implementations: Mapping[str, Mapping[str, int]]) -> str:
 
 def _markdown(summary: Mapping[str, Any], sizes: SizeReport) -> str:
     names = [name for name in ("teacher", "projected", "student") if name in summary]
+    shown = {name: column for name, column in _COLUMNS.items() if name in summary[names[0]]}
     rows = (
-        (n, f"{summary[n]['test_accuracy']:.2%}", f"{summary[n]['test_loss']:.4f}") for n in names
+        (n, *(form.format(summary[n][name]) for name, (_, form) in shown.items())) for n in names
     )
     size, packed = summary["size"], summary.get("packed")
     packed_lines = [f"Packed: `{packed['file']}`, {packed['bytes']:,} bytes.", ""] if packed else []
@@ -74,7 +81,7 @@ def _markdown(summary: Mapping[str, Any], sizes: SizeReport) -> str:
     lines = [
         "# Report",
         "",
-        table(("network", "test accuracy", "test loss"), rows),
+        table(("network", *(header for header, _ in shown.values())), rows),
         "",
         f"Student: {size['num_parameters']:,} of {size['num_dense_parameters']:,} parameters, "
         f"{size['kb']:,.2f} of {size['dense_kb']:,.2f} KB, ratio {size['ratio']:.4f}.",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mlg_jax.compress import project_model
-from mlg_jax.config import ConfigError, ExperimentConfig, to_json
+from mlg_jax.config import ConfigError, ExperimentConfig, ModelConfig, to_json
 from mlg_jax.experiment._check import check_experiment
 from mlg_jax.experiment._export import export_student
 from mlg_jax.experiment._implementation import student_implementation
@@ -52,6 +52,7 @@ _log = logging.getLogger("mlg_jax.experiment")
 Variables = dict[str, Any]
 
 _NUM_PROJECTION_IMAGES = 2000
+_NUM_INITIAL_IMAGES = 5000
 
 
 class _Experiment:
@@ -63,23 +64,26 @@ class _Experiment:
         self._dataset = load_data(config.data, sharded(self._mesh))
         check_experiment(config, self._dataset, self._mesh.size)
         self._key = jax.random.key(config.seed)
-        common = {
-            "num_classes": self._dataset.num_classes,
-            "stem": config.model.stem,
-            "width": config.model.width,
-            "dtype": compute_dtype(config.model.dtype),
-        }
-        self._teacher = create_model(config.model.name, **common)
+        self._teacher = self._maker(config.teacher_model)()
         self._make_student = functools.partial(
-            create_model,
-            config.model.name,
-            **common,
+            self._maker(config.model),
             generation=config.generation.by_layer,
             weight_bits=config.generation.weight_bits,
             activation_bits=config.generation.activation_bits,
         )
         for model in (self._teacher, self._make_student(implementation="auto")):
             self._shapes(model)  # raises if the images do not fit the network
+
+    def _maker(self, model: ModelConfig) -> functools.partial[Any]:
+        """`create_model` with the arguments that teacher and student share."""
+        return functools.partial(
+            create_model,
+            model.name,
+            num_classes=self._dataset.num_classes,
+            stem=model.stem,
+            width=model.width,
+            dtype=compute_dtype(model.dtype),
+        )
 
     def claim(self) -> None:
         """Binds the directory to the configuration, which has been checked against the data."""
@@ -102,7 +106,7 @@ class _Experiment:
         if self._config.teacher.checkpoint is not None:
             self._teacher_variables()  # raises if they do not fit
             return
-        _log.info("teacher: %s", self._config.model.name)
+        _log.info("teacher: %s", self._config.teacher_model.name)
         stage = self._teacher_stage(*self._teacher_start())
         self._train(stage, without=("generation", "student", "projection"))
 
@@ -162,8 +166,7 @@ class _Experiment:
         variables["student"] = (self._student, self._trained("student"))
         test = list(batches.test())
         summary: dict[str, Any] = {
-            name: {f"test_{k}": v for k, v in self._evaluate(model, values, test).items()}
-            for name, (model, values) in variables.items()
+            name: self._tested(model, values, test) for name, (model, values) in variables.items()
         }
         summary["implementations"] = self._implementations()
         summary["teacher"] |= self._teacher_zeros(variables["teacher"][1]["params"])
@@ -271,7 +274,12 @@ class _Experiment:
         )
 
     def _fresh(self, model: nn.Module) -> Variables:
-        return jax.jit(model.init)(jax.random.fold_in(self._key, 4), jnp.zeros(self._input_shape))
+        """Random values, and what the network takes from images."""
+        key = jax.random.fold_in(self._key, 4)
+        variables = jax.jit(model.init)(key, jnp.zeros(self._input_shape))
+        if not hasattr(model, "initialized"):
+            return variables
+        return model.initialized(variables, self._dataset.normalized_images(_NUM_INITIAL_IMAGES))
 
     def _teach(self, variables: Mapping[str, Any]) -> Any:
         """A compiled function from normalised images to the teacher's logits."""
@@ -325,8 +333,19 @@ class _Experiment:
     def _shapes(self, model: nn.Module) -> Any:
         return variable_shapes(model, self._input_shape)
 
-    def _evaluate(self, model: nn.Module, variables: Variables, batches: Any) -> dict[str, float]:
+    def _tested(self, model: nn.Module, variables: Variables, test: Any) -> dict[str, float]:
+        """Metrics on the test set, from plain images and, if asked, from flipped and shifted."""
+        found = self._evaluate(model, variables, test)
+        tested = {f"test_{name}": value for name, value in found.items()}
+        if self._config.report.augmented:
+            found = self._evaluate(model, variables, test, is_augmented=True)
+            tested |= {f"test_{name}_augmented": value for name, value in found.items()}
+        return tested
+
+    def _evaluate(
+        self, model: nn.Module, variables: Variables, batches: Any, *, is_augmented: bool = False
+    ) -> dict[str, float]:
         values = replicate(variables, self._mesh)
         state = {k: v for k, v in values.items() if k != "params"}
-        step = make_eval_step(classification_loss(model), self._mesh)
+        step = make_eval_step(classification_loss(model, is_augmented=is_augmented), self._mesh)
         return evaluate(step, batches, params=values["params"], model_state=state, mesh=self._mesh)

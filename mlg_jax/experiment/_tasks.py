@@ -1,15 +1,17 @@
 """Batches prepared on the device, and the losses of teacher and student."""
 
+import functools
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from mlg_jax import losses
 from mlg_jax._platform import traced_platform
 from mlg_jax.config import StudentConfig
-from mlg_jax.data import Dataset
+from mlg_jax.data import Dataset, evaluation_views
 from mlg_jax.layers import layer_records, quantized_variables, random_streams, total_penalty
 from mlg_jax.train import LossFn, Task, TrainableRule
 
@@ -83,11 +85,22 @@ def make_task(
     )
 
 
-def classification_loss(model: nn.Module, label_smoothing: float = 0.0) -> LossFn:
-    """Cross-entropy with the labels: the teacher's training loss, and every evaluation."""
+def classification_loss(
+    model: nn.Module, label_smoothing: float = 0.0, *, is_augmented: bool = False
+) -> LossFn:
+    """Cross-entropy with the labels: the teacher's training loss, and every evaluation.
+
+    `is_augmented` evaluates the mean of the logits over `evaluation_views`.
+    """
 
     def loss_fn(params: Any, state: Any, batch: Batch, key: jax.Array, train: bool) -> Any:
-        logits, state = forward(model, params, state, batch["image"], key, train)
+        run = functools.partial(forward, model, params, state, key=key, train=train)
+        if is_augmented and not train:
+            views, weights = evaluation_views(batch["image"])
+            logits, new_state = run(views.reshape(-1, *views.shape[2:]))
+            logits = jnp.tensordot(weights, logits.reshape(*views.shape[:2], -1), 1)
+        else:
+            logits, new_state = run(batch["image"])
         labels, mask = batch["label"], batch.get("mask")
         loss = losses.cross_entropy(
             logits=logits,
@@ -96,7 +109,7 @@ def classification_loss(model: nn.Module, label_smoothing: float = 0.0) -> LossF
             label_smoothing=label_smoothing if train else 0.0,
         )
         accuracy = losses.accuracy(logits=logits, labels=labels, mask=mask)
-        return loss, ({"accuracy": accuracy}, state)
+        return loss, ({"accuracy": accuracy}, new_state)
 
     return loss_fn
 

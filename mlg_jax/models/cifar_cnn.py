@@ -11,7 +11,8 @@ from jax import lax
 
 from mlg_jax._checks import check_floating
 from mlg_jax._types import Array
-from mlg_jax.layers import max_pool
+from mlg_jax.kernels import is_plain
+from mlg_jax.layers import layer_records, max_pool
 from mlg_jax.models._layers import Layers
 from mlg_jax.models._parts import check_images, flatten_channels_first, image_shape, scaled
 
@@ -75,11 +76,16 @@ class CifarCNN(nn.Module):
     def initialized(self, variables: Any, images: Array) -> dict[str, Any]:
         """Initial variables, with the kernel of `whiten` computed from images.
 
+        If that kernel is generated or quantised, the variables are returned unchanged.
+
         Args:
             variables: from `init`.
             images: `[N, H, W, C]`, normalised as for training; a few thousand suffice.
         """
         params = dict(variables["params"])
+        records = layer_records(self, (1, *images.shape[1:]))
+        if not any(r.name == "whiten" and r.kernel and is_plain(r.kernel.spec) for r in records):
+            return dict(variables)
         kernel = whitening_kernel(images)
         params["whiten"] = {**params["whiten"], "kernel": kernel}
         return {**variables, "params": params}

@@ -120,12 +120,12 @@ class GenerationConfig:
     def _parsed(self, pattern: str, value: str | int | None) -> KernelSpec | None:
         if value is None:
             return None
-        if isinstance(value, int) and (value == 32 or 1 <= value <= MAX_BITS):
+        if type(value) is int and (value == 32 or 1 <= value <= MAX_BITS):
             return OrdinarySpec(self._quantizer(_width(value)))
         if not isinstance(value, str) or not re.fullmatch(r"\d+(-\d+){4}", value):
             raise ValueError(
-                f"`layers[{pattern!r}]` must be None, a bit width (1 to {MAX_BITS}, or 32), or five "
-                f"numbers Bi-Bo-qb-qu-qv such as '2-44-3-6-3'; got {value!r}."
+                f"`layers[{pattern!r}]` must be None, a bit width (1 to {MAX_BITS}, or 32) or "
+                f"five numbers Bi-Bo-qb-qu-qv such as '2-44-3-6-3'; got {value!r}."
             )
         base_in, base_out, *widths = map(int, value.split("-"))
         return self._spec(base_in, base_out, [_width(n) for n in widths])

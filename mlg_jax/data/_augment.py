@@ -58,7 +58,7 @@ def alternating_flip(
 
 def evaluation_views(
     images: Float[Array, "n h w c"],
-) -> tuple[Float[Array, "v n h w c"], Float[Array, "v"]]:
+) -> tuple[Float[Array, "v n h w c"], Float[Array, " v"]]:
     """Six views of each image, whose weighted mean of logits is steadier than one view's logits.
 
     The image itself and the image shifted by one pixel along either direction of the diagonal, with

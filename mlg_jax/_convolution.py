@@ -3,6 +3,13 @@
 import jax.numpy as jnp
 from jax import lax
 
+from mlg_jax._convolution_cpu import (
+    Window,
+    convolve_depthwise,
+    convolve_with_products,
+    xla_convolve,
+)
+from mlg_jax._ordering import vary_alike
 from mlg_jax._platform import traced_platform
 from mlg_jax._types import Array, Float, KernelShape, LayerGeometry
 
@@ -18,23 +25,24 @@ def convolve(
 ) -> Float[Array, "n p q o"]:
     """An ordinary two-dimensional convolution (a cross-correlation, as usual in deep learning).
 
-    On a CPU, a 1 x 1 kernel without padding is applied as a matrix product. This is up to five
-    times faster in both passes than XLA's convolution, whose weight gradient first copies x and the
-    cotangent. For GPUs, XLA's compiler aborts on such a product with strides.
+    On a CPU, where XLA's convolution is slow, a 1 x 1 kernel without padding is applied as a matrix
+    product, a depthwise kernel as a sum of shifted products, and weight gradients in float32 and
+    float64 are matrix products. (For GPUs, XLA's compiler aborts on a product with strides.)
     """
-    is_product = kernel.shape[:2] == (1, 1) and groups == 1 and not any(map(any, padding))
-    if is_product and traced_platform() == "cpu":
+    window = Window((kernel.shape[0], kernel.shape[1]), strides, padding, dilation)
+    if traced_platform() != "cpu":
+        return xla_convolve(x, kernel, window, groups)
+    if kernel.shape[:2] == (1, 1) and groups == 1 and not any(map(any, padding)):
         x = x[:, :: strides[0], :: strides[1]]
         return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=strides,
-        padding=padding,
-        rhs_dilation=dilation,
-        feature_group_count=groups,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    if x.dtype not in (jnp.float32, jnp.float64):
+        return xla_convolve(x, kernel, window, groups)
+    x, kernel = vary_alike((x, kernel))
+    if groups == 1:
+        return convolve_with_products(x, kernel, window)
+    if groups == x.shape[3] == kernel.shape[3]:
+        return convolve_depthwise(x, kernel, window)
+    return xla_convolve(x, kernel, window, groups)
 
 
 def convolve_as(

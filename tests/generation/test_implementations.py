@@ -139,7 +139,7 @@ def sizes_in(program):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_compiled_program_has_no_array_of_the_kernels_size(implementation):
     factors = factors_of(RECORD, SPEC, dtype=np.float32)
-    x, y = image(RECORD, batch=5, dtype=np.float32), np.ones((5, 7, 6, 40), np.float32)
+    x, y = image(RECORD, batch=7, dtype=np.float32), np.ones((7, 7, 6, 40), np.float32)
     program = jax.jit(pulled(implementation, RECORD)).lower(factors, x, y).compile()
     assert (RECORD.shape.size in sizes_in(program)) == (implementation == "generate")
     if implementation == "factored":  # there is no array of the size of U B either

@@ -1,8 +1,8 @@
 """Convolutions as matrix products and shifted products, where XLA:CPU computes them slowly.
 
-XLA:CPU reaches 3 to 60 GFLOP/s in the weight gradients of ordinary convolutions, on a machine whose
-matrix products reach 120, and less than 1 in all passes of depthwise ones. (Batch 128, 32 x 32, 64
-channels: 3 GFLOP/s; 47 with patches. MobileNetV2's layers: `docs/speed.md`.)
+On two cores whose matrix products reach 120 GFLOP/s, XLA:CPU reaches 25 to 90 in ordinary
+convolutions, 3 to 60 in their weight gradients, and less than 1 in all passes of depthwise ones.
+(Batch 128, 32 x 32, 64 channels: forward 47, here 70; weight gradient 4, here 60.)
 """
 
 import functools
@@ -15,9 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mlg_jax._ordering import vary_alike
 from mlg_jax._types import Array, Float
 
 _PATCH_BYTES = 2 * 2**20  # of the patches that exist at a time: they stay in the cache
+_SMALL_BYTES = (
+    4 * 2**20
+)  # of all patches: below, XLA's convolution is fast enough, and compiles fast
 
 
 class Window(NamedTuple):
@@ -55,6 +59,11 @@ class Window(NamedTuple):
         border = ((0, 0, 0), *((low, high, 0) for low, high in self.padding), (0, 0, 0))
         return lax.pad(x, jnp.zeros((), x.dtype), border)
 
+    def band(self, padded: Array, start: Array | int, num_rows: int) -> Array:
+        """The rows of the padded input that `num_rows` rows of outputs from `start` need."""
+        num_inputs = (num_rows - 1) * self.strides[0] + self.reach[0] + 1
+        return lax.dynamic_slice_in_dim(padded, start * self.strides[0], num_inputs, 1)
+
     def at(self, tap: tuple[int, int], padded: Array, outputs: tuple[int, ...]) -> Array:
         """The inputs at one offset, `[n p q c]`, for `outputs` (p, q) positions."""
         start = (0, *tap, 0)
@@ -80,24 +89,29 @@ def xla_convolve(x: Array, kernel: Array, window: Window, groups: int = 1) -> Ar
 def convolve_with_products(
     x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"], window: Window
 ) -> Float[Array, "n p q o"]:
-    """XLA's convolution, whose weight gradient is computed by matrix products.
+    """A convolution as products of patches, a few images or a band of rows at a time.
 
-    Reverse mode only, to any order.
+    Small ones, and input gradients with strides, are XLA's. Reverse mode only, to any order.
     """
-    return xla_convolve(x, kernel, window)
+    if _is_small(x, window):
+        return xla_convolve(x, kernel, window)
+    return _patches_times_kernel(x, kernel, window)
 
 
 def _forward(x: Array, kernel: Array, window: Window) -> tuple[Array, tuple[Array, Array]]:
-    return xla_convolve(x, kernel, window), (x, kernel)
+    return convolve_with_products(x, kernel, window), (x, kernel)
 
 
 def _backward(window: Window, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    return input_gradient(x, kernel, dy, window), weight_gradient(x, dy, window)
+    return _input_gradient(x, kernel, dy, window), weight_gradient(x, dy, window)
 
 
-def input_gradient(x: Array, kernel: Array, dy: Array, window: Window) -> Array:
-    """XLA's gradient of `sum(dy * convolve(x, kernel))` with respect to x."""
+def _input_gradient(x: Array, kernel: Array, dy: Array, window: Window) -> Array:
+    """The gradient of `sum(dy * convolve(x, kernel))` with respect to x."""
+    if window.strides == (1, 1):
+        transposed = window.transposed(x.shape[1:3], dy.shape[1:3])
+        return convolve_with_products(dy, kernel[::-1, ::-1].transpose(0, 1, 3, 2), transposed)
     return jax.vjp(lambda x: xla_convolve(x, kernel, window), x)[1](dy)[0]
 
 
@@ -105,60 +119,12 @@ def input_gradient(x: Array, kernel: Array, dy: Array, window: Window) -> Array:
 def weight_gradient(
     x: Float[Array, "n h w c"], dy: Float[Array, "n p q o"], window: Window
 ) -> Float[Array, "kh kw c o"]:
-    """The gradient of `sum(dy * convolve(x, kernel))` with respect to the kernel.
-
-    The transposed patches of a few images, or of a band of rows of one image, times the cotangent.
-    """
-    row_bytes = dy.shape[2] * math.prod(window.size) * x.shape[3] * x.dtype.itemsize
-    num_rows = max(1, _PATCH_BYTES // row_bytes)
-    if num_rows >= dy.shape[1]:
-        product, num_images = _patch_product, num_rows // dy.shape[1]
-    else:
-        product, num_images = functools.partial(_banded_product, num_rows=num_rows), 1
-    d_kernel = _in_slices(functools.partial(product, window=window), x, dy, num_images)
-    return d_kernel.reshape(*window.size, x.shape[3], dy.shape[3])
-
-
-def _patch_product(x: Array, dy: Array, window: Window) -> Array:
-    """`[kh kw c, n p q] [n p q, o]`."""
-    return _padded_product(window.padded(x), dy, window)
-
-
-def _padded_product(padded: Array, dy: Array, window: Window) -> Array:
-    patches = [window.at(tap, padded, dy.shape[1:3]) for tap in window.taps]
-    rows = jnp.concatenate(patches, axis=-1).reshape(-1, len(patches) * padded.shape[3])
-    return rows.T @ dy.reshape(-1, dy.shape[3])
-
-
-def _banded_product(x: Array, dy: Array, window: Window, num_rows: int) -> Array:
-    """The sum of products over bands of at most `num_rows` rows of the output."""
-    height = next(n for n in range(num_rows, 0, -1) if dy.shape[1] % n == 0)
-    padded, stride = window.padded(x), window.strides[0]
-    reach = (height - 1) * stride + window.reach[0] + 1
-
-    def product(k: Array | int) -> Array:
-        band = lax.dynamic_slice_in_dim(padded, k * height * stride, reach, 1)
-        return _padded_product(band, lax.dynamic_slice_in_dim(dy, k * height, height, 1), window)
-
-    def add(k: Array, total: Array) -> Array:
-        return total + product(k)
-
-    return lax.fori_loop(1, dy.shape[1] // height, add, product(0))
-
-
-def _in_slices(product: Callable[[Array, Array], Array], x: Array, dy: Array, size: int) -> Array:
-    """The sum of `product` over slices of `size` images, the first of which may be smaller."""
-    num_slices = -(-x.shape[0] // size)
-    first = x.shape[0] - (num_slices - 1) * size
-    total = product(x[:first], dy[:first])
-    if num_slices == 1:
-        return total
-
-    def add(k: Array, total: Array) -> Array:
-        start = first + k * size
-        return total + product(*(lax.dynamic_slice_in_dim(a, start, size) for a in (x, dy)))
-
-    return lax.fori_loop(0, num_slices - 1, add, total)
+    """The gradient of `sum(dy * convolve(x, kernel))` with respect to the kernel."""
+    shape = (*window.size, x.shape[3], dy.shape[3])
+    if _is_small(x, window):
+        kernel, _ = vary_alike((jnp.zeros(shape, x.dtype), x))
+        return jax.vjp(lambda kernel: xla_convolve(x, kernel, window), kernel)[1](dy)[0]
+    return _patches_times_cotangent(x, dy, window).reshape(shape)
 
 
 def _gradient_forward(x: Array, dy: Array, window: Window) -> tuple[Array, tuple[Array, Array]]:
@@ -169,12 +135,112 @@ def _gradient_backward(
     window: Window, saved: tuple[Array, Array], d_kernel: Array
 ) -> tuple[Array, Array]:
     x, dy = saved
-    dx = input_gradient(x, d_kernel, dy, window)
+    dx = _input_gradient(x, d_kernel, dy, window)
     return dx, convolve_with_products(x, d_kernel, window)
 
 
 convolve_with_products.defvjp(_forward, _backward)
 weight_gradient.defvjp(_gradient_forward, _gradient_backward)
+
+
+def _row_bytes(x: Array, window: Window) -> int:
+    """Bytes of the patches of one row of outputs of one image."""
+    return window.outputs(x.shape[1:3])[1] * math.prod(window.size) * x.shape[3] * x.dtype.itemsize
+
+
+def _is_small(x: Array, window: Window) -> bool:
+    num_rows = x.shape[0] * window.outputs(x.shape[1:3])[0]
+    return num_rows * _row_bytes(x, window) < _SMALL_BYTES
+
+
+def _patches(padded: Array, window: Window, outputs: tuple[int, ...]) -> Array:
+    """`[n p q, kh kw c]`."""
+    shifted = [window.at(tap, padded, outputs) for tap in window.taps]
+    return jnp.concatenate(shifted, axis=-1).reshape(-1, len(shifted) * padded.shape[3])
+
+
+def _patches_times_kernel(x: Array, kernel: Array, window: Window) -> Array:
+    """`[n p q, kh kw c] [kh kw c, o]`."""
+    height, width = window.outputs(x.shape[1:3])
+    weights = kernel.reshape(-1, kernel.shape[3])
+    num_rows = max(1, _PATCH_BYTES // _row_bytes(x, window))
+
+    def product(padded: Array, num_rows: int) -> Array:
+        patches = _patches(padded, window, (num_rows, width))
+        return (patches @ weights).reshape(padded.shape[0], num_rows, width, -1)
+
+    def of_images(start: Array, num_images: int) -> Array:
+        padded = window.padded(lax.dynamic_slice_in_dim(x, start, num_images))
+        if num_rows >= height:
+            return product(padded, height)
+        return _in_blocks(functools.partial(of_rows, padded), like(1), num_rows, axis=1)
+
+    def of_rows(padded: Array, start: Array, num_rows: int) -> Array:
+        return product(window.band(padded, start, num_rows), num_rows)
+
+    def like(num_images: int) -> Array:
+        y = jnp.zeros((num_images, height, width, kernel.shape[3]), x.dtype)
+        return vary_alike((y, x))[0]
+
+    return _in_blocks(of_images, like(x.shape[0]), max(1, num_rows // height), axis=0)
+
+
+def _in_blocks(block: Callable[[Array, int], Array], y: Array, size: int, axis: int) -> Array:
+    """Fills y with `block(start, size)` along an axis; the last one may overlap its neighbour."""
+    length = y.shape[axis]
+    size = min(size, length)
+
+    def write(k: Array, y: Array) -> Array:
+        start = jnp.minimum(k * size, length - size)
+        return lax.dynamic_update_slice_in_dim(y, block(start, size), start, axis)
+
+    return lax.fori_loop(0, -(-length // size), write, y)
+
+
+def _patches_times_cotangent(x: Array, dy: Array, window: Window) -> Array:
+    """`[kh kw c, n p q] [n p q, o]`."""
+    num_rows = max(1, _PATCH_BYTES // _row_bytes(x, window))
+    if num_rows >= dy.shape[1]:
+        product, num_images = _patch_product, num_rows // dy.shape[1]
+    else:
+        product, num_images = functools.partial(_banded_product, num_rows=num_rows), 1
+    return _sum_over_slices(functools.partial(product, window=window), x, dy, num_images)
+
+
+def _patch_product(x: Array, dy: Array, window: Window) -> Array:
+    patches = _patches(window.padded(x), window, dy.shape[1:3])
+    return patches.T @ dy.reshape(-1, dy.shape[3])
+
+
+def _banded_product(x: Array, dy: Array, window: Window, num_rows: int) -> Array:
+    """The sum of products over bands of at most `num_rows` rows of the output."""
+    height = next(n for n in range(num_rows, 0, -1) if dy.shape[1] % n == 0)
+    padded = window.padded(x)
+
+    def product(k: Array | int) -> Array:
+        patches = _patches(window.band(padded, k * height, height), window, (height, dy.shape[2]))
+        rows = lax.dynamic_slice_in_dim(dy, k * height, height, 1)
+        return patches.T @ rows.reshape(-1, dy.shape[3])
+
+    def add(k: Array, total: Array) -> Array:
+        return total + product(k)
+
+    return lax.fori_loop(1, dy.shape[1] // height, add, product(0))
+
+
+def _sum_over_slices(
+    product: Callable[[Array, Array], Array], x: Array, dy: Array, size: int
+) -> Array:
+    """The sum of `product` over slices of `size` images, the first of which may be smaller."""
+    size = min(size, x.shape[0])
+    num_slices = -(-x.shape[0] // size)
+    first = x.shape[0] - (num_slices - 1) * size
+
+    def add(k: Array, total: Array) -> Array:
+        start = first + k * size
+        return total + product(*(lax.dynamic_slice_in_dim(a, start, size) for a in (x, dy)))
+
+    return lax.fori_loop(0, num_slices - 1, add, product(x[:first], dy[:first]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -204,7 +270,9 @@ def _depthwise_backward(
 ) -> tuple[Array, Array]:
     x, kernel = saved
     num_images = max(1, _PATCH_BYTES // (x[0].size * x.dtype.itemsize))
-    d_kernel = _in_slices(functools.partial(_depthwise_sums, window=window), x, dy, num_images)
+    d_kernel = _sum_over_slices(
+        functools.partial(_depthwise_sums, window=window), x, dy, num_images
+    )
     gaps = ((0, 0, 0), *((0, 0, s - 1) for s in window.strides), (0, 0, 0))
     dilated = lax.pad(dy, jnp.zeros((), dy.dtype), gaps)
     transposed = window.transposed(x.shape[1:3], dilated.shape[1:3])

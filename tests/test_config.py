@@ -7,6 +7,7 @@ import pytest
 
 from mlg_jax.config import ConfigError, ExperimentConfig, parse_config, to_json
 from mlg_jax.experiment import load_config
+from mlg_jax.kernels import OrdinarySpec
 from mlg_jax.quant import QuantSpec
 from mlg_jax.train import ParamGroup, PruningSpec
 
@@ -191,6 +192,37 @@ def test_exceptions_by_layer_and_parameter_groups_survive_json():
     assert again.student.train.optimizer.groups == (
         ParamGroup(pattern="*/bias", learning_rate=2.0),
     )
+
+
+def test_bit_widths_of_single_layers():
+    layers = "{'stem/*': 32, 'stage4_*': 4, 'stage?_*': '3-24-4-6-4', 'classifier': None}"
+    kernels = load_config(PAPER, [f"--config.generation.layers={layers}"]).generation.by_layer
+    assert kernels["stem/*"] == OrdinarySpec(QuantSpec(None))
+    assert kernels["stage4_*"] == OrdinarySpec(QuantSpec(4))
+    assert kernels["classifier"] is None
+
+
+def test_the_report_does_not_determine_results():
+    plain, augmented = load_config(PAPER), load_config(PAPER, ["--config.report.augmented=true"])
+    assert augmented.report.augmented and not plain.report.augmented
+    assert plain.determining_json == augmented.determining_json
+
+
+@pytest.mark.bad_input
+def test_a_projection_needs_a_teacher_of_the_same_network():
+    wide = {"name": "resnet18", "width": 2.0}
+    other = [f"--config.teacher.model={wide}"]
+    with pytest.raises(ConfigError, match="`student.start` must be 'random' if .*'projected'"):
+        load_config(PAPER, other)
+    config = load_config(PAPER, [*other, "--config.student.start=random"])
+    assert config.teacher_model.width == 2.0 and config.model.width == 1.0
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("value", ["0", "17", "True", "4.0"])
+def test_a_width_that_is_none(value):
+    with pytest.raises(ConfigError, match=rf"must be None, a bit width .*got {value}"):
+        load_config(PAPER, [f"--config.generation.layers={{'stem/*': {value}}}"])
 
 
 @pytest.mark.bad_input

@@ -10,6 +10,7 @@ from mlg_jax.data import (
     Preprocessing,
     alternating_flip,
     augment_images,
+    evaluation_views,
     normalize_images,
     random_crop,
     random_cutout,
@@ -177,3 +178,13 @@ def test_reflected_borders_repeat_the_image():
     for seed in range(10):
         cut = random_crop(jax.random.key(seed), images, 1, "reflection")
         assert np.asarray(cut)[0, :, :, 0].tolist() in windows
+
+
+def test_evaluation_views_are_shifts_and_mirrors():
+    images = np.asarray(random_images(3), np.float32)
+    views, weights = evaluation_views(jnp.asarray(images))
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    shifted = [padded[:, 1:-1, 1:-1], padded[:, :-2, :-2], padded[:, 2:, 2:]]
+    expected = [side for view in shifted for side in (view, view[:, :, ::-1])]
+    np.testing.assert_array_equal(views, expected)
+    np.testing.assert_array_equal(weights, [0.25, 0.25, 0.125, 0.125, 0.125, 0.125])

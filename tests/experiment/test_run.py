@@ -11,6 +11,7 @@ from mlg_jax import load_packed
 from mlg_jax.config import parse_config
 from mlg_jax.data import DataSpec, SyntheticSpec, load_dataset
 from mlg_jax.experiment import _run, main, run_experiment
+from mlg_jax.models.cifar_cnn import whitening_kernel
 from mlg_jax.train import CheckpointError, WorkDirError, load_variables, read_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -97,6 +98,35 @@ def test_every_factor_trains_in_stage_two(finished):
     assert len({n.rsplit("/", 1)[1] for n in factors}) == 3
     for name in factors:
         assert np.mean(start[name] != after[name.removeprefix("params/")]) > 0.9, name
+
+
+def test_a_teacher_of_another_network_and_an_augmented_evaluation(tmp_path):
+    tree = settings(start="random")
+    for stage in ("teacher", "student"):
+        tree[stage] = {**tree[stage], "train": {**tree[stage]["train"], "num_epochs": 1}}
+    tree["teacher"]["model"] = {"name": "tiny", "width": 0.5}
+    tree["report"] = {"augmented": True}
+    found = run_experiment(parse_config(tree), tmp_path)
+    assert "projected" not in found
+    for name in ("teacher", "student"):
+        assert {"test_accuracy", "test_accuracy_augmented"} <= set(found[name])
+    params, _, _ = load_variables(tmp_path / "teacher/checkpoints", which="latest")
+    assert params["classifier"]["kernel"].shape[0] == 64  # 128 channels, half as many
+    report = (tmp_path / "report/report.md").read_text()
+    assert "| network | test accuracy | test loss | with flips and shifts |" in report
+
+
+def test_networks_take_initial_values_from_images(tmp_path):
+    tree = settings()
+    tree["data"] = {**tree["data"], "image_size": 32}
+    tree["model"] = {"name": "cifar_cnn", "width": 0.1}
+    tree["generation"] = {**tree["generation"], "layers": {"whiten": 32}}
+    experiment = _run._Experiment(parse_config(tree), tmp_path)
+    images = load_dataset(parse_config(tree).data).normalized_images(5000)
+    expected = whitening_kernel(images)
+    for model in (experiment._teacher, experiment._make_student(implementation="auto")):
+        kernel = experiment._fresh(model)["params"]["whiten"]["kernel"]
+        np.testing.assert_allclose(kernel, expected, atol=1e-5)
 
 
 def test_the_projection_sees_training_images_if_asked(finished, tmp_path, caplog):

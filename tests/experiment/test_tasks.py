@@ -1,13 +1,19 @@
-"""The losses of the pipeline: random streams of models that use randomness in training."""
+"""The losses of the pipeline: random streams in training, and views in evaluation."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 
+from mlg_jax.data import evaluation_views
 from mlg_jax.experiment._tasks import classification_loss
 from mlg_jax.models import create_model
 from mlg_jax.models._parts import dropout
+
+KEY = jax.random.key(0)
 
 
 class Dropping(nn.Module):
@@ -46,6 +52,27 @@ def test_the_quantisers_stream_is_the_steps_key_itself():
     alone = jax.random.uniform(Quantizing().apply({}, batch, rngs=rngs))
     _, (_, state) = run(3, True)
     assert float(state["seen"]["draw"]) == float(alone)
+
+
+class Pixels(nn.Module):
+    """Logits that are an image's pixels."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        return x.reshape(len(x), -1)
+
+
+def test_augmented_evaluation_is_of_the_mean_over_views():
+    images = jax.random.normal(jax.random.key(0), (5, 3, 3, 1))
+    batch = {"image": images, "label": jnp.arange(5)}
+    views, weights = evaluation_views(images)
+    mean = jnp.einsum("v,vnhwc->nhwc", weights, views)
+    evaluate = functools.partial(classification_loss(Pixels(), is_augmented=True), {}, {})
+    plain = functools.partial(classification_loss(Pixels()), {}, {})
+    found, expected = evaluate(batch, KEY, False), plain({**batch, "image": mean}, KEY, False)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    assert not np.isclose(found[0], plain(batch, KEY, False)[0])
+    assert evaluate(batch, KEY, True)[0] == plain(batch, KEY, True)[0]  # training sees one view
 
 
 @pytest.mark.parametrize(

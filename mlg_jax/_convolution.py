@@ -33,12 +33,12 @@ def convolve(
     if traced_platform() != "cpu":
         return xla_convolve(x, kernel, window, groups)
     if kernel.shape[:2] == (1, 1) and groups == 1 and not any(map(any, padding)):
-        x = x[:, :: strides[0], :: strides[1]]
+        x = strided(x, strides)
         return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
     if x.dtype not in (jnp.float32, jnp.float64):
         return xla_convolve(x, kernel, window, groups)
     x, kernel = vary_alike((x, kernel))
-    if groups == 1:
+    if groups == 1 and isinstance(x.shape[0], int):  # a symbolic size cannot be divided
         return convolve_with_products(x, kernel, window)
     if groups == x.shape[3] == kernel.shape[3]:
         return convolve_depthwise(x, kernel, window)
@@ -66,6 +66,11 @@ def convolve_as(
         dilation=layer.dilation,
         groups=layer.groups if groups is None else groups,
     )
+
+
+def strided(x: Float[Array, "n h w c"], strides: tuple[int, int]) -> Array:
+    """Every s-th row and column, also for a symbolic number of images."""
+    return lax.slice(x, (0, 0, 0, 0), x.shape, (1, *strides, 1))
 
 
 def to_layout(kernel: Float[Array, "o c k"], shape: KernelShape) -> Array:

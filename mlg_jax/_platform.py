@@ -5,11 +5,13 @@ from collections.abc import Iterator
 
 import jax
 
+PORTABLE = "portable"  # another runtime, for which convolutions stay convolutions
+
 _PLATFORM = jax.make_user_context(None)  # part of the keys of JAX's caches of traced functions
 
 
 def traced_platform() -> str:
-    """`cpu`, `gpu` or `tpu`: where the function that is being traced will run."""
+    """`cpu`, `gpu`, `tpu` or `PORTABLE`: where the function that is being traced will run."""
     return _PLATFORM.value or jax.default_backend()
 
 

@@ -37,6 +37,7 @@ ONLY_IN = {
     "grain": {"data"},
     "sklearn": {"data"},
     "safetensors": {"export"},
+    "onnx": {"engine"},
     "ml_collections": {"config", "experiment"},
     "tensorboardX": {"train"},
     "tqdm": {"train"},

@@ -6,6 +6,11 @@ from mlg_jax.engine._files import save_packed as save_packed
 from mlg_jax.engine._images import ImagePreprocessing as ImagePreprocessing
 from mlg_jax.engine._manifest import Manifest as Manifest
 from mlg_jax.engine._materialized import dense_state as dense_state
+from mlg_jax.engine._onnx import LAYOUTS as LAYOUTS
+from mlg_jax.engine._onnx import export_onnx as export_onnx
+from mlg_jax.engine._onnx_operations import (
+    UnsupportedOperationError as UnsupportedOperationError,
+)
 from mlg_jax.engine._predictor import Label as Label
 from mlg_jax.engine._predictor import Predictor as Predictor
 from mlg_jax.engine._resident import RESIDENCIES as RESIDENCIES

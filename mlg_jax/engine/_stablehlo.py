@@ -80,7 +80,7 @@ def export_stablehlo(
     for platform in platforms:
         check_choice("platforms", platform, PLATFORMS)
     check_integer("batch_size", batch_size, 1)
-    chosen = _implementations(packed, model, implementation, batch_size, name)
+    chosen = chosen_implementations(packed, model, implementation, batch_size, name)
     predictor = Predictor(
         packed, residency=residency, fold=fold, implementation=chosen, model=model, name=name
     )
@@ -106,7 +106,7 @@ def export_stablehlo(
         raise ImportError(f"An artefact needs `pip install mlg-jax[export]`. {error}") from None
 
 
-def _implementations(
+def chosen_implementations(
     packed: PackedModel,
     model: nn.Module | None,
     implementation: ImplementationChoice,

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mlg_jax._convolution import convolve_as
+from mlg_jax._convolution import convolve_as, strided
 from mlg_jax._ordering import materialize
-from mlg_jax._platform import traced_platform
+from mlg_jax._platform import PORTABLE, traced_platform
 from mlg_jax._types import Array, Float, LayerGeometry
 from mlg_jax.generation._generate import combine_within, pad_bases
 from mlg_jax.generation._implementation import Implementation, dispatch_by_platform
@@ -56,7 +56,7 @@ def apply_factored(factors: Factors, x: Array, layer: LayerGeometry) -> Array:
         backward,
         _num_parts(x.shape[0], sample),
     )
-    if layer.groups == 1:
+    if layer.groups == 1 and traced_platform() != PORTABLE:
         default = Implementation(
             functools.partial(_prepare_diagonal, layer=layer, dtype=x.dtype),
             functools.partial(_forward_by_diagonal, layer=layer),
@@ -219,7 +219,7 @@ def _seen(x: Array, layer: LayerGeometry) -> Array:
     if layer.padding:
         config = [(0, 0, 0), *[(*pair, 0) for pair in layer.padding], (0, 0, 0)]
         x = lax.pad(x, jnp.zeros((), x.dtype), config)
-        x = x[:, :: layer.strides[0], :: layer.strides[1]]
+        x = strided(x, layer.strides)
         if layer.strides != (1, 1) and traced_platform() != "cpu":
             x = lax.optimization_barrier(x)  # XLA's GPU compiler aborts on products of strided x
     return x

@@ -59,6 +59,17 @@ def test_artefacts(path, tmp_path, capsys):
     assert exported.in_avals[0].shape[1:] == _trained.images(1).shape[1:]
 
 
+def test_onnx(path, tmp_path, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs mlg-jax[test]")
+    output = tmp_path / "model.onnx"
+    assert main(["export", str(path), str(output), "--layout", "NCHW", "--images", "float32"]) == 0
+    assert capsys.readouterr().out == f"{output.stat().st_size:,} bytes\n"
+    images = _trained.images(2)
+    session = onnxruntime.InferenceSession(str(output))
+    (logits,) = session.run(None, {"images": np.ascontiguousarray(np.moveaxis(images, 3, 1))})
+    assert relative_error(mlg_jax.load_packed(path)(images), logits) < CONTRACTION
+
+
 def test_a_checkpoint_of_the_original_becomes_small(reference, tmp_path, capsys):
     numbers = reference("resnet18_2_44_3_6_3")
     state = {k: v for k, v in numbers.items() if k.startswith(("conv1", "bn1", "layer", "linear"))}
@@ -102,7 +113,7 @@ def test_a_checkpoint_of_the_original_becomes_small(reference, tmp_path, capsys)
             ["import", "{torch}", "x.mlg", *OPTIONS, "--class-names", "{packed}"],
             "`--class-names` must be a UTF-8 text file; got",
         ),
-        (["export", "{packed}", "x.onnx"], "OUTPUT must end in one of ['.safetensors', '.stableh"),
+        (["export", "{packed}", "x.pb"], "OUTPUT must end in one of ['.onnx', '.safetensors', '.s"),
         (["export", "{packed}", "x.safetensors"], "network without activation bits; got"),
         (["export", "{torch}", "x.stablehlo"], "`path` must be a packed model; got"),
     ],

@@ -18,6 +18,7 @@ from mlg_jax.train._spec import OptimizerSpec, ParamGroup
 DecayRule = Callable[[str, jax.Array], bool]
 
 _COUPLED = ("sgd", "adam")  # these add weight decay to the gradient
+_MUON_RMS = 0.2  # root mean square of an update, https://arxiv.org/abs/2502.16982
 
 
 def is_decayed_by_rank(name: str, leaf: jax.Array) -> bool:
@@ -36,8 +37,13 @@ def make_optimizer(
     """Builds the optimiser of a spec as an optax transformation.
 
     `sgd`: `g += wd p; v = momentum v + g; p -= lr (g + momentum v)`. `adam`: `g += wd p`, then
-    Adam. `adamw`, `radam`: `p -= lr (update + wd p)`. Clipping applies to the gradient before
-    weight decay is added.
+    Adam. `adamw`, `radam`, `muon`: `p -= lr (update + wd p)`. Clipping applies to the gradient
+    before weight decay is added.
+
+    `muon` makes the update of an array orthogonal, as a matrix of its longest axis (the last one of
+    equals) by all others, and scales it to a root mean square of about .2, which is what Adam's
+    updates have: the same learning rates suit both. Arrays with fewer than two axes are updated by
+    Adam with Nesterov momentum.
 
     Sharpness-aware minimisation wraps the whole optimiser: the gradient is evaluated again at
     `p + rho g / ||g||`, so `update` needs the extra argument `grad_fn(params, i)`.
@@ -56,7 +62,8 @@ def make_optimizer(
         ValueError: `num_steps` is None, but needed.
 
     Reference: decoupled decay, https://arxiv.org/abs/1711.05101; RAdam,
-    https://arxiv.org/abs/1908.03265; SAM, https://arxiv.org/abs/2010.01412.
+    https://arxiv.org/abs/1908.03265; SAM, https://arxiv.org/abs/2010.01412; Muon and its scale,
+    https://arxiv.org/abs/2502.16982.
     """
     is_timed = spec.lookahead is not None or any(g.end_fraction < 1.0 for g in spec.groups)
     if is_timed and num_steps is None:
@@ -165,7 +172,32 @@ def _direction(spec: OptimizerSpec) -> optax.GradientTransformation:
         return optax.trace(decay=spec.momentum, nesterov=True)
     if spec.name == "radam":
         return scale_by_radam(spec.b1, spec.b2, spec.eps)
+    if spec.name == "muon":
+        return _muon(spec)
     return optax.scale_by_adam(spec.b1, spec.b2, spec.eps)
+
+
+def _muon(spec: OptimizerSpec) -> optax.GradientTransformation:
+    """Muon for arrays with two or more axes, Nadam for the others, without a learning rate."""
+    muon = contrib.muon(
+        1.0,
+        beta=spec.momentum,
+        adam_b1=spec.b1,
+        adam_b2=spec.b2,
+        eps=spec.eps,
+        consistent_rms=_MUON_RMS,
+        muon_weight_dimension_numbers=lambda tree: jax.tree.map(_as_matrix, tree),
+    )
+    return optax.chain(muon, optax.scale(-1.0))  # `muon` already descends
+
+
+def _as_matrix(leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
+    """The longest axis, the last one of equals, by all others; None with fewer than two axes."""
+    if leaf.ndim < 2:
+        return None
+    longest = max(range(leaf.ndim), key=lambda axis: (leaf.shape[axis], axis))
+    others = tuple(axis for axis in range(leaf.ndim) if axis != longest)
+    return contrib.MuonDimensionNumbers(reduction_axis=others, output_axis=(longest,))
 
 
 def _descend_normalized(rho: float) -> optax.GradientTransformation:

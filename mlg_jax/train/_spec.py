@@ -4,7 +4,7 @@ import dataclasses
 
 from mlg_jax._checks import check_choice, check_instance, check_integer, check_real
 
-OPTIMIZERS = ("sgd", "adam", "adamw", "radam")
+OPTIMIZERS = ("sgd", "adam", "adamw", "radam", "muon")
 SCHEDULES = ("constant", "cosine", "warmup_cosine", "exponential", "one_cycle", "triangular")
 MODES = ("max", "min")
 PRUNING_SCOPES = ("layer", "global")
@@ -77,10 +77,10 @@ class OptimizerSpec:
     """An optimiser and its hyperparameters.
 
     Args:
-        name: `sgd` (with Nesterov momentum), `adam`, `adamw` or `radam`.
-        weight_decay: >= 0. Decoupled from the gradient (multiplied by the learning rate, not part
-            of the moments) for `adamw` and `radam`; added to the gradient for `sgd` and `adam`.
-        momentum: momentum of `sgd`, in [0, 1).
+        name: `sgd` (with Nesterov momentum), `adam`, `adamw`, `radam` or `muon`.
+        weight_decay: >= 0. Added to the gradient for `sgd` and `adam`; decoupled from it for the
+            others (multiplied by the learning rate, not part of the moments).
+        momentum: momentum of `sgd` and `muon`, in [0, 1).
         b1: decay of the first moment, in [0, 1).
         b2: decay of the second moment, in (0, 1).
         eps: added to the square root of the second moment, > 0.

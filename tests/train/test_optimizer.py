@@ -96,6 +96,42 @@ def test_increments_against_the_definition(spec):
         np.testing.assert_allclose(found, right, atol=rtol * np.abs(right).max(), err_msg=f"{t}")
 
 
+def newton_schulz(matrix, steps=5):
+    """The quintic iteration towards the orthogonal factor of the polar decomposition."""
+    x = matrix / (np.linalg.norm(matrix) + 1e-8)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 5), (4, 6, 2), (7, 3)])
+def test_muon_makes_the_momentum_orthogonal_along_the_longest_axis(shape):
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=shape), "bias": rng.normal(size=3)}
+    grads = [jax.tree.map(lambda p: rng.normal(size=p.shape), params) for _ in range(3)]
+    spec = OptimizerSpec(name="muon", momentum=0.8, weight_decay=0.1)
+    found = increments(spec, params, grads)
+    axis = int(np.argmax(shape))
+    momentum, kernel = np.zeros(shape), params["kernel"]
+    for t, (update, grad) in enumerate(zip(found, grads, strict=True), start=1):
+        momentum = 0.8 * momentum + 0.2 * grad["kernel"]
+        nesterov = 0.8 * momentum / (1 - 0.8 ** (t + 1)) + 0.2 * grad["kernel"] / (1 - 0.8**t)
+        rows = np.moveaxis(nesterov, axis, 0)
+        matrix = rows.reshape(shape[axis], -1)
+        is_wide = matrix.shape[0] <= matrix.shape[1]
+        direction = newton_schulz(matrix) if is_wide else newton_schulz(matrix.T).T
+        direction *= 0.2 * np.sqrt(max(matrix.shape))
+        expected = -LR * (np.moveaxis(direction.reshape(rows.shape), 0, axis) + 0.1 * kernel)
+        np.testing.assert_allclose(update["kernel"], expected, rtol=1e-3, atol=1e-5 * LR)
+        kernel = kernel + update["kernel"]
+    nadam = optax.nadam(LR)
+    state = nadam.init(jnp.zeros(3))
+    for update, grad in zip(found, grads, strict=True):
+        expected, state = nadam.update(jnp.float32(grad["bias"]), state)
+        np.testing.assert_allclose(update["bias"], expected, rtol=1e-5)
+
+
 def test_radam_increments_match_the_reference(reference):
     data = reference("radam")
     spec = OptimizerSpec(name="radam", weight_decay=float(data["weight_decay"]))

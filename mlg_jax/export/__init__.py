@@ -1,6 +1,5 @@
 """Packed model files, and conversion to and from PyTorch state dicts."""
 
-from mlg_jax.export._archive import FORMAT_VERSION as FORMAT_VERSION
 from mlg_jax.export._archive import read_packed as read_packed
 from mlg_jax.export._archive import write_packed as write_packed
 from mlg_jax.export._convert import from_torch as from_torch

@@ -10,13 +10,21 @@ import numpy as np
 
 from mlg_jax._atomic import write_atomically
 from mlg_jax._errors import printable
+from mlg_jax.export._deflate import (
+    MAX_EXPANSION,
+    deflate_arrays,
+    deflate_text,
+    inflate_arrays,
+    inflate_text,
+    symbol_bytes,
+)
 from mlg_jax.export._index import Layout, PackedFileError, index_of, layout_bytes, read_index
 from mlg_jax.export._json import from_json, to_json
 from mlg_jax.export._packed import PackedModel
 from mlg_jax.export._tensor import PackedTensor, num_constants
 
 FORMAT = "mlg_jax packed model"
-FORMAT_VERSION = "1"
+PLAIN, DEFLATED = "1", "2"  # format versions
 BLOB = "packed"  # the only tensor of the container
 MAX_HEADER_BYTES = 4096
 MAX_INDEX_BYTES = 2**22
@@ -61,15 +69,20 @@ def read_packed(path: str | os.PathLike[str]) -> PackedModel:
             raise PackedFileError(f"`path` must be a packed model; got {path}: {error}.") from None
 
 
-def to_bytes(packed: PackedModel) -> bytes:
-    """The content of a file in the format of docs/file_format.md."""
+def to_bytes(packed: PackedModel, version: str | None = None) -> bytes:
+    """The content of a file in the format of docs/file_format.md.
+
+    Without a version, it is the deflated one if that makes the arrays shorter.
+    """
     tensors = sorted(packed.tensors, key=lambda tensor: tensor.path)
-    index = index_of(tensors, packed.manifest)
-    parts = [len(index).to_bytes(4, "little"), index]
-    for tensor in tensors:
-        parts += [np.asarray(tensor.constants, "<f4").tobytes(), np.asarray(tensor.data).tobytes()]
-    blob = b"".join(parts)
-    content = _header_of(blob) + blob
+    index, data = index_of(tensors, packed.manifest), _join(tensors)
+    if version != PLAIN:
+        deflated = deflate_arrays(tensors)
+        version = DEFLATED if len(deflated) < len(data) or version == DEFLATED else PLAIN
+        if version == DEFLATED:
+            index, data = deflate_text(index), deflated
+    blob = len(index).to_bytes(4, "little") + index + data
+    content = _header_of(blob, version) + blob
     try:
         _read(io.BytesIO(content), len(content))
     except PackedFileError as error:
@@ -77,7 +90,13 @@ def to_bytes(packed: PackedModel) -> bytes:
     return content
 
 
-def _header_of(blob: bytes) -> bytes:
+def _join(tensors: Sequence[PackedTensor]) -> bytes:
+    """Constants and packed codes, or plain values, of all arrays."""
+    parts = ((np.asarray(t.constants, "<f4"), np.asarray(t.data)) for t in tensors)
+    return b"".join(array.tobytes() for pair in parts for array in pair)
+
+
+def _header_of(blob: bytes, version: str) -> bytes:
     """Length and header of the container.
 
     The safetensors library would write the metadata in an order that changes from run to run.
@@ -86,7 +105,7 @@ def _header_of(blob: bytes) -> bytes:
         {
             "__metadata__": {
                 "format": FORMAT,
-                "format_version": FORMAT_VERSION,
+                "format_version": version,
                 "sha256": hashlib.sha256(blob).hexdigest(),
             },
             BLOB: {"dtype": "U8", "shape": [len(blob)], "data_offsets": [0, len(blob)]},
@@ -105,25 +124,36 @@ def _read(file: IO[bytes], num_bytes: int) -> PackedModel:
         )
     header = _take(file, header_bytes, num_bytes - 8, "header")
     blob_bytes = num_bytes - 8 - header_bytes
-    checksum = _read_header(header, blob_bytes)
+    version, checksum = _read_header(header, blob_bytes)
     prefix = _take(file, 4, blob_bytes, "index length")
     index_bytes = int.from_bytes(prefix, "little")
     if index_bytes > MAX_INDEX_BYTES:
         raise PackedFileError(f"its index has {index_bytes} bytes; {MAX_INDEX_BYTES} are allowed")
-    index = _take(file, index_bytes, blob_bytes - 4, "index")
+    stored = _take(file, index_bytes, blob_bytes - 4, "index")
+    index = stored if version == PLAIN else inflate_text(stored, MAX_INDEX_BYTES)
     layouts, manifest = read_index(index)
-    data_bytes = sum(layout_bytes(layout) for layout in layouts)
-    if data_bytes != blob_bytes - 4 - index_bytes:
-        raise PackedFileError(
-            f"its index describes {data_bytes} bytes of data, but it has "
-            f"{blob_bytes - 4 - index_bytes}"
-        )
+    data_bytes = blob_bytes - 4 - index_bytes
+    _check_length(layouts, version, data_bytes)
     data = _take(file, data_bytes, data_bytes, "data")
-    digest = hashlib.sha256(prefix + index)
+    digest = hashlib.sha256(prefix + stored)
     digest.update(data)
     if digest.hexdigest() != checksum:
         raise PackedFileError("its content does not match its checksum")
+    if version == DEFLATED:
+        data = inflate_arrays(data, layouts)
     return PackedModel(tuple(_split(np.frombuffer(data, np.uint8), layouts)), manifest)
+
+
+def _check_length(layouts: Sequence[Layout], version: str, num_bytes: int) -> None:
+    """Raises PackedFileError unless arrays of these layouts can take `num_bytes` bytes."""
+    plain = sum(map(layout_bytes, layouts))
+    if version == PLAIN and num_bytes != plain:
+        raise PackedFileError(f"its index describes {plain} bytes of data, but it has {num_bytes}")
+    at_least = sum(map(symbol_bytes, layouts)) / MAX_EXPANSION
+    if version == DEFLATED and not at_least <= num_bytes < plain:
+        raise PackedFileError(
+            f"its index describes {plain} bytes of data, which cannot be deflated to {num_bytes}"
+        )
 
 
 def _take(file: IO[bytes], count: int, available: int, what: str) -> bytes:
@@ -134,20 +164,20 @@ def _take(file: IO[bytes], count: int, available: int, what: str) -> bytes:
     return data
 
 
-def _read_header(header: bytes, blob_bytes: int) -> str:
-    """The checksum from the header of a container, which must describe `blob_bytes` bytes."""
+def _read_header(header: bytes, blob_bytes: int) -> tuple[str, str]:
+    """Format version and checksum of a container whose header must describe `blob_bytes` bytes."""
     fields = from_json(header, "header", PackedFileError)
     metadata = fields.get("__metadata__")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise PackedFileError(f"its header does not name the format {FORMAT!r}")
-    if (version := metadata.get("format_version")) != FORMAT_VERSION:
+    if (version := metadata.get("format_version")) not in (PLAIN, DEFLATED):
         raise PackedFileError(
-            f"its format version is {version!r:.20}; this library reads {FORMAT_VERSION!r}"
+            f"its format version is {version!r:.20}; this library reads {PLAIN!r} and {DEFLATED!r}"
         )
     expected = {"dtype": "U8", "shape": [blob_bytes], "data_offsets": [0, blob_bytes]}
     if set(fields) != {"__metadata__", BLOB} or fields[BLOB] != expected:
         raise PackedFileError(f"its header does not describe its {blob_bytes} bytes of data")
-    return str(metadata.get("sha256"))
+    return version, str(metadata.get("sha256"))
 
 
 def _split(data: np.ndarray, layouts: Sequence[Layout]) -> list[PackedTensor]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mlg_jax.export import PackedModel, PackedTensor
-from mlg_jax.export._archive import _header_of, to_bytes
+from mlg_jax.export._archive import PLAIN, _header_of, to_bytes
 from mlg_jax.export._bitstream import join_codes
 from mlg_jax.export._tensor import num_constants, pack_plain
 from mlg_jax.quant import MIN_BITS
@@ -38,9 +38,23 @@ def example():
     )
 
 
-def container_of(blob):
+def skewed():
+    """A model with one array per kind of encoding whose codes are mostly zero."""
+    rng = np.random.default_rng(2)
+    tensors = []
+    for scheme, bits in CASES:
+        codes = np.where(rng.random(4000) < 0.9, 0, rng.integers(0, 2**bits, 4000))
+        constants = np.sort(rng.uniform(0.1, 1, num_constants(scheme))).astype(np.float32)
+        path = ("params", f"{scheme}_{bits}", "kernel")
+        tensors.append(
+            PackedTensor(join_codes(codes, bits), constants, path, (40, 100), scheme, bits)
+        )
+    return PackedModel((*example().tensors, *tensors), example().manifest)
+
+
+def container_of(blob, version=PLAIN):
     """A file with the given blob and a correct length and checksum."""
-    return _header_of(blob) + blob
+    return _header_of(blob, version) + blob
 
 
 def blob_of(content):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zlib
 
 import numpy as np
 
@@ -12,17 +13,15 @@ def read(path):
         content = file.read()
     size = int.from_bytes(content[:8], "little")
     header, blob = json.loads(content[8 : 8 + size]), content[8 + size :]
-    metadata = header["__metadata__"]
-    assert metadata["format"] == "mlg_jax packed model" and metadata["format_version"] == "1"
+    metadata, is_deflated = header["__metadata__"], header["__metadata__"]["format_version"] == "2"
+    assert metadata["format"] == "mlg_jax packed model" and metadata["format_version"] in "12"
     assert metadata["sha256"] == hashlib.sha256(blob).hexdigest()
-    assert header["packed"] == {
-        "dtype": "U8",
-        "shape": [len(blob)],
-        "data_offsets": [0, len(blob)],
-    }
+    assert header["packed"]["shape"] == [len(blob)]
     end = 4 + int.from_bytes(blob[:4], "little")
-    index, data = json.loads(blob[4:end]), memoryview(blob)[end:]
-    arrays = {}
+    index, data, arrays = blob[4:end], memoryview(blob)[end:], {}
+    if is_deflated:
+        index, data = zlib.decompress(index, -15), memoryview(zlib.decompress(data, -15))
+    index = json.loads(index)
     for path, (encoding, *shape) in walk((), index["tensors"]):
         scheme, _, bits = index["encodings"][encoding].partition(":")
         count = int(np.prod(shape, dtype=object))
@@ -30,10 +29,11 @@ def read(path):
             dtype = {"float32": "<f4", "bool": "?"}[scheme]
             values, used = np.frombuffer(data, dtype, count), count * np.dtype(dtype).itemsize
         else:
-            start = 8 if scheme == "qnn" else 4
-            used = start + (count * int(bits) + 7) // 8
-            codes = unpack(np.frombuffer(data[start:used], np.uint8), int(bits), count)
-            values = decode(scheme, int(bits), codes, np.frombuffer(data[:start], "<f4"))
+            start, bits = 8 if scheme == "qnn" else 4, int(bits)
+            width = (8 if bits <= 8 else 16) if is_deflated else bits
+            used = start + (count * width + 7) // 8
+            codes = unpack(np.frombuffer(data[start:used], np.uint8), width, count)
+            values = decode(scheme, bits, codes, np.frombuffer(data[:start], "<f4"))
         arrays[path], data = values.reshape(shape), data[used:]
     assert len(data) == 0
     return index["manifest"], arrays

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -14,14 +15,21 @@ import safetensors
 import safetensors.numpy
 
 from mlg_jax.export import PackedFileError, PackedModel, read_packed, write_packed
-from mlg_jax.export._archive import to_bytes
-from tests.export._examples import blob_of, container_of, example, same
+from mlg_jax.export._archive import DEFLATED, PLAIN, to_bytes
+from mlg_jax.export._bitstream import split_codes
+from mlg_jax.export._deflate import deflate_text, inflate_text
+from tests.export._examples import blob_of, container_of, example, same, skewed
 
 CONTENT = to_bytes(example())
 BLOB = blob_of(CONTENT)
 INDEX_BYTES = int.from_bytes(BLOB[:4], "little")
 INDEX, DATA = json.loads(BLOB[4 : 4 + INDEX_BYTES]), BLOB[4 + INDEX_BYTES :]
 NUM_ENCODINGS = len(INDEX["encodings"])
+SMALL = PackedModel(tuple(t for t in skewed().tensors if t.bits in (3, 11)), {"n": 1})
+DEFLATED_BLOB = blob_of(to_bytes(SMALL))
+DEFLATED_INDEX_BYTES = int.from_bytes(DEFLATED_BLOB[:4], "little")
+DEFLATED_INDEX = DEFLATED_BLOB[4 : 4 + DEFLATED_INDEX_BYTES]
+DEFLATED_DATA = DEFLATED_BLOB[4 + DEFLATED_INDEX_BYTES :]
 
 
 def test_a_file_is_read_back(tmp_path):
@@ -42,10 +50,37 @@ def test_equal_models_give_equal_bytes():
     assert to_bytes(PackedModel(example().tensors[::-1], manifest)) == CONTENT
 
 
-def test_the_format_does_not_drift():
+@pytest.mark.parametrize("version", [PLAIN, DEFLATED])
+def test_the_formats_do_not_drift(version):
     """Existing files must stay readable: any change of the bytes needs a new format version."""
-    path = pathlib.Path(__file__).parent / "version_1.safetensors"
-    assert to_bytes(read_packed(path)) == path.read_bytes()
+    path = pathlib.Path(__file__).parent / f"version_{version}.safetensors"
+    read = read_packed(path)
+    assert to_bytes(read, PLAIN) == to_bytes(SMALL if version == DEFLATED else example(), PLAIN)
+    if version == PLAIN:  # implementations of DEFLATE may choose other streams for equal content
+        assert to_bytes(read, PLAIN) == path.read_bytes()
+
+
+def test_frequent_codes_take_few_bits(tmp_path):
+    """The file is within 5 % of the entropy of its codes, array by array."""
+    num_bytes = write_packed(tmp_path / "model", skewed())
+    read = read_packed(tmp_path / "model")
+    assert same(read, skewed())
+    entropy = 0.0
+    for tensor in read.tensors:
+        if tensor.bits is not None and tensor.bits <= 8:
+            codes = split_codes(tensor.data, tensor.bits, tensor.size)
+            share = np.unique(codes, return_counts=True)[1] / codes.size
+            entropy += float(-np.sum(share * np.log2(share))) * codes.size / 8
+    narrow = [t for t in skewed().tensors if t.bits is None or t.bits <= 8]
+    num_bytes = write_packed(tmp_path / "narrow", PackedModel(tuple(narrow), {}))
+    # No code is shorter than one bit, which is more than the entropy of what is nearly constant.
+    at_least = sum(t.size / 8 for t in narrow if t.bits is not None)
+    assert max(entropy, at_least) < num_bytes < 1.2 * entropy + at_least
+    assert num_bytes < 0.5 * len(to_bytes(PackedModel(tuple(narrow), {}), PLAIN))
+
+
+def test_uniform_codes_stay_as_they_are(tmp_path):
+    assert to_bytes(example()) == to_bytes(example(), PLAIN)
 
 
 def test_the_safetensors_library_reads_it(tmp_path):
@@ -115,9 +150,10 @@ BAD_FILES = {
     "header is a list": (b"\x02" + bytes(7) + b"[]", "its header is not a JSON object"),
     "other format": (replaced(b"mlg_jax packed", b"mlg_jix packed"), "does not name the format"),
     "next version": (
-        replaced(b'version":"1"', b'version":"2"'),
-        "its format version is '2'; this library reads '1'",
+        replaced(b'version":"1"', b'version":"3"'),
+        "its format version is '3'; this library reads '1' and '2'",
     ),
+    "version 1 as version 2": (replaced(b'version":"1"', b'version":"2"'), "cannot be inflated"),
     "numeric version": (replaced(b'version":"1"', b'version":1  '), "its format version is 1;"),
     "ordinary safetensors": (safetensors.numpy.save({"a": np.ones(2)}), "not name the format"),
     "cut data": (CONTENT[:-1], "its header does not describe its"),
@@ -180,6 +216,49 @@ BAD_FILES = {
 }
 
 
+def deflated(index, data):
+    """A deflated file of the given streams with a correct checksum."""
+    return container_of(len(index).to_bytes(4, "little") + index + data, DEFLATED)
+
+
+def deflated_with_index(change):
+    index = json.loads(inflate_text(DEFLATED_INDEX, 2**22))
+    change(index)
+    return deflated(deflate_text(json.dumps(index).encode()), DEFLATED_DATA)
+
+
+def large_code():
+    """A file whose first code does not fit its bits."""
+    symbols = bytearray(zlib.decompress(DEFLATED_DATA, -15))
+    symbols[4] = 8  # after one constant, in three bits
+    return deflated(DEFLATED_INDEX, deflate_text(bytes(symbols)))
+
+
+BAD_FILES |= {
+    "cut stream": (deflated(DEFLATED_INDEX, DEFLATED_DATA[:-1]), "its data does not end with"),
+    "more than a stream": (deflated(DEFLATED_INDEX, DEFLATED_DATA + b"0"), "does not end with"),
+    "no stream": (deflated(DEFLATED_INDEX, b"\xff" * len(DEFLATED_DATA)), "cannot be inflated"),
+    "index without end": (deflated(DEFLATED_INDEX[:-1], DEFLATED_DATA), "its index does not end"),
+    "inflated index of 4 MiB and a byte": (
+        deflated(deflate_text(b" " * (2**22 + 1)), DEFLATED_DATA),
+        "its index inflates to more than 4194304 bytes",
+    ),
+    "a bomb": (
+        deflated_with_index(lambda i: i["tensors"]["params"].update(bomb=[0, 2**30])),
+        "which cannot be deflated to",
+    ),
+    "stream longer than what it stands for": (
+        deflated_with_index(lambda i: i["tensors"].pop("params")),
+        "which cannot be deflated to",
+    ),
+    "shorter stream": (
+        deflated_with_index(lambda i: i["tensors"]["params"].update(more=[0, 8])),
+        "its data does not inflate to",
+    ),
+    "code of too many bits": (large_code(), "codes of more than 3 bits in 'params/conv/basis"),
+}
+
+
 def deep_tree():
     tree = [0, 5]
     for _ in range(40):
@@ -199,7 +278,8 @@ def test_bad_files_are_named_and_cost_nothing(tmp_path, name):
     try:
         with pytest.raises(PackedFileError, match=message) as error:
             read_packed(tmp_path / "bad")
-        assert tracemalloc.get_traced_memory()[1] < 2**20 + 20 * len(content)
+        limit = 2**24 if "inflated index" in name else 2**20 + 20 * len(content)
+        assert tracemalloc.get_traced_memory()[1] < limit
     finally:
         tracemalloc.stop()
     assert str(error.value).startswith(f"`path` must be a packed model; got {tmp_path / 'bad'}: ")
@@ -229,8 +309,10 @@ def test_limits_are_allowed_and_one_byte_more_is_not(tmp_path, make, limit):
 
 @pytest.mark.bad_input
 def test_every_truncation_is_found(tmp_path):
-    for length in range(len(CONTENT)):
-        (tmp_path / "cut").write_bytes(CONTENT[:length])
+    content = to_bytes(SMALL)
+    cuts = [CONTENT[:n] for n in range(len(CONTENT))] + [content[:n] for n in range(0, len(content), 29)]
+    for cut in cuts:
+        (tmp_path / "cut").write_bytes(cut)
         with pytest.raises(PackedFileError):
             read_packed(tmp_path / "cut")
 

@@ -12,21 +12,28 @@ import pytest
 from mlg_jax._errors import user_message
 from mlg_jax.export import (
     PackedFileError,
+    PackedModel,
     from_torch,
     read_packed,
     torch_num_classes,
     unpack_variables,
 )
-from mlg_jax.export._archive import to_bytes
+from mlg_jax.export._archive import DEFLATED, PLAIN, to_bytes
+from mlg_jax.export._deflate import deflate_text, inflate_text
 from mlg_jax.layers import layer_records
 from tests._models import tiny_resnet, variable_shapes
 from tests.export import _torch_networks as networks
-from tests.export._examples import blob_of, container_of, example
+from tests.export._examples import blob_of, container_of, example, skewed
 
 CONTENT = to_bytes(example())
 BLOB = blob_of(CONTENT)
 INDEX_END = 4 + int.from_bytes(BLOB[:4], "little")
 INDEX, DATA = BLOB[4:INDEX_END], BLOB[INDEX_END:]
+SKEWED = PackedModel(skewed().tensors[::12], {"n": 1})
+DEFLATED_CONTENT = to_bytes(SKEWED, DEFLATED)
+DEFLATED_BLOB = blob_of(DEFLATED_CONTENT)
+DEFLATED_END = 4 + int.from_bytes(DEFLATED_BLOB[:4], "little")
+DEFLATED_INDEX, DEFLATED_DATA = DEFLATED_BLOB[4:DEFLATED_END], DEFLATED_BLOB[DEFLATED_END:]
 # Replacements for a number or a word of the index.
 WORDS = (
     *(b"-1", b"0", b"1", b"2", b"7", b"99", b"1e9", b"1e999", b"0.5", b"9" * 30),
@@ -77,9 +84,20 @@ def mutated(rng, data):
     return data[: rng.randrange(len(data))] if rng.random() < 0.02 else data
 
 
-def mended(index, data):
+def mended(index, data, version=PLAIN):
     """A file with the given index and data, and correct lengths and checksum."""
-    return container_of(len(index).to_bytes(4, "little") + index + data)
+    return container_of(len(index).to_bytes(4, "little") + index + data, version)
+
+
+def deflated(rng):
+    """A deflated file with other values in its index, or with damaged streams."""
+    if rng.random() < 0.5:
+        index = json.loads(inflate_text(DEFLATED_INDEX, 2**22))
+        index = deflate_text(json.dumps(with_values(rng, index)).encode())
+        return mended(index, DEFLATED_DATA, DEFLATED)
+    index = mutated(rng, DEFLATED_INDEX) if rng.random() < 0.5 else DEFLATED_INDEX
+    data = DEFLATED_DATA if rng.random() < 0.5 else mutated(rng, DEFLATED_DATA)
+    return mended(index, data, DEFLATED)
 
 
 def with_values(rng, node):
@@ -98,6 +116,7 @@ DAMAGES = (
     lambda rng: mended(mutated(rng, INDEX), DATA),
     lambda rng: mended(INDEX, mutated(rng, DATA)),
     lambda rng: mended(json.dumps(with_values(rng, json.loads(INDEX))).encode(), DATA),
+    deflated,
 )
 
 

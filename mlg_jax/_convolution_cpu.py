@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mlg_jax._ordering import vary_alike
+from mlg_jax._ordering import opaque_false, vary_alike
 from mlg_jax._types import Array, Float
 
 _PATCH_BYTES = 2 * 2**20  # of the patches that exist at a time: they stay in the cache
@@ -178,9 +178,11 @@ def _patches_times_kernel(x: Array, kernel: Array, window: Window) -> Array:
     def of_rows(padded: Array, start: Array, num_rows: int) -> Array:
         return product(window.band(padded, start, num_rows), num_rows)
 
+    # Zeros that only exist once x does: XLA would make those of all layers at the start.
+    zero = jnp.where(opaque_false(x), jnp.ones((), x.dtype), jnp.zeros((), x.dtype))
+
     def like(num_images: int) -> Array:
-        y = jnp.zeros((num_images, height, width, kernel.shape[3]), x.dtype)
-        return vary_alike((y, x))[0]
+        return jnp.broadcast_to(zero, (num_images, height, width, kernel.shape[3]))
 
     return _in_blocks(of_images, like(x.shape[0]), max(1, num_rows // height), axis=0)
 

@@ -58,7 +58,7 @@ class Pixels(nn.Module):
     """Logits that are an image's pixels."""
 
     @nn.compact
-    def __call__(self, x, *, train):
+    def __call__(self, x, *, train=False):
         return x.reshape(len(x), -1)
 
 

@@ -220,7 +220,8 @@ def test_the_compiled_gradient_takes_less_memory_too():
         program = jax.jit(jax.value_and_grad(loss)).lower(*args).compile()
         return program.memory_analysis().temp_size_in_bytes
 
-    assert compiled_bytes("biases") < 0.7 * compiled_bytes("all")
+    # Both hold up to 2 MiB of patches, which is much for a network of this size.
+    assert compiled_bytes("biases") < 0.75 * compiled_bytes("all")
 
 
 @pytest.mark.parametrize("trainable", ["all", "biases", "classifier"])

@@ -310,8 +310,8 @@ def test_limits_are_allowed_and_one_byte_more_is_not(tmp_path, make, limit):
 @pytest.mark.bad_input
 def test_every_truncation_is_found(tmp_path):
     content = to_bytes(SMALL)
-    cuts = [CONTENT[:n] for n in range(len(CONTENT))] + [content[:n] for n in range(0, len(content), 29)]
-    for cut in cuts:
+    lengths = range(len(CONTENT)), range(0, len(content), 29)
+    for cut in [CONTENT[:n] for n in lengths[0]] + [content[:n] for n in lengths[1]]:
         (tmp_path / "cut").write_bytes(cut)
         with pytest.raises(PackedFileError):
             read_packed(tmp_path / "cut")

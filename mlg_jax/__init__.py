@@ -16,6 +16,7 @@ from mlg_jax.layers import generated as generated
 from mlg_jax.memory import memory_report as memory_report
 from mlg_jax.models import create_model as create_model
 from mlg_jax.models import size_report as size_report
+from mlg_jax.pretrained import load_pretrained as load_pretrained
 from mlg_jax.quant import QuantSpec as QuantSpec
 from mlg_jax.quant import fake_quantize as fake_quantize
 from mlg_jax.remat import checkpoint as checkpoint

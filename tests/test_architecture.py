@@ -25,6 +25,7 @@ LEVELS = [
     {"layers", "remat", "memory", "export"},
     {"models", "train", "plots", "nnx"},
     {"config", "compress", "planner", "engine"},
+    {"pretrained"},
     {"experiment", "cli"},
 ]
 LEVEL = {unit: level for level, units in enumerate(LEVELS) for unit in units}

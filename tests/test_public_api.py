@@ -32,8 +32,10 @@ SIGNATURES = {
     "checkpoint": "(fn, *, policy, capacity, activations, key)",
     "memory_report": "(fn, args, *, argnums, has_aux, target)",
     "save_packed": (
-        "(path, model, variables, *, preprocessing, class_names, metrics, input_shape)"
+        "(path, model, variables, *, preprocessing, class_names, metrics, input_shape, "
+        "float_bits, card)"
     ),
+    "load_pretrained": "(name, *, residency, fold, implementation, batch_sizes)",
     "load_packed": "(path, *, residency, fold, implementation, batch_sizes, model)",
 }
 PUBLIC = sorted(name for name in vars(mlg_jax) if not name.startswith("_"))

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mlg_jax.cli._options import add_engine_arguments, load, positive_integer
+from mlg_jax.cli._options import add_engine_arguments, load, packed_file, positive_integer
 from mlg_jax.engine import BATCH_SIZES, Predictor
 
 NAME = "bench"
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     load_seconds = time.perf_counter() - start
     result = {
         "device": jax.devices()[0].device_kind,
-        "file_bytes": os.path.getsize(args.file),
+        "file_bytes": os.path.getsize(packed_file(args)),
         "resident_bytes": predictor.resident_bytes,
         "load_seconds": load_seconds,
         "batches": [_timed(predictor, size, args.runs) for size in args.batch],

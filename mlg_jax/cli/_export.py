@@ -10,6 +10,7 @@ from mlg_jax.cli._options import (
     add_file_argument,
     add_json_argument,
     add_weight_arguments,
+    packed_file,
     positive_integer,
 )
 from mlg_jax.engine import (
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     suffix = pathlib.Path(args.output).suffix
     if suffix not in _FORMATS:
         raise ValueError(f"OUTPUT must end in one of {list(_FORMATS)}; got {args.output!r}.")
+    args.file, args.pretrained = packed_file(args), None
     packed = read_packed(args.file)
     if suffix == ".safetensors":
         num_bytes = write_torch(args.output, dense_state(packed, name=args.file))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlg_jax._errors import MAX_LINE, printable
-from mlg_jax.cli._options import add_file_argument, add_json_argument, write
+from mlg_jax.cli._options import add_file_argument, add_json_argument, packed_file, write
 from mlg_jax.engine import Manifest, summarize
 from mlg_jax.export import read_packed
 from mlg_jax.kernels import GenerationSpec, KernelsByPath, KernelSpec
@@ -23,9 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the manifest and the table of layers; nothing is decoded or compiled."""
-    packed = read_packed(args.file)
-    Manifest.of(packed, args.file)  # raises if no predictor can be made from it
-    summary, file_bytes = summarize(packed), os.path.getsize(args.file)
+    path = packed_file(args)
+    packed = read_packed(path)
+    Manifest.of(packed, path)  # raises if no predictor can be made from it
+    summary, file_bytes = summarize(packed), os.path.getsize(path)
     if args.json:
         tree = {"file_bytes": file_bytes, **packed.manifest, "layers": summary.to_json()}
         write(json.dumps(tree, indent=1) + "\n")

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from mlg_jax.engine import RESIDENCIES, Predictor, load_packed
 from mlg_jax.kernels import implementation_names
+from mlg_jax.pretrained import PRETRAINED, pretrained_path
 
 
 def positive_integer(text: str) -> int:
@@ -53,8 +54,25 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_file_argument(parser: argparse.ArgumentParser) -> None:
-    """The packed model."""
-    parser.add_argument("file", metavar="FILE", help="packed model (.mlg)")
+    """The packed model: a file, or the name of one that comes with the package."""
+    parser.add_argument("file", metavar="FILE", nargs="?", help="packed model (.mlg)")
+    parser.add_argument(
+        "--pretrained",
+        choices=PRETRAINED,
+        help="instead of FILE: a trained network that comes with the package",
+    )
+
+
+def packed_file(args: argparse.Namespace) -> str:
+    """The file that the arguments of `add_file_argument` name.
+
+    Raises:
+        ValueError: they name none, or two.
+    """
+    if (args.file is None) == (args.pretrained is None):
+        got = "neither" if args.file is None else f"{args.file!r} and {args.pretrained!r}"
+        raise ValueError(f"Give either FILE or --pretrained; got {got}.")
+    return args.file or str(pretrained_path(args.pretrained))
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
@@ -97,4 +115,6 @@ def add_weight_arguments(group: argparse._ActionsContainer) -> None:
 def load(args: argparse.Namespace, **options: Any) -> Predictor:
     """Loads the predictor with the options of `add_weight_arguments`."""
     names = ("residency", "fold", "implementation", "model")
-    return load_packed(args.file, **{name: getattr(args, name) for name in names}, **options)
+    return load_packed(
+        packed_file(args), **{name: getattr(args, name) for name in names}, **options
+    )

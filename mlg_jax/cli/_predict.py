@@ -5,7 +5,7 @@ import dataclasses
 import json
 
 from mlg_jax._errors import MAX_LINE, printable
-from mlg_jax.cli._options import add_engine_arguments, load, positive_integer, write
+from mlg_jax.cli._options import add_engine_arguments, load, packed_file, positive_integer, write
 from mlg_jax.data import FORMAT_NAMES
 from mlg_jax.engine import BATCH_SIZES, Label
 
@@ -29,9 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the most probable classes of each image."""
+    if args.pretrained is not None and args.file is not None:  # then every argument is an image
+        args.images, args.file = [args.file, *args.images], None
     predictor = load(args)
     if predictor.preprocessing is None:
-        raise ValueError(f"{args.file} does not specify how images are preprocessed.")
+        raise ValueError(f"{packed_file(args)} does not specify how images are preprocessed.")
     top = min(args.top, predictor.spec.num_classes)
     found: list[tuple[str, list[Label]]] = []
     chunk = _chunk_size(*predictor.preprocessing.image_size)

@@ -13,7 +13,7 @@ from mlg_jax.engine._images import ImagePreprocessing
 from mlg_jax.engine._manifest import Manifest
 from mlg_jax.engine._network import describe
 from mlg_jax.engine._predictor import Predictor
-from mlg_jax.export import pack_variables, read_packed, write_packed
+from mlg_jax.export import pack_variables, read_packed, round_floats, write_packed
 from mlg_jax.layers import layer_records
 from mlg_jax.models import ImplementationChoice, size_report
 
@@ -29,6 +29,8 @@ def save_packed(
     class_names: Sequence[str] | None = None,
     metrics: Mapping[str, float] | None = None,
     input_shape: Sequence[int] | None = None,
+    float_bits: int = 32,
+    card: Mapping[str, str] | None = None,
 ) -> int:
     """Writes a trained model to a file; quantised tensors take only their own number of bits.
 
@@ -42,6 +44,10 @@ def save_packed(
         metrics: finite numbers by name, such as `test_accuracy`.
         input_shape: `[N, H, W, C]`; required if `preprocessing` is None and the module has no
             attribute `input_shape`.
+        float_bits: bits of an entry of what is not quantised, such as the statistics of norms: 32,
+            or 16 to round them, which changes the logits by about a thousandth.
+        card: a model card, text by heading, which `mlg inspect` prints: data, recipe, licence,
+            intended use.
 
     Returns:
         The size of the file in bytes.
@@ -59,6 +65,8 @@ def save_packed(
     Reference: https://arxiv.org/abs/2108.11430.
     """
     check_instance("preprocessing", preprocessing, (ImagePreprocessing, type(None)))
+    if float_bits not in (16, 32):
+        raise ValueError(f"`float_bits` must be 16 or 32; got {float_bits!r}.")
     shape = None if input_shape is None else tuple(input_shape)
     if preprocessing is not None:
         shape = (1, *preprocessing.image_shape)
@@ -68,8 +76,11 @@ def save_packed(
         preprocessing=preprocessing,
         class_names=tuple(class_names or ()),
         metrics=metrics or {},
+        card=card or {},
     )
     packed = pack_variables(layer_records(model, shape), variables, manifest.tree)
+    if float_bits == 16:
+        packed = round_floats(packed)
     # Raises for a file that `load_packed` would reject.
     bounded_records(os.fspath(path), model, shape and shape[1:], packed.nbytes)
     return write_packed(path, packed)

@@ -22,6 +22,7 @@ class Manifest:
         preprocessing: of uint8 images; None if unknown.
         class_names: one name per logit; empty if unknown.
         metrics: finite numbers by name, as given to `save_packed`.
+        card: what its users should know of the model, as text by heading.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, or the number of class names is not
@@ -32,6 +33,7 @@ class Manifest:
     preprocessing: ImagePreprocessing | None = None
     class_names: tuple[str, ...] = ()
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    card: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_instance("preprocessing", self.preprocessing, (ImagePreprocessing, type(None)))
@@ -48,6 +50,9 @@ class Manifest:
         for name, value in self.metrics.items():
             check_instance("metrics", name, str)
             check_real(f"metrics[{name!r}]", value, -sys.float_info.max)
+        check_instance("card", self.card, Mapping)
+        for text in (*self.card, *self.card.values()):
+            check_instance("card", text, str)
 
     def image_shape(self, network: Any) -> tuple[int, int, int]:
         """`(height, width, channels)` of the network's input images."""
@@ -66,6 +71,7 @@ class Manifest:
             "class_names": list(self.class_names),
             "metrics": {name: float(value) for name, value in self.metrics.items()},
             "created_by": f"mlg_jax {mlg_jax.__version__}",
+            **({"card": dict(self.card)} if self.card else {}),
         }
 
     @classmethod
@@ -83,6 +89,7 @@ class Manifest:
                 preprocessing=preprocessing and ImagePreprocessing.from_json(preprocessing),
                 class_names=tree["class_names"],
                 metrics=tree["metrics"],
+                card=tree.get("card", {}),
             )
         except KeyError as error:
             raise PackedFileError(f"{name}: its manifest must have {error}.") from error

@@ -1,5 +1,6 @@
 """Exports the network of a packed file as ONNX, which runs without Python."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -73,6 +74,7 @@ def export_onnx(
     if images is not None:
         check_choice("images", images, IMAGE_DTYPES)
     onnx = _onnx()
+    packed = _in_float32(packed)
     chosen = chosen_implementations(packed, model, implementation, batch_size, name)
 
     def trace(fold: bool) -> tuple[Predictor, Any]:
@@ -106,6 +108,15 @@ def _onnx() -> Any:
     except ImportError as error:
         raise ImportError(f"ONNX needs `pip install mlg-jax[onnx]`. {error}") from None
     return onnx
+
+
+def _in_float32(packed: PackedModel) -> PackedModel:
+    """The model to be computed in float32: runtimes know few operations in bfloat16."""
+    spec = packed.manifest.get("model")
+    if not isinstance(spec, dict) or "dtype" not in spec:
+        return packed
+    manifest = {**packed.manifest, "model": {**spec, "dtype": "float32"}}
+    return dataclasses.replace(packed, manifest=manifest)
 
 
 def _traced(predictor: Predictor, images: str | None) -> Any:

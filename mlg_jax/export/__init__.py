@@ -9,6 +9,7 @@ from mlg_jax.export._index import PackedFileError as PackedFileError
 from mlg_jax.export._packed import PackedModel as PackedModel
 from mlg_jax.export._packed import decode_variables as decode_variables
 from mlg_jax.export._packed import pack_variables as pack_variables
+from mlg_jax.export._packed import round_floats as round_floats
 from mlg_jax.export._packed import unpack_variables as unpack_variables
 from mlg_jax.export._tensor import PackedTensor as PackedTensor
 from mlg_jax.export._tensor import decode_tensor as decode_tensor

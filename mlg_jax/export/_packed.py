@@ -12,7 +12,6 @@ from flax import traverse_util
 
 from mlg_jax._checks import check_instance
 from mlg_jax.export._tensor import (
-    PLAIN_BYTES,
     PackedTensor,
     decode_on_host,
     decode_tensor,
@@ -70,6 +69,29 @@ def pack_variables(
     return PackedModel(tuple(tensors), _plain_json(manifest))
 
 
+def round_floats(packed: PackedModel) -> PackedModel:
+    """The model with its float32 arrays rounded to binary16; factors stay as they are.
+
+    Raises:
+        ValueError: binary16 cannot represent the magnitude of an entry.
+    """
+    return dataclasses.replace(packed, tensors=tuple(map(_rounded, packed.tensors)))
+
+
+def _rounded(tensor: PackedTensor) -> PackedTensor:
+    if tensor.scheme != "float32":
+        return tensor
+    values = decode_on_host(tensor)
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float16)
+    if not np.array_equal(np.isfinite(rounded), np.isfinite(values)):
+        raise ValueError(
+            f"`float_bits` must be 32 for magnitudes above {np.finfo(np.float16).max:,.0f}, as in "
+            f"{'/'.join(tensor.path)}; got 16."
+        )
+    return pack_plain(tensor.path, rounded)
+
+
 def unpack_variables(packed: PackedModel) -> dict[str, Any]:
     """Decodes the variables to nested dictionaries of NumPy arrays, on the host.
 
@@ -104,7 +126,7 @@ def _quantizers(
 def _pack(path: Path, value: Any, spec: QuantSpec) -> PackedTensor:
     array, name = np.asarray(value), "/".join(path)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX rejects other byte orders
-    if array.dtype.name not in PLAIN_BYTES:
+    if array.dtype.name not in ("float32", "bool"):
         raise TypeError(f"`variables` must be float32 (or bool); got {array.dtype} in {name}.")
     if array.size == 0 or not np.all(np.isfinite(array)):
         what = f"shape {array.shape}" if array.size == 0 else "NaN or infinity"

@@ -14,7 +14,8 @@ from mlg_jax._types import Array
 from mlg_jax.export._bitstream import join_codes, num_bytes, split_codes, split_codes_traced
 from mlg_jax.quant import QuantizedTensor, QuantSpec, decode
 
-PLAIN_BYTES = {"bool": 1, "float32": 4}  # bytes per entry of the types stored unpacked
+# Bytes per entry of the types stored unpacked.
+PLAIN_BYTES = {"bool": 1, "float16": 2, "float32": 4}
 
 
 @functools.partial(
@@ -33,7 +34,7 @@ class PackedTensor:
     )
     path: tuple[str, ...]  # collection, modules, name
     shape: tuple[int, ...]
-    scheme: str  # a scheme of `QuantSpec`; "float32" or "bool" for plain values
+    scheme: str  # a scheme of `QuantSpec`; for plain values a type of `PLAIN_BYTES`
     bits: int | None  # width of a code; None for plain values
 
     @property
@@ -58,7 +59,7 @@ def num_data_bytes(size: int, scheme: str, bits: int | None) -> int:
 
 
 def pack_plain(path: tuple[str, ...], value: np.ndarray) -> PackedTensor:
-    """Stores a float32 or bool array unchanged."""
+    """Stores an array of a type in `PLAIN_BYTES` unchanged."""
     scheme = value.dtype.name
     stored = np.ascontiguousarray(value, value.dtype.newbyteorder("<")).reshape(-1)
     return PackedTensor(
@@ -88,10 +89,11 @@ def decode_tensor(tensor: PackedTensor) -> Array:
     """
     if tensor.bits is None:
         data = jnp.asarray(tensor.data)
-        if tensor.scheme == "float32":
-            words = data.reshape(*tensor.shape, 4)
-            return jax.lax.bitcast_convert_type(words, jnp.float32)
-        return data.reshape(tensor.shape).astype(bool)
+        if tensor.scheme == "bool":
+            return data.reshape(tensor.shape).astype(bool)
+        words = data.reshape(*tensor.shape, PLAIN_BYTES[tensor.scheme])
+        dtype = jnp.dtype(tensor.scheme)
+        return jax.lax.bitcast_convert_type(words, dtype).astype(jnp.float32)
     codes = split_codes_traced(jnp.asarray(tensor.data), tensor.bits, tensor.size)
     return decode(_quantized(tensor, codes, jnp.asarray(tensor.constants)))
 
@@ -115,8 +117,8 @@ def decode_on_host(tensor: PackedTensor) -> np.ndarray:
     """
     if tensor.bits is None:
         dtype = np.dtype(tensor.scheme).newbyteorder("<")
-        values = tensor.data.view(dtype).astype(tensor.scheme)
-        return values.reshape(tensor.shape)
+        values = tensor.data.view(dtype)
+        return values.astype(bool if tensor.scheme == "bool" else np.float32).reshape(tensor.shape)
     codes = split_codes(tensor.data, tensor.bits, tensor.size)
     with np.errstate(over="ignore", invalid="ignore"):  # a hostile file may hold any finite scale
         values = _VALUES[tensor.scheme](codes.astype(np.float32), tensor.bits, *tensor.constants)

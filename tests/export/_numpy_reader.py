@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pathlib
 import zlib
 
 import numpy as np
@@ -9,25 +10,24 @@ import numpy as np
 
 def read(path):
     """Reads the manifest and the arrays by path."""
-    with open(path, "rb") as file:
-        content = file.read()
+    content = pathlib.Path(path).read_bytes()
     size = int.from_bytes(content[:8], "little")
     header, blob = json.loads(content[8 : 8 + size]), content[8 + size :]
     metadata, is_deflated = header["__metadata__"], header["__metadata__"]["format_version"] == "2"
     assert metadata["format"] == "mlg_jax packed model" and metadata["format_version"] in "12"
     assert metadata["sha256"] == hashlib.sha256(blob).hexdigest()
-    assert header["packed"]["shape"] == [len(blob)]
     end = 4 + int.from_bytes(blob[:4], "little")
-    index, data, arrays = blob[4:end], memoryview(blob)[end:], {}
+    stored, arrays = [blob[4:end], blob[end:]], {}
     if is_deflated:
-        index, data = zlib.decompress(index, -15), memoryview(zlib.decompress(data, -15))
-    index = json.loads(index)
+        stored = [zlib.decompress(part, -15) for part in stored]
+    index, data = json.loads(stored[0]), memoryview(stored[1])
     for path, (encoding, *shape) in walk((), index["tensors"]):
         scheme, _, bits = index["encodings"][encoding].partition(":")
         count = int(np.prod(shape, dtype=object))
         if not bits:
-            dtype = {"float32": "<f4", "bool": "?"}[scheme]
-            values, used = np.frombuffer(data, dtype, count), count * np.dtype(dtype).itemsize
+            dtype = np.dtype({"float32": "<f4", "float16": "<f2", "bool": "?"}[scheme])
+            values = np.frombuffer(data, dtype, count).astype("?" if scheme == "bool" else "<f4")
+            used = count * dtype.itemsize
         else:
             start, bits = 8 if scheme == "qnn" else 4, int(bits)
             width = (8 if bits <= 8 else 16) if is_deflated else bits

@@ -14,6 +14,7 @@ from mlg_jax.export import (
     PackedModel,
     decode_variables,
     pack_variables,
+    round_floats,
     to_codes,
     unpack_variables,
     write_packed,
@@ -22,6 +23,7 @@ from mlg_jax.kernels import Factor, LayerRecord
 from mlg_jax.layers import layer_records
 from mlg_jax.quant import MIN_BITS, decode
 from tests._models import tiny_resnet, variable_shapes
+from tests.export import _numpy_reader
 from tests.export._examples import SCHEMES, coded
 
 SHAPE = (5, 2, 7)
@@ -111,6 +113,30 @@ def test_what_is_not_quantised_is_stored_as_it_is():
     assert {t.scheme for t in packed.tensors} == {"bool", "float32"}
     assert_same_bits(unpack_variables(packed), variables)
     assert_same_bits(jax.jit(decode_variables)(packed.tensors), variables)
+
+
+def test_floats_are_rounded_to_16_bits_if_asked(tmp_path):
+    records, variables = layers("dorefa_sym")
+    mean = np.array([1 / 3, -65504.0, 1e-9], np.float32)
+    variables["batch_stats"] = {"norm": {"mean": mean, "is_set": np.array(True)}}
+    exact = pack_variables(records, variables, {})
+    packed = round_floats(exact)
+    expected = quantized(records, variables)
+    expected["batch_stats"]["norm"]["mean"] = mean.astype(np.float16).astype(np.float32)
+    assert_same_bits(unpack_variables(packed), expected)
+    assert_same_bits(jax.jit(decode_variables)(packed.tensors), expected)
+    assert packed.nbytes == exact.nbytes - 2 * mean.size
+    write_packed(tmp_path / "model", packed)
+    found = traverse_util.unflatten_dict(_numpy_reader.read(tmp_path / "model")[1])
+    assert_same_bits(found, expected)
+
+
+@pytest.mark.bad_input
+def test_what_16_bits_cannot_hold_is_named():
+    packed = pack_variables([], {"batch_stats": {"mean": np.float32([1e5])}}, {})
+    message = "magnitudes above 65,504, as in batch_stats/mean; got 16"
+    with pytest.raises(ValueError, match=message):
+        round_floats(packed)
 
 
 def test_arrays_of_any_byte_order_are_packed_alike():

@@ -87,8 +87,8 @@ def add_weight_arguments(group: argparse._ActionsContainer) -> None:
         default="float",
         choices=RESIDENCIES,
         help="how weights are held in memory. float: as float32 factors; codes: as integers of 8 "
-        "or 16 bits; packed: as the bytes of the file. The latter two are decoded in every call "
-        "(default: float)",
+        "or 16 bits; packed: in their exact number of bits. The latter two are decoded in every "
+        "call (default: float)",
     )
     group.add_argument(
         "--fold",

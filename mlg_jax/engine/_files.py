@@ -103,7 +103,7 @@ def load_packed(
     Args:
         path: the file to read.
         residency: how the weights are kept in memory between calls: `float` (factors, 32 bits per
-            entry), `codes` (8 or 16 bits per entry) or `packed` (the bytes of the file). The
+            entry), `codes` (8 or 16 bits per entry) or `packed` (the exact number of bits). The
             latter two are decoded inside the program, in every call.
         fold: whether to fold norms into the convolutions; changes the logits by rounding errors.
         implementation: how generated kernels are applied; see `create_model`.

@@ -31,6 +31,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints the most probable classes of each image."""
     if args.pretrained is not None and args.file is not None:  # then every argument is an image
         args.images, args.file = [args.file, *args.images], None
+    if args.pretrained is None and args.file is None:
+        raise ValueError(f"Give FILE and at least one IMAGE; got {args.images[0]!r} only.")
     predictor = load(args)
     if predictor.preprocessing is None:
         raise ValueError(f"{packed_file(args)} does not specify how images are preprocessed.")

@@ -62,7 +62,7 @@ def _value(entry: QuantizedTensor | Array | np.ndarray) -> Any:
 
 
 def _words(packed: PackedModel, to_served: Transform) -> tuple[Any, Callable[[Any], Tree]]:
-    """The bytes of the file."""
+    """Codes in their exact number of bits."""
     return packed.tensors, lambda tensors: to_served(decode_variables(tensors))
 
 

@@ -196,7 +196,7 @@ def test_files_without_preprocessing_cannot_take_images(tmp_path, model_and_vari
     assert "does not specify how images are preprocessed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["predict", "model.mlg"], ["bench"]])
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["predict"], ["bench", "--batch"]])
 def test_wrong_arguments_are_argparses(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)

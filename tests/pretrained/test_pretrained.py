@@ -92,6 +92,8 @@ def test_unknown_names_are_refused():
             ["inspect", "a.mlg", "--pretrained", "cifar10_cnn"],
             "Give either FILE or --pretrained; got 'a.mlg' and 'cifar10_cnn'.",
         ),
+        (["predict", "a.mlg"], "Give FILE and at least one IMAGE; got 'a.mlg' only."),
+        (["bench"], "Give either FILE or --pretrained; got neither."),
     ],
 )
 def test_either_a_file_or_a_name(arguments, message, capsys):

@@ -17,6 +17,8 @@ LEVELS = [
         "_dataclass_json",
         "_tables",
         "_platform",
+        "_image_files",
+        "_labels",
     },
     {"_linear_vjp", "_convolution_cpu"},
     {"_convolution"},

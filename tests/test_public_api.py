@@ -1,5 +1,6 @@
 """The names users import, their signatures, and the documentation every one of them owes."""
 
+import ast
 import dataclasses
 import doctest
 import importlib
@@ -38,7 +39,7 @@ SIGNATURES = {
     "load_pretrained": "(name, *, residency, fold, implementation, batch_sizes)",
     "load_packed": "(path, *, residency, fold, implementation, batch_sizes, model)",
 }
-PUBLIC = sorted(name for name in vars(mlg_jax) if not name.startswith("_"))
+PUBLIC = sorted(name for name in dir(mlg_jax) if not name.startswith("_"))
 
 
 def shape_of_signature(function):
@@ -58,13 +59,24 @@ def test_signature(name):
 
 def test_subpackages_are_imported_when_they_are_used():
     code = (
-        "import sys, mlg_jax; assert 'mlg_jax.compress' not in sys.modules;"
+        "import sys, mlg_jax; assert not {'jax', 'mlg_jax.compress'} & set(sys.modules);"
         "print(mlg_jax.compress.project_model.__name__, 'train' in dir(mlg_jax))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["project_model", "True"]
     with pytest.raises(AttributeError, match="no attribute 'compres'"):
         mlg_jax.compres  # noqa: B018
+
+
+def test_type_checkers_see_what_is_imported_when_used():
+    tree = ast.parse(inspect.getsource(mlg_jax))
+    seen = {
+        alias.asname: node.module.removeprefix("mlg_jax.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == mlg_jax._HOMES
 
 
 def test_nothing_else_is_public():

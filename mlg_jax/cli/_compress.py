@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mlg_jax.cli._options import add_json_argument, positive_integer
+from mlg_jax.cli._text import add_json_argument, positive_integer
 from mlg_jax.compress import Compressed, DistillationSpec, LayerChoices, compress
 from mlg_jax.config import ExperimentConfig, parse_config
 from mlg_jax.data import Dataset, load_dataset

@@ -6,13 +6,8 @@ import pathlib
 import sys
 
 from mlg_jax._atomic import write_atomically
-from mlg_jax.cli._options import (
-    add_file_argument,
-    add_json_argument,
-    add_weight_arguments,
-    packed_file,
-    positive_integer,
-)
+from mlg_jax.cli._options import add_file_argument, add_weight_arguments, packed_file
+from mlg_jax.cli._text import add_json_argument, positive_integer
 from mlg_jax.engine import (
     IMAGE_DTYPES,
     LAYOUTS,

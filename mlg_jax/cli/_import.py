@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from mlg_jax.cli._options import add_json_argument, positive_integer
+from mlg_jax.cli._text import add_json_argument, positive_integer
 from mlg_jax.engine import ImagePreprocessing, import_torch, save_packed
 from mlg_jax.export import SUFFIXES, read_torch
 from mlg_jax.kernels import GenerationSpec

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlg_jax._errors import MAX_LINE, printable
-from mlg_jax.cli._options import add_file_argument, add_json_argument, packed_file, write
+from mlg_jax.cli._options import add_file_argument, packed_file
+from mlg_jax.cli._text import add_json_argument, write
 from mlg_jax.engine import Manifest, summarize
 from mlg_jax.export import read_packed
 from mlg_jax.kernels import GenerationSpec, KernelsByPath, KernelSpec

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import sys
+import types
 from collections.abc import Sequence
 
 import mlg_jax
@@ -37,9 +38,15 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mlg_jax {mlg_jax.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in [name for name in COMMANDS if name in given[:1]] or COMMANDS:
-        command = importlib.import_module(f"mlg_jax.cli._{name}")
+        command = _command(name, given)
         summary = str(command.__doc__).splitlines()[0]
         subparser = subparsers.add_parser(command.NAME, help=summary, description=summary)
         command.add_arguments(subparser)
         subparser.set_defaults(run=command.run)
     return parser
+
+
+def _command(name: str, given: Sequence[str]) -> types.ModuleType:
+    """The module of a command; `predict` of an ONNX model has one that starts without JAX."""
+    is_onnx = name == "predict" and any(argument.endswith(".onnx") for argument in given)
+    return importlib.import_module(f"mlg_jax.cli._{name}{'_onnx' if is_onnx else ''}")

@@ -8,17 +8,10 @@ from typing import Any
 
 from flax import linen as nn
 
+from mlg_jax.cli._text import add_json_argument
 from mlg_jax.engine import RESIDENCIES, Predictor, load_packed
 from mlg_jax.kernels import implementation_names
 from mlg_jax.pretrained import PRETRAINED, pretrained_path
-
-
-def positive_integer(text: str) -> int:
-    """Converts an argument; argparse reports the error."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer >= 1; got {value}.")
-    return value
 
 
 def linen_module(text: str) -> nn.Module:
@@ -38,12 +31,6 @@ def linen_module(text: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise argparse.ArgumentTypeError(f"must name a Flax Linen module; {text!r} is {model!r}.")
     return model
-
-
-def write(text: str) -> None:
-    """Writes to stdout; characters outside its encoding are escaped."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,11 +60,6 @@ def packed_file(args: argparse.Namespace) -> str:
         got = "neither" if args.file is None else f"{args.file!r} and {args.pretrained!r}"
         raise ValueError(f"Give either FILE or --pretrained; got {got}.")
     return args.file or str(pretrained_path(args.pretrained))
-
-
-def add_json_argument(parser: argparse.ArgumentParser) -> None:
-    """The output format."""
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def add_weight_arguments(group: argparse._ActionsContainer) -> None:

@@ -39,6 +39,10 @@ Invalid data raise `DataError`: when the data set is opened, test split included
 be found without decoding every image, and otherwise when the image is read.
 """
 
+from mlg_jax._image_files import FORMAT_NAMES as FORMAT_NAMES
+from mlg_jax._image_files import IMAGE_FORMATS as IMAGE_FORMATS
+from mlg_jax._image_files import DataError as DataError
+from mlg_jax._image_files import decode_image as decode_image
 from mlg_jax.data._augment import Preprocessing as Preprocessing
 from mlg_jax.data._augment import alternating_flip as alternating_flip
 from mlg_jax.data._augment import augment_images as augment_images
@@ -54,10 +58,6 @@ from mlg_jax.data._batches import holdout_indices as holdout_indices
 from mlg_jax.data._cifar import prepare_cifar as prepare_cifar
 from mlg_jax.data._dataset import Dataset as Dataset
 from mlg_jax.data._dataset import load_dataset as load_dataset
-from mlg_jax.data._examples import DataError as DataError
-from mlg_jax.data._images import FORMAT_NAMES as FORMAT_NAMES
-from mlg_jax.data._images import IMAGE_FORMATS as IMAGE_FORMATS
-from mlg_jax.data._images import decode_image as decode_image
 from mlg_jax.data._spec import NAMES as NAMES
 from mlg_jax.data._spec import AugmentSpec as AugmentSpec
 from mlg_jax.data._spec import DataSpec as DataSpec

@@ -7,20 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from mlg_jax._image_files import DataError
+
 HostBatch = dict[str, np.ndarray]  # image: uint8 [n, h, w, c]; label: int32 [n]
 
 _CHUNK = 256  # images read by one thread at a time
-
-
-class DataError(ValueError):
-    """Images or labels are invalid; raised when a data set is opened or read.
-
-    The message names the file or the argument and is always a single line: line breaks in messages
-    of other libraries and in file names become spaces.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
 
 
 def check_images(where: str, images: np.ndarray) -> None:

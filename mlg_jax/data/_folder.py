@@ -7,8 +7,8 @@ import os
 
 import numpy as np
 
-from mlg_jax.data._examples import DataError, Examples, HostBatch, Source, visit_chunks
-from mlg_jax.data._images import FORMAT_NAMES, IMAGE_FORMATS, decode_image, header_size
+from mlg_jax._image_files import FORMAT_NAMES, IMAGE_FORMATS, DataError, decode_image, header_size
+from mlg_jax.data._examples import Examples, HostBatch, Source, visit_chunks
 from mlg_jax.data._spec import DataSpec
 
 _SUFFIXES = tuple(itertools.chain.from_iterable(IMAGE_FORMATS.values()))

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from mlg_jax._image_files import DataError, decode_image
 from mlg_jax.data._cifar import ARCHIVES, prepare_cifar, prepare_command
-from mlg_jax.data._examples import DataError, Examples, HostBatch, Source, check_labels
-from mlg_jax.data._images import decode_image
+from mlg_jax.data._examples import Examples, HostBatch, Source, check_labels
 from mlg_jax.data._spec import DataSpec
 
 # The splits used as (training, test) images, if they are not `train` and `test`. tf_flowers has a

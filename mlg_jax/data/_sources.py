@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mlg_jax._image_files import DataError
 from mlg_jax.data._examples import (
     ArrayExamples,
-    DataError,
     Examples,
     Source,
     SubsetExamples,

@@ -1,5 +1,6 @@
 """Inference from a packed file: save a trained model, load it, predict."""
 
+from mlg_jax._labels import Label as Label
 from mlg_jax.engine._batching import BATCH_SIZES as BATCH_SIZES
 from mlg_jax.engine._files import load_packed as load_packed
 from mlg_jax.engine._files import save_packed as save_packed
@@ -11,7 +12,6 @@ from mlg_jax.engine._onnx import export_onnx as export_onnx
 from mlg_jax.engine._onnx_operations import (
     UnsupportedOperationError as UnsupportedOperationError,
 )
-from mlg_jax.engine._predictor import Label as Label
 from mlg_jax.engine._predictor import Predictor as Predictor
 from mlg_jax.engine._resident import RESIDENCIES as RESIDENCIES
 from mlg_jax.engine._stablehlo import IMAGE_DTYPES as IMAGE_DTYPES

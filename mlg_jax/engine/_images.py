@@ -9,8 +9,9 @@ import numpy as np
 
 from mlg_jax._checks import check_choice, check_integer, check_real
 from mlg_jax._dataclass_json import from_plain, to_plain
+from mlg_jax._image_files import read_images
 from mlg_jax._types import Array
-from mlg_jax.data import decode_image, normalize_images
+from mlg_jax.data import normalize_images
 
 RESIZES = ("center_bicubic",)
 MAX_SIDE = 4096  # so that images of the size given by a file cannot fill the memory
@@ -63,18 +64,7 @@ class ImagePreprocessing:
             ValueError: a file is not an image, or has another size that cannot be resized.
             FileNotFoundError: a file does not exist.
         """
-        return np.stack([self._read(os.fspath(path)) for path in paths])
-
-    def _read(self, path: str) -> np.ndarray:
-        height, width, channels = self.image_shape
-        size = height if height == width else None
-        image = decode_image(path, channels=channels, size=size, where=path)
-        if image.shape != self.image_shape:
-            raise ValueError(
-                f"The image {path} must have {width} x {height} pixels, as images are resized to "
-                f"square sizes only; got {image.shape[1]} x {image.shape[0]}."
-            )
-        return image
+        return read_images(paths, self.image_shape)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -1,7 +1,6 @@
 """Computes logits, probabilities and labels of images with the weights of a packed file."""
 
 import collections
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -13,6 +12,7 @@ from flax import linen as nn
 
 from mlg_jax import layers
 from mlg_jax._checks import check_choice, check_instance, check_integer
+from mlg_jax._labels import Label, softmax, top_labels
 from mlg_jax._types import Array
 from mlg_jax.engine._batching import BATCH_SIZES, Chunk, checked_sizes, chunks, padded
 from mlg_jax.engine._fit import bounded_records, naming_misfits
@@ -27,15 +27,6 @@ from mlg_jax.models import ImplementationChoice, ModelSpec
 MAX_UNDER_WAY = 2  # batches in flight on the device; beyond that the host waits for the oldest
 
 Images = np.ndarray | jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Label:
-    """A class and its probability."""
-
-    index: int
-    name: str  # the index as a string if the file has no class names
-    probability: float
 
 
 class Predictor:
@@ -156,9 +147,7 @@ class Predictor:
 
     def probabilities(self, images: Images) -> np.ndarray:
         """Softmax of the logits, float32 `[N, num_classes]`. Raises the errors of `logits`."""
-        logits = self.logits(images).astype(np.float32)
-        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return weights / weights.sum(axis=-1, keepdims=True)
+        return softmax(self.logits(images))
 
     def labels(self, images: Images, *, top: int = 1) -> list[list[Label]]:
         """The `top` most probable classes of each image, in descending order of probability.
@@ -168,15 +157,7 @@ class Predictor:
                 error of `logits`.
         """
         check_integer("top", top, 1, self.spec.num_classes)
-        probabilities = self.probabilities(images)
-        best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
-        return [
-            [Label(int(i), self._name_of(int(i)), float(row[i])) for i in order]
-            for row, order in zip(probabilities, best, strict=True)
-        ]
-
-    def _name_of(self, index: int) -> str:
-        return self.class_names[index] if self.class_names else str(index)
+        return top_labels(self.probabilities(images), self.class_names, top)
 
     def _run(self, images: Images) -> jax.Array:
         return self._forward(self._arrays, images)

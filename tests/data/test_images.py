@@ -9,8 +9,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from mlg_jax._image_files import decode_image, header_size, resize_images
 from mlg_jax.data import DataError
-from mlg_jax.data._images import array_examples, decode_image, header_size, resize_images
+from mlg_jax.data._images import array_examples
 from tests.data._tiny import random_images
 
 

@@ -5,7 +5,7 @@ import logging
 import runpy
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import jax
 import ml_collections
 
 from mlg_jax._errors import user_message
-from mlg_jax.config import ConfigError, ExperimentConfig, parse_config
+from mlg_jax.config import ConfigError, ExperimentConfig, parse_config, to_json
 from mlg_jax.experiment._hosts import add_host_flags, join_hosts
 from mlg_jax.experiment._modes import MODES, run_experiment
 from mlg_jax.experiment._profile_report import PROFILE_DIR, profile_table
 from mlg_jax.train import TrainingInterrupted, enable_compilation_cache
+
+SHOW = "show"  # a mode of the command line only
 
 _PREFIX = "--config."
 
@@ -32,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _log_to_stderr()
     try:
         config = load_config(options.config, overrides)
+        if options.mode == SHOW:
+            sys.stdout.write("".join(f"{line}\n" for line in shown(config)))
+            return 0
         work_dir = options.workdir or Path("runs") / Path(options.config).stem
         if options.mode != "profile":  # a profile writes only to its own directory
             enable_compilation_cache(Path(work_dir) / "compilation_cache")
@@ -52,6 +57,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _print_summary(summary, Path(work_dir) / "report")
     return 0
+
+
+def shown(config: ExperimentConfig) -> list[str]:
+    """Every value of a resolved configuration, as `a.b=VALUE`; also an override of `launch.py`."""
+
+    def lines(path: str, value: Any) -> Iterator[str]:
+        if not isinstance(value, Mapping):
+            yield f"{path}={value!r}"
+            return
+        for name, part in value.items():
+            yield from lines(f"{path}.{name}" if path else name, part)
+
+    return list(lines("", to_json(config)))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -135,10 +153,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mode",
         default="train",
-        choices=MODES,
+        choices=(*MODES, SHOW),
         help="train: run all stages and report; eval: only report on the trained networks; "
-        "export: only write the packed student again; profile: measure the memory of training "
-        "(default: train)",
+        "export: only write the packed student again; profile: measure the memory of training; "
+        "show: only print every value of the configuration (default: train)",
     )
     add_host_flags(parser)
     return parser

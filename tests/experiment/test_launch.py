@@ -1,13 +1,17 @@
 """`launch.py`: a user's error is one line and status 2, before any stage runs."""
 
 import json
+import pathlib
 
 import jax.numpy as jnp
 import pytest
 
+from mlg_jax.config import parse_config
 from mlg_jax.experiment import _launch, main
 from mlg_jax.experiment._tasks import EVAL_METRICS, classification_loss
 from tests.experiment.test_run import settings
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -92,3 +96,12 @@ def test_the_metrics_that_a_best_checkpoint_can_be_chosen_by():
     batch = {"image": jnp.zeros((4, 3)), "label": jnp.zeros(4, jnp.int32)}
     _, (metrics, _) = classification_loss(Model())({}, {}, batch, None, False)
     assert {*metrics, "loss"} == set(EVAL_METRICS)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_what_is_shown_makes_the_same_experiment(path, capsys):
+    assert main([f"--config={path}", "--mode=show", "--config.seed=3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "seed=3" in lines
+    rebuilt = parse_config({}, dict(line.split("=", 1) for line in lines))
+    assert rebuilt == _launch.load_config(path, ["--config.seed=3"])

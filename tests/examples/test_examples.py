@@ -30,9 +30,8 @@ def test_the_plain_model_is_plain():
     assert len(lines) <= 40
 
 
-@pytest.mark.parametrize(
-    "name", ["linen_resnet", pytest.param("nnx_resnet", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linen_resnet", "nnx_resnet"])
 def test_models_that_stand_are_compressed_and_served(name):
     text = run(name)
     trained, projected, tuned, compressed = shares(text)

@@ -74,7 +74,7 @@ def export_onnx(
     if images is not None:
         check_choice("images", images, IMAGE_DTYPES)
     onnx = _onnx()
-    packed = _in_float32(packed)
+    manifest, packed = packed.manifest, _in_float32(packed)
     chosen = chosen_implementations(packed, model, implementation, batch_size, name)
 
     def trace(fold: bool) -> tuple[Predictor, Any]:
@@ -95,7 +95,7 @@ def export_onnx(
     proto = graph.model(
         [_described(onnx, "images", [shape[axis] for axis in order], dtype)],
         [_described(onnx, "logits", logits.shape, np.float32)],
-        **{MANIFEST: json.dumps(predictor.manifest)},
+        **{MANIFEST: json.dumps(manifest)},
     )
     return bytes(proto.SerializeToString())
 

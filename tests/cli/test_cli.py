@@ -14,7 +14,7 @@ import pytest
 
 import mlg_jax
 from mlg_jax.cli import _inspect, _main, _predict, main
-from mlg_jax.cli._options import write
+from mlg_jax.cli._text import write
 from mlg_jax.export import read_packed, write_packed
 from mlg_jax.train import CheckpointError
 from tests.engine import _trained

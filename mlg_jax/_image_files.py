@@ -17,6 +17,9 @@ import numpy as np
 IMAGE_FORMATS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "WEBP": (".webp",)}
 FORMAT_NAMES = "PNG, JPEG or WebP"
 
+# How an image becomes a square, see `ImagePreprocessing`; the first is what data sets do.
+CENTER_BICUBIC, CROP_875_BILINEAR = RESIZES = ("center_bicubic", "crop_875_bilinear")
+
 _MODES = {1: "L", 3: "RGB"}  # from a number of channels to Pillow's colour mode
 _ORIENTATION = 0x0112  # EXIF tag of the orientation
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
@@ -34,7 +37,14 @@ class DataError(ValueError):
         super().__init__(" ".join(message.splitlines()))
 
 
-def decode_image(source: bytes | str, *, channels: int, size: int | None, where: str) -> np.ndarray:
+def decode_image(
+    source: bytes | str,
+    *,
+    channels: int,
+    size: int | None,
+    where: str,
+    resize: str = CENTER_BICUBIC,
+) -> np.ndarray:
     """Decodes a PNG, JPEG or WebP image to the pixels that an image viewer shows.
 
     The EXIF orientation is applied, and an animation gives its first frame. Transparent pixels are
@@ -44,9 +54,9 @@ def decode_image(source: bytes | str, *, channels: int, size: int | None, where:
     Args:
         source: the encoded bytes, or the path of a file.
         channels: 1 (grey) or 3 (RGB); other colour modes are converted.
-        size: side in pixels; the largest central square is resized to it (bicubic, anti-aliased).
-            None keeps the size of the image.
+        size: side in pixels of the square that is made of the image; None keeps its size.
         where: name of the image in error messages.
+        resize: how the square is made, one of `RESIZES`.
 
     Returns:
         uint8 [h, w, channels].
@@ -58,19 +68,26 @@ def decode_image(source: bytes | str, *, channels: int, size: int | None, where:
     """
     mode = _MODES[channels]
     with _opened(source, where) as image:
-        if size is not None:
+        if size is not None and resize == CENTER_BICUBIC:
             # For JPEG only: decodes at 1/2, 1/4 or 1/8 of the size, but to at least twice the side
             # asked for, so that the bicubic filter hides the difference. Saves most of the time.
             image.draft(mode, (2 * size, 2 * size))
         image.load()  # reads EXIF data stored after the pixels, too
-        pixels = _fit(_upright(_opaque(image).convert(mode), _orientation(image)), size)
+        pixels = _fit(_upright(_opaque(image).convert(mode), _orientation(image)), size, resize)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def read_images(
-    paths: Sequence[str | os.PathLike[str]], image_shape: tuple[int, int, int]
+    paths: Sequence[str | os.PathLike[str]],
+    image_shape: tuple[int, int, int],
+    resize: str = CENTER_BICUBIC,
 ) -> np.ndarray:
     """The pixels of image files for a network whose images have `(height, width, channels)`.
+
+    Args:
+        paths: the files.
+        image_shape: of the network's images.
+        resize: how images become square, one of `RESIZES`.
 
     Returns:
         uint8 `[N, height, width, channels]`.
@@ -79,13 +96,13 @@ def read_images(
         ValueError: a file is not an image, or has another size that cannot be resized.
         FileNotFoundError: a file does not exist.
     """
-    return np.stack([_read(os.fspath(path), image_shape) for path in paths])
+    return np.stack([_read(os.fspath(path), image_shape, resize) for path in paths])
 
 
-def _read(path: str, image_shape: tuple[int, int, int]) -> np.ndarray:
+def _read(path: str, image_shape: tuple[int, int, int], resize: str) -> np.ndarray:
     height, width, channels = image_shape
     size = height if height == width else None
-    image = decode_image(path, channels=channels, size=size, where=path)
+    image = decode_image(path, channels=channels, size=size, where=path, resize=resize)
     if image.shape != image_shape:
         raise ValueError(
             f"The image {path} must have {width} x {height} pixels, as images are resized to "
@@ -194,14 +211,27 @@ def _is_complete(file: BinaryIO, image_format: str | None) -> bool:
     return tail.endswith(b"\xff\xd9")
 
 
-def _fit(image, size: int | None) -> np.ndarray:
-    """The central square of a Pillow image, resized to `size`; None keeps the whole image."""
+def _fit(image, size: int | None, resize: str = CENTER_BICUBIC) -> np.ndarray:
+    """A Pillow image as a square of side `size`; None keeps the whole image."""
     import PIL.Image
     import PIL.ImageOps
 
-    if size is not None and image.size != (size, size):
+    if size is not None and resize == CROP_875_BILINEAR:
+        image = _cropped(image, size)
+    elif size is not None and image.size != (size, size):
         image = PIL.ImageOps.fit(image, (size, size), PIL.Image.Resampling.BICUBIC)
     return np.asarray(image)
+
+
+def _cropped(image, size: int):
+    """The central square of side `size` once the shorter side of the image is `size / .875`."""
+    from PIL.Image import Resampling
+
+    scaled = round(size / 0.875)
+    sides = [scaled * side // min(image.size) for side in image.size]
+    image = image.resize(tuple(sides), Resampling.BILINEAR)
+    left, top = (round((side - size) / 2) for side in sides)
+    return image.crop((left, top, left + size, top + size))
 
 
 def resize_images(images: np.ndarray, size: int | None) -> np.ndarray:

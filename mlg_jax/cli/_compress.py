@@ -1,42 +1,55 @@
-"""Compress a trained network to a given number of kilobytes and write a packed model."""
+"""Compress a trained network to a file of a given number of kilobytes."""
 
 import argparse
-import itertools
 import json
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
+from mlg_jax.cli._options import linen_module
+from mlg_jax.cli._sources import Trained, read_images, read_trained
 from mlg_jax.cli._text import add_json_argument, positive_integer
-from mlg_jax.compress import Compressed, DistillationSpec, LayerChoices, compress
-from mlg_jax.config import ExperimentConfig, parse_config
-from mlg_jax.data import Dataset, load_dataset
-from mlg_jax.engine import ImagePreprocessing, save_packed
-from mlg_jax.models import create_model
-from mlg_jax.train import CHECKPOINT_DIR, FINGERPRINT_FILE, CheckpointError, load_variables
+from mlg_jax.cli._torch_options import add_network_arguments, add_preprocessing_arguments
+from mlg_jax.compress import Compressed, DistillationSpec, LayerChoices, compress, compressible
+from mlg_jax.engine import save_packed
+from mlg_jax.layers import forward
+from mlg_jax.models import MODELS
 
 NAME = "compress"
 
 _BATCH_SIZE = 128
+_NUM_HELD_OUT = 1000  # images on which both networks are compared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The network, its budget, the images and the distillation."""
     parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help="work directory of launch.py, or the directory of its teacher's checkpoints",
+        "file",
+        metavar="SOURCE",
+        help="a trained network with ordinary kernels: a packed model (.mlg), a PyTorch state dict "
+        "(.pth, .pt, .safetensors), a work directory of launch.py, or the directory of its "
+        "teacher's checkpoints",
     )
     parser.add_argument(
         "--target-kb",
         type=float,
         required=True,
         metavar="N",
-        help="maximum size of the weights in KB of 1024 bytes; running statistics add to the file",
+        help="maximum size of the file in KB of 1024 bytes",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="directory with images, also in sub-directories, like those that the network is for; "
+        "labels are not needed (default: the training images of a work directory)",
     )
     parser.add_argument(
         "--output",
@@ -49,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_integer,
         default=1024,
         metavar="N",
-        help="number of training images to measure, calibrate and distill on (default: 1024)",
+        help="number of images to measure, calibrate and distill on (default: 1024)",
     )
     parser.add_argument(
         "--distill-epochs",
@@ -58,94 +71,138 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="epochs of distillation over these images (default: 0, no distillation)",
     )
+    parser.add_argument(
+        "--float-bits",
+        type=int,
+        default=16,
+        choices=(16, 32),
+        help="bits of an entry of what is not quantised, such as the statistics of norms "
+        "(default: 16)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
+    parser.add_argument(
+        "--model",
+        type=_network,
+        metavar="NAME",
+        help=f"architecture of a PyTorch file: {', '.join(sorted(MODELS))}; or MODULE:NAME, the "
+        "Flax Linen module of a packed model that needs it",
+    )
+    add_network_arguments(parser)
     add_json_argument(parser)
+    add_preprocessing_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Compresses and saves the network; prints the chosen setting of each layer and its size."""
-    config, directory = _find(Path(args.checkpoint))
-    variables = _variables(directory)
-    dataset = load_dataset(config.data)
-    model = create_model(
-        config.model.name,
-        num_classes=dataset.num_classes,
-        stem=config.model.stem,
-        width=config.model.width,
-    )
-    epochs, images = args.distill_epochs, dataset.normalized_images(args.images)
+    source = read_trained(args)
+    images, held_out = _images(args, source)
+    metrics = {f"{name}_before": value for name, value in _accuracy(source).items()}
+
+    def save(path: str | Path, small: nn.Module, variables: Any) -> int:
+        return save_packed(
+            path,
+            small,
+            variables,
+            preprocessing=source.preprocessing,
+            class_names=source.class_names,
+            metrics=metrics,
+            float_bits=args.float_bits,
+        )
+
+    def num_bytes(small: nn.Module, variables: Any) -> int:
+        """Of the file, with the metrics that it will hold."""
+        metrics.update(_accuracy(source, small, variables))
+        if len(held_out):
+            metrics["agreement"] = _agreement(source, small, variables, held_out)
+        with tempfile.TemporaryDirectory() as directory:
+            return save(Path(directory) / "model.mlg", small, variables)
+
     small = compress(
-        model,
-        variables,
+        source.model,
+        source.variables,
         images,
         target_kb=args.target_kb,
         key=jax.random.key(args.seed),
-        distillation=DistillationSpec(num_epochs=epochs, batch_size=min(_BATCH_SIZE, len(images)))
-        if epochs
+        distillation=DistillationSpec(
+            num_epochs=args.distill_epochs, batch_size=min(_BATCH_SIZE, len(images))
+        )
+        if args.distill_epochs
         else None,
-        on_report=_report,
+        num_bytes=num_bytes,
+        on_report=_reporter(source, images),
     )
-    metrics = {}
-    if dataset.num_validation:
-        metrics = {
-            "validation_accuracy": _accuracy(small.model, small.variables, dataset),
-            "validation_accuracy_before": _accuracy(model, variables, dataset),
-        }
-    mean, std = dataset.preprocessing.mean, dataset.preprocessing.std
-    height, width, _ = dataset.image_shape
-    file_bytes = save_packed(
-        args.output,
-        small.model,
-        small.variables,
-        preprocessing=ImagePreprocessing(image_size=(height, width), mean=mean, std=std),
-        class_names=dataset.class_names,
-        metrics=metrics,
-    )
+    file_bytes = save(args.output, small.model, small.variables)
     result = {"file": args.output, "file_bytes": file_bytes, "weights_kb": small.allocation.kb}
     _write(result | metrics, small, is_json=args.json)
     return 0
 
 
-def _find(path: Path) -> tuple[ExperimentConfig, Path]:
-    """The experiment's configuration and the directory of its teacher's checkpoints."""
-    for work_dir in (path, *itertools.islice(path.absolute().parents, 2)):
-        file = work_dir / FINGERPRINT_FILE
-        tree = json.loads(file.read_text()) if file.is_file() else {}
-        if "student" not in tree:  # the file of a single stage
-            continue
-        config = parse_config(tree)
-        if work_dir != path:
-            return config, path if path.name == CHECKPOINT_DIR else path / CHECKPOINT_DIR
-        given = config.teacher.checkpoint
-        return config, Path(given) if given else path / "teacher" / CHECKPOINT_DIR
-    raise ValueError(
-        f"`checkpoint` must be a work directory of launch.py or its teacher's checkpoints; there "
-        f"is no {FINGERPRINT_FILE} of an experiment in {path} or its parents."
-    )
+def _images(args: argparse.Namespace, source: Trained) -> tuple[jax.Array, jax.Array]:
+    """Normalised images to compress with, and others on which both networks are compared."""
+    if args.data is not None:
+        samples = args.images, _NUM_HELD_OUT, args.seed
+        return read_images(args.data, source.preprocessing, *samples)
+    if source.dataset is None:
+        raise ValueError(
+            "`--data` must be a directory with images; only a work directory has its own; got none."
+        )
+    images = source.dataset.normalized_images(args.images)
+    return images, images[:0]
 
 
-def _variables(directory: Path) -> dict[str, Any]:
-    try:
-        params, state, _ = load_variables(directory)
-    except CheckpointError as error:
-        raise ValueError(str(error)) from error
-    return {"params": params, **state}
+def _network(text: str) -> str | nn.Module:
+    """Converts `--model`."""
+    return text if text in MODELS else linen_module(text)
 
 
-def _accuracy(model: nn.Module, variables: Any, dataset: Dataset) -> float:
-    """Validation accuracy; the test set is not read."""
+def _accuracy(
+    source: Trained, model: nn.Module | None = None, variables: Any = None
+) -> dict[str, float]:
+    """Validation accuracy, by default of the source; the test set is not read."""
+    dataset = source.dataset
+    if dataset is None or not dataset.num_validation:
+        return {}
+    normalize = dataset.preprocessing.normalize
+    apply = forward(model or source.model, train=False)
+    values = source.variables if model is None else variables
 
     @jax.jit
     def num_right(batch: Any) -> jax.Array:
-        image = dataset.preprocessing.normalize(batch["image"])
-        logits: Any = model.apply(variables, image)
-        return jnp.sum((jnp.argmax(logits, -1) == batch["label"]) & batch["mask"])
+        classes = jnp.argmax(apply(values, normalize(batch["image"])), -1)
+        return jnp.sum((classes == batch["label"]) & batch["mask"])
 
-    return sum(int(num_right(b)) for b in dataset.validation_batches()) / dataset.num_validation
+    total = sum(int(num_right(batch)) for batch in dataset.validation_batches())
+    return {"validation_accuracy": total / dataset.num_validation}
 
 
-def _report(layer: LayerChoices) -> None:
-    sys.stderr.write(f"measured {layer.name}: {len(layer.choices)} choices\n")
+def _agreement(source: Trained, model: nn.Module, variables: Any, images: jax.Array) -> float:
+    """The share of images to which both networks give the same class."""
+    one, other = forward(source.model, train=False), forward(model, train=False)
+
+    @jax.jit
+    def num_same(batch: Any) -> jax.Array:
+        classes = jnp.argmax(one(source.variables, batch), -1)
+        return jnp.sum(classes == jnp.argmax(other(variables, batch), -1))
+
+    batches = np.array_split(np.asarray(images), -(-len(images) // _BATCH_SIZE))
+    return sum(int(num_same(batch)) for batch in batches) / len(images)
+
+
+def _reporter(source: Trained, images: jax.Array) -> Callable[[LayerChoices], None]:
+    """Writes a line for each measured layer, with the time that the others will take."""
+    total, started = len(compressible(source.model, images)), time.monotonic()
+    done: list[str] = []
+
+    def report(layer: LayerChoices) -> None:
+        done.append(layer.name)
+        seconds = (time.monotonic() - started) / len(done) * (total - len(done))
+        sys.stderr.write(
+            f"measured layer {len(done)} of {total}, {layer.name}: {len(layer.choices)} choices; "
+            f"{seconds:.0f} s left\n"
+        )
+
+    sys.stderr.write(f"measuring {total} layers on {len(images)} images\n")
+    return report
 
 
 def _write(result: dict[str, Any], small: Compressed, *, is_json: bool) -> None:

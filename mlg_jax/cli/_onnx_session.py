@@ -69,9 +69,11 @@ class OnnxSession:
             raise ValueError(f"{self.name} does not specify how images are preprocessed.")
         height, width = self._preprocessing["image_size"]
         shape = (height, width, len(self._preprocessing["mean"]))
+        resize = self._preprocessing["resize"]
         found: list[list[Label]] = []
         for start in range(0, len(paths), _BATCH):
-            logits = self.logits(read_images(paths[start : start + _BATCH], shape))
+            images = read_images(paths[start : start + _BATCH], shape, resize)
+            logits = self.logits(images)
             found += top_labels(softmax(logits), self.class_names, min(top, logits.shape[1]))
         return found
 

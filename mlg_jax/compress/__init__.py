@@ -14,6 +14,7 @@ from mlg_jax.compress._project import project_model as project_model
 from mlg_jax.compress._sensitivity import Candidate as Candidate
 from mlg_jax.compress._sensitivity import LayerChoices as LayerChoices
 from mlg_jax.compress._sensitivity import Sensitivity as Sensitivity
+from mlg_jax.compress._sensitivity import compressible as compressible
 from mlg_jax.compress._sensitivity import measure_sensitivity as measure_sensitivity
 from mlg_jax.compress._spec import AllocationSpec as AllocationSpec
 from mlg_jax.compress._statistics import estimate_statistics as estimate_statistics

@@ -12,7 +12,7 @@ from mlg_jax._tables import table
 from mlg_jax.compress._sensitivity import Candidate, Sensitivity
 from mlg_jax.kernels import GenerationSpec
 
-_BITS_PER_KB = 8 * 1024
+BITS_PER_KB = 8 * 1024
 _NUM_CELLS = 50_000  # in the table of `knapsack`; with more cells, sizes are rounded less
 
 
@@ -32,7 +32,7 @@ class Allocation:
     @property
     def kb(self) -> float:
         """Size of the whole model in KB of 1024 bytes, as `size_report` counts it."""
-        return self.num_bits / _BITS_PER_KB
+        return self.num_bits / BITS_PER_KB
 
     @property
     def kl(self) -> float:
@@ -46,7 +46,7 @@ class Allocation:
             {
                 "layer": name,
                 "setting": _words(choice.generation, self.weight_bits),
-                "kb": choice.num_bits / _BITS_PER_KB,
+                "kb": choice.num_bits / BITS_PER_KB,
                 "error": choice.error,
                 "kl": choice.kl,
             }
@@ -85,8 +85,7 @@ def allocate(sensitivity: Sensitivity, *, target_kb: float) -> Allocation:
     """
     check_instance("sensitivity", sensitivity, Sensitivity)
     rows = [layer.choices for layer in sensitivity.layers]
-    smallest = sensitivity.fixed_bits + sum(min(c.num_bits for c in row) for row in rows)
-    budget = budget_bits(target_kb, smallest)
+    budget = budget_bits(target_kb, sensitivity.smallest_bits)
     picks = knapsack(
         [[c.num_bits for c in row] for row in rows],
         [[c.kl for c in row] for row in rows],
@@ -101,9 +100,9 @@ def allocate(sensitivity: Sensitivity, *, target_kb: float) -> Allocation:
 def budget_bits(target_kb: float, smallest: int) -> int:
     """`target_kb` in bits; raises unless it is a number and at least `smallest` bits."""
     check_real("target_kb", target_kb, 0.0, exclusive_minimum=True)
-    budget = math.floor(target_kb * _BITS_PER_KB)
+    budget = math.floor(target_kb * BITS_PER_KB)
     if budget < smallest:
-        reachable = math.ceil(smallest / _BITS_PER_KB * 100) / 100
+        reachable = math.ceil(smallest / BITS_PER_KB * 100) / 100
         raise ValueError(
             f"`target_kb` must be at least {reachable}, the smallest reachable with these choices; "
             f"got {target_kb!r}."

@@ -1,6 +1,7 @@
 """Compression of a trained network to a given size: measure, allocate, project, distil."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 from flax import linen as nn
 
 from mlg_jax._types import Array, Float, Key
-from mlg_jax.compress._allocate import Allocation, allocate, budget_bits
+from mlg_jax.compress._allocate import BITS_PER_KB, Allocation, allocate, budget_bits
 from mlg_jax.compress._distill import DistillationSpec, distill
 from mlg_jax.compress._fit import DEFAULT_PROJECTION, fit_generated
 from mlg_jax.compress._sensitivity import (
@@ -22,6 +23,7 @@ from mlg_jax.compress._spec import AllocationSpec
 from mlg_jax.generation import ProjectionSpec
 
 _DEFAULT = AllocationSpec()
+_CODED = 0.5  # of its counted bits: no network's file is smaller, even if its codes are coded well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ def compress(
     allocation: AllocationSpec = _DEFAULT,
     projection: ProjectionSpec = DEFAULT_PROJECTION,
     distillation: DistillationSpec | None = None,
+    num_bytes: Callable[[nn.Module, dict[str, Any]], int] | None = None,
     on_report: Callable[[LayerChoices], None] = lambda layer: None,
 ) -> Compressed:
     """Compresses a trained network to a given size, without labels.
@@ -55,12 +58,15 @@ def compress(
             plain Flax layers.
         variables: its parameters and statistics.
         images: `[N, H, W, C]`, at least some hundreds of real images, normalised for the network.
-        target_kb: largest size in KB of 1024 bytes, as `size_report` counts it: with norms and
-            classifier, without running statistics.
+        target_kb: largest size in KB of 1024 bytes; unless `num_bytes` is given, as `size_report`
+            counts it: with norms and classifier, without running statistics.
         key: seeds projection (`l2`) and distillation.
         allocation: the candidates for each layer, and the effort spent on measuring them.
         projection: as in `fit_generated`.
         distillation: a short training on the original's predictions; None skips it.
+        num_bytes: what `target_kb` bounds, computed from the compressed network and its variables,
+            such as the size of the file that `save_packed` writes. The network is then projected
+            at least twice, and trained again in the rare case that training makes it larger.
         on_report: called with each layer once its sensitivity is measured.
 
     Returns:
@@ -79,26 +85,70 @@ def compress(
     """
     fixed_bits = check_compressible(model, variables, images, allocation)
     shapes = (r.kernel_shape for r in compressible(model, images))
-    budget_bits(target_kb, fixed_bits + sum(map(allocation.smallest_bits, shapes)))
+    smallest = fixed_bits + sum(map(allocation.smallest_bits, shapes))
+    budget_bits(target_kb, smallest if num_bytes is None else round(smallest * _CODED))
     measured = measure_sensitivity(model, variables, images, spec=allocation, on_report=on_report)
-    chosen = allocate(measured, target_kb=target_kb)
-    small, small_variables = fit_generated(
-        model,
-        variables,
-        images,
-        generation=chosen.generation,
-        weight_bits=chosen.weight_bits,
-        projection=projection,
-        key=jax.random.fold_in(key, 0),
-    )
-    if distillation is not None:
-        small_variables = distill(
-            small,
-            small_variables,
+
+    def projected(kb: float) -> Compressed:
+        chosen = allocate(measured, target_kb=kb)
+        small, small_variables = fit_generated(
+            model,
+            variables,
+            images,
+            generation=chosen.generation,
+            weight_bits=chosen.weight_bits,
+            projection=projection,
+            key=jax.random.fold_in(key, 0),
+        )
+        return Compressed(small, small_variables, chosen, measured)
+
+    def trained(small: Compressed) -> Compressed:
+        if distillation is None:
+            return small
+        new = distill(
+            small.model,
+            small.variables,
             model,
             variables,
             images,
             spec=distillation,
             key=jax.random.fold_in(key, 1),
         )
-    return Compressed(small, small_variables, chosen, measured)
+        return dataclasses.replace(small, variables=new)
+
+    if num_bytes is None:
+        return trained(projected(target_kb))
+    return _within(target_kb, measured.smallest_bits / BITS_PER_KB, projected, trained, num_bytes)
+
+
+def _within(
+    target_kb: float,
+    smallest_kb: float,
+    projected: Callable[[float], Compressed],
+    trained: Callable[[Compressed], Compressed],
+    num_bytes: Callable[[nn.Module, dict[str, Any]], int],
+) -> Compressed:
+    """The trained network whose bytes are at most `target_kb`.
+
+    What the bytes exceed the counted bits by (statistics, manifest, less the coding of frequent
+    codes) is measured, and changes little from one allocation to the next.
+    """
+
+    def excess(small: Compressed) -> float:
+        return num_bytes(small.model, small.variables) / 1024 - target_kb
+
+    small = projected(max(target_kb, smallest_kb))
+    kb = small.allocation.kb - excess(small)
+    while True:
+        if kb < smallest_kb:
+            reachable = math.ceil((target_kb + smallest_kb - kb) * 100) / 100
+            raise ValueError(
+                f"`target_kb` must be at least about {reachable}, the smallest reachable with "
+                f"these choices; got {target_kb!r}."
+            )
+        small = projected(kb)
+        if (over := excess(small)) <= 0:
+            small = trained(small)
+            if (over := excess(small)) <= 0:
+                return small
+        kb = min(kb, small.allocation.kb) - over

@@ -57,6 +57,11 @@ class Sensitivity:
     fixed_bits: int  # of everything that has no candidates: norms, biases, classifier
     weight_bits: int | None  # of the classifier and of ordinary kernels
 
+    @property
+    def smallest_bits(self) -> int:
+        """Size in bits of the smallest model that can be chosen."""
+        return self.fixed_bits + sum(min(c.num_bits for c in r.choices) for r in self.layers)
+
 
 def measure_sensitivity(
     model: nn.Module,

@@ -58,7 +58,9 @@ from mlg_jax.data._batches import holdout_indices as holdout_indices
 from mlg_jax.data._cifar import prepare_cifar as prepare_cifar
 from mlg_jax.data._dataset import Dataset as Dataset
 from mlg_jax.data._dataset import load_dataset as load_dataset
+from mlg_jax.data._folder import images_below as images_below
 from mlg_jax.data._spec import NAMES as NAMES
 from mlg_jax.data._spec import AugmentSpec as AugmentSpec
 from mlg_jax.data._spec import DataSpec as DataSpec
 from mlg_jax.data._spec import SyntheticSpec as SyntheticSpec
+from mlg_jax.data._statistics import KNOWN_STATISTICS as KNOWN_STATISTICS

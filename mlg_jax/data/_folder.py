@@ -92,7 +92,7 @@ def _list_class(directory: str, left_out: Files) -> list[str]:
     for entry in _entries(directory):
         is_hidden, is_image = entry.name.startswith("."), _is_image(entry.name)
         if entry.is_dir():
-            left_out["images in sub-directories"] += _images_below(entry.path)
+            left_out["images in sub-directories"] += images_below(entry.path)
         elif is_image and not is_hidden:
             images.append(entry.path)
         elif is_image:  # such as ._x.png, in which macOS stores metadata
@@ -132,11 +132,11 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(_SUFFIXES)
 
 
-def _images_below(directory: str) -> list[str]:
-    """The images in a directory and its sub-directories, without hidden ones."""
+def images_below(directory: str) -> list[str]:
+    """The image files in a directory and its sub-directories, sorted, without hidden ones."""
     return [
         os.path.join(parent, name)
-        for parent, _, names in os.walk(directory)
+        for parent, _, names in sorted(os.walk(directory))
         for name in sorted(names)
         if _is_image(name) and not name.startswith(".")
     ]

@@ -7,6 +7,7 @@ from mlg_jax.engine._files import save_packed as save_packed
 from mlg_jax.engine._images import ImagePreprocessing as ImagePreprocessing
 from mlg_jax.engine._manifest import Manifest as Manifest
 from mlg_jax.engine._materialized import dense_state as dense_state
+from mlg_jax.engine._materialized import trained_network as trained_network
 from mlg_jax.engine._onnx import LAYOUTS as LAYOUTS
 from mlg_jax.engine._onnx import export_onnx as export_onnx
 from mlg_jax.engine._onnx_operations import (

@@ -9,11 +9,10 @@ import numpy as np
 
 from mlg_jax._checks import check_choice, check_integer, check_real
 from mlg_jax._dataclass_json import from_plain, to_plain
-from mlg_jax._image_files import read_images
+from mlg_jax._image_files import CENTER_BICUBIC, CROP_875_BILINEAR, RESIZES, read_images
 from mlg_jax._types import Array
-from mlg_jax.data import normalize_images
+from mlg_jax.data import Dataset, normalize_images
 
-RESIZES = ("center_bicubic",)
 MAX_SIDE = 4096  # so that images of the size given by a file cannot fill the memory
 
 
@@ -25,8 +24,11 @@ class ImagePreprocessing:
         image_size: height and width in pixels, at most `MAX_SIDE`.
         mean: mean of the pixels, scaled to [0, 1], per channel; 1 or 3 numbers.
         std: standard deviation of the pixels, scaled to [0, 1], per channel; > 0.
-        resize: how files of another size are resized: `center_bicubic` crops the largest central
-            square and resizes it with anti-aliasing. Requires a square `image_size`.
+        resize: how image files become square. `center_bicubic` crops the largest central square
+            of a file of another size and resizes it with anti-aliasing. `crop_875_bilinear` scales
+            every file until its shorter side is `side / .875`, 256 pixels for 224, and crops the
+            central square, as torchvision's networks are evaluated; it requires a square
+            `image_size`.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range.
@@ -35,7 +37,7 @@ class ImagePreprocessing:
     image_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    resize: str = "center_bicubic"
+    resize: str = CENTER_BICUBIC
 
     def __post_init__(self) -> None:
         _check_length("image_size", self.image_size, (2,))
@@ -47,6 +49,16 @@ class ImagePreprocessing:
             check_real("mean", mean, 0.0, 1.0)
             check_real("std", std, 0.0, exclusive_minimum=True)
         check_choice("resize", self.resize, RESIZES)
+        if self.resize == CROP_875_BILINEAR and len(set(self.image_size)) > 1:
+            raise ValueError(
+                f"`image_size` must be square for `resize` {self.resize!r}; got {self.image_size}."
+            )
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "ImagePreprocessing":
+        """That of a data set's images."""
+        mean, std = dataset.preprocessing.mean, dataset.preprocessing.std
+        return cls(image_size=dataset.image_shape[:2], mean=mean, std=std)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -64,7 +76,7 @@ class ImagePreprocessing:
             ValueError: a file is not an image, or has another size that cannot be resized.
             FileNotFoundError: a file does not exist.
         """
-        return read_images(paths, self.image_shape)
+        return read_images(paths, self.image_shape, self.resize)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

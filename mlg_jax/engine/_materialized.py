@@ -1,13 +1,15 @@
-"""Converts a packed model to ordinary kernels, for runtimes that cannot generate them."""
+"""The network of a packed file and its variables; their conversion to ordinary kernels."""
 
 from typing import Any
 
 import numpy as np
+from flax import linen as nn
 
 from mlg_jax.engine._fit import bounded_records, naming_misfits
 from mlg_jax.engine._manifest import Manifest
 from mlg_jax.engine._network import check_tensors, network_of
 from mlg_jax.export import PackedModel, to_torch, unpack_variables
+from mlg_jax.kernels import LayerRecord
 from mlg_jax.layers import decoded_variables
 from mlg_jax.models import ModelSpec
 
@@ -32,11 +34,50 @@ def dense_state(packed: PackedModel, *, name: str = "the packed model") -> dict[
             f"`packed` must hold a model made by `create_model`, as only these have counterparts "
             f"in torchvision; got {manifest.model.module}."
         )
-    with naming_misfits(name):
-        network: Any = network_of(manifest.model, None, "generate")
+    network, records = _checked(packed, None, "generate", name)
+    variables = decoded_variables(records, unpack_variables(packed))
+    return to_torch(records, variables, architecture=type(network).__name__)
+
+
+def trained_network(
+    packed: PackedModel, *, model: nn.Module | None = None, name: str = "the packed model"
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a packed model without quantised weights, to train or to compress further.
+
+    Args:
+        packed: from `read_packed`.
+        model: see `load_packed`.
+        name: the file, for messages.
+
+    Returns:
+        The module and its variables.
+
+    Raises:
+        TypeError, ValueError: `model` is not the module of the file, or a tensor is quantised.
+        PackedFileError: the tensors do not fit the model, or the manifest is invalid.
+    """
+    for tensor in packed.tensors:
+        if tensor.bits is not None:
+            raise ValueError(
+                f"{name} must have ordinary kernels that are not quantised; "
+                f"{'/'.join(tensor.path)} has {tensor.bits} bits."
+            )
+    network, _ = _checked(packed, model, "auto", name)
+    return network, dict(unpack_variables(packed))
+
+
+def _checked(
+    packed: PackedModel, model: nn.Module | None, implementation: str, name: str
+) -> tuple[nn.Module, tuple[LayerRecord, ...]]:
+    """The network of a packed model and its layers; the tensors fit them."""
+    manifest = Manifest.of(packed, name)
+    if model is None and isinstance(manifest.model, ModelSpec):
+        with naming_misfits(name):
+            network: Any = network_of(manifest.model, None, implementation)
+    else:  # errors are those of the caller's argument, not of the file
+        network = network_of(manifest.model, model, implementation)
     shape = manifest.image_shape(network)
     records = bounded_records(name, network, shape, packed.nbytes)
     with naming_misfits(name, ValueError):
         check_tensors(network, shape, packed)
-    variables = decoded_variables(records, unpack_variables(packed))
-    return to_torch(records, variables, architecture=type(network).__name__)
+    return network, records

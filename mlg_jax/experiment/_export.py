@@ -37,17 +37,12 @@ def export_student(
     """
     path = directory / PACKED_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    preprocessing = ImagePreprocessing(
-        image_size=dataset.image_shape[:2],
-        mean=dataset.preprocessing.mean,
-        std=dataset.preprocessing.std,
-    )
     try:
         num_bytes = save_packed(
             path,
             model,
             variables,
-            preprocessing=preprocessing,
+            preprocessing=ImagePreprocessing.of(dataset),
             class_names=dataset.class_names,
             metrics=metrics,
         )

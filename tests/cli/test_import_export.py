@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 import mlg_jax
@@ -47,6 +48,29 @@ def test_there_and_back(source, tmp_path, capsys):
     assert back.read_bytes() == path.read_bytes()
 
 
+def test_preprocessing_of_torchvision_by_default(source, tmp_path, capsys):
+    packed, image = tmp_path / "model.mlg", tmp_path / "image.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(image)
+    assert main(["import", str(source[0]), str(packed), *OPTIONS, "--image-size", "56"]) == 0
+    found = mlg_jax.load_packed(packed)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    assert (found.preprocessing.mean, found.preprocessing.std) == (mean, std)
+    scaled = pixels[4:60, 12:68]  # the shorter side is 56 / .875 = 64 already
+    np.testing.assert_array_equal(found.preprocessing.read([image])[0], scaled)
+    capsys.readouterr()
+    assert main(["predict", str(packed), str(image), "--json", "--top", "1"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    expected = found.probabilities((scaled[None] / 255 - mean) / np.float32(std)).max()
+    assert row["labels"][0]["probability"] == pytest.approx(expected, rel=1e-4)
+    onnx = tmp_path / "model.onnx"
+    assert main(["export", str(packed), str(onnx)]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(onnx), str(image), "--json", "--top", "1"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["labels"][0]["probability"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_artefacts(path, tmp_path, capsys):
     pytest.importorskip("flatbuffers", reason="needs mlg-jax[export]")
     output = tmp_path / "model.stablehlo"
@@ -78,7 +102,9 @@ def test_a_checkpoint_of_the_original_becomes_small(reference, tmp_path, capsys)
     options = ["--stem", "cifar", "--generation", "2-44-3-6-3", "--weight-bits", "8"]
     assert main(["import", str(path), str(packed), "--model", "resnet18", *options]) == 0
     assert packed.stat().st_size <= 405 * 1024
-    assert capsys.readouterr().out == f"{packed.stat().st_size:,} bytes, 10 classes\n"
+    captured = capsys.readouterr()
+    assert captured.out == f"{packed.stat().st_size:,} bytes, 10 classes\n"
+    assert captured.err.startswith(f"note: {packed} takes normalised arrays only; ")
     spec = mlg_jax.load_packed(packed).spec
     assert spec.generation == mlg_jax.GenerationSpec.from_bits(2, 44, 3, 6, 3)
     assert (spec.weight_bits, spec.activation_bits, spec.stem) == (8, None, "cifar")
@@ -106,7 +132,12 @@ def test_a_checkpoint_of_the_original_becomes_small(reference, tmp_path, capsys)
             "`--std` must be 3 numbers, one per channel of the network's images; got 2.",
         ),
         (
-            ["import", "{torch}", "x.mlg", *OPTIONS, "--image-size", "8"],
+            [
+                "import",
+                "{torch}",
+                "x.mlg",
+                *("--model", "resnet10", "--stem", "cifar", "--image-size", "8"),
+            ],
             "`--mean` must be 3 numbers, one per channel of the network's images; got none.",
         ),
         (

@@ -61,6 +61,25 @@ def test_the_central_square_is_resized(form):
     assert np.abs(output - expected)[1:-1, 1:-1].max() <= (6 if form == "JPEG" else 2)
 
 
+@pytest.mark.parametrize(
+    "height, width, scaled, corner",
+    [
+        (256, 512, (256, 512), (16, 144)),  # the shorter side has the size that is wanted
+        (400, 301, (340, 256), (58, 16)),  # 256 * 400 / 301 is 340.2
+        (128, 128, (256, 256), (16, 16)),
+    ],
+)
+def test_torchvisions_central_crop(height, width, scaled, corner):
+    """Resize(256), bilinear, and CenterCrop(224)."""
+    pixels = random_images(1, size=max(height, width))[0, :height, :width]
+    rows, columns = scaled
+    whole = PIL.Image.fromarray(pixels).resize((columns, rows), PIL.Image.Resampling.BILINEAR)
+    top, left = corner
+    expected = np.asarray(whole)[top : top + 224, left : left + 224]
+    options = {"channels": 3, "where": "it", "resize": "crop_875_bilinear"}
+    np.testing.assert_array_equal(decode_image(encode(pixels), size=224, **options), expected)
+
+
 def test_jpeg_decoding_at_a_fraction_keeps_the_details():
     """Halves an image of 4-pixel blocks, which decoding at a lower resolution would blur."""
     image = np.kron(random_images(1, size=16)[0], np.ones((4, 4, 1), np.uint8))

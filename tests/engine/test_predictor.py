@@ -377,6 +377,10 @@ def test_variables_of_another_model_are_not_saved(tmp_path, model_and_variables)
         ({"mean": (0.5, 0.5)}, "`mean` must be a tuple of 1 or 3 numbers"),
         ({"std": (0.5,)}, "`std` must be a tuple of 3 numbers"),
         ({"resize": "stretch"}, "`resize` must be one of"),
+        (
+            {"resize": "crop_875_bilinear", "image_size": (8, 9)},
+            r"`image_size` must be square for `resize` 'crop_875_bilinear'; got \(8, 9\)",
+        ),
     ],
 )
 def test_bad_preprocessing(options, message):

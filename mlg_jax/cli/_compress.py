@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from mlg_jax.cli._options import linen_module
 from mlg_jax.cli._sources import Trained, read_images, read_trained
-from mlg_jax.cli._text import add_json_argument, positive_integer
+from mlg_jax.cli._text import add_json_argument, output_file, positive_integer
 from mlg_jax.cli._torch_options import add_network_arguments, add_preprocessing_arguments
 from mlg_jax.compress import Compressed, DistillationSpec, LayerChoices, compress, compressible
 from mlg_jax.engine import save_packed
@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output",
+        type=output_file,
         default="compressed.mlg",
         metavar="FILE",
         help="packed model to write (default: compressed.mlg)",

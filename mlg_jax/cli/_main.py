@@ -11,7 +11,7 @@ from mlg_jax._errors import user_message
 
 # Each is a module of this package, imported on demand: some need the training libraries, which take
 # seconds to import.
-COMMANDS = ("predict", "inspect", "bench", "import", "export", "compress")
+COMMANDS = ("predict", "inspect", "bench", "train", "compress", "import", "export")
 
 INPUT_ERROR = 2  # the exit status of argparse
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     """A parser with the given command only, or with all of them if none is given."""
     parser = argparse.ArgumentParser(
-        prog="mlg", description="Run, inspect, time, convert and compress packed models."
+        prog="mlg", description="Train, compress, convert, inspect, time and run small networks."
     )
     parser.add_argument("--version", action="version", version=f"mlg_jax {mlg_jax.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)

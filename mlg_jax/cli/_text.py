@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 
 from mlg_jax._errors import MAX_LINE, printable
@@ -18,6 +19,14 @@ def positive_integer(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be an integer >= 1; got {value}.")
     return value
+
+
+def output_file(text: str) -> str:
+    """Converts the name of a file that is written after a long time; argparse reports the error."""
+    directory = os.path.dirname(os.path.abspath(text))
+    if not os.path.isdir(directory):
+        raise argparse.ArgumentTypeError(f"must be a file in a directory that exists; got {text}.")
+    return text
 
 
 def write(text: str) -> None:

@@ -138,9 +138,9 @@ class TeacherConfig:
         model: the teacher's network; None is the student's, as a projection needs.
         checkpoint: directory of checkpoints with a trained teacher; None trains one.
         label_smoothing: of the cross-entropy, in [0, 1].
-        init_checkpoint: initial variables: a directory of checkpoints, or a file with a PyTorch
-            state dict, of the same network with any number of classes; None starts from random
-            values.
+        init_checkpoint: initial variables: a directory of checkpoints, a file with a PyTorch state
+            dict, or a packed model (`.mlg`), of the same network with any number of classes; None
+            starts from random values.
         trainable: the parameters that train: `all`; `biases` (of layers and norms, and the whole
             classifier); or `classifier`. For the latter two, norms use their running statistics,
             which stay fixed.

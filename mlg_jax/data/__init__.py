@@ -31,9 +31,10 @@ Your own data:
 - `npz`: `data_dir` holds `train.npz` and `test.npz`, each with `images`, uint8 [n, h, w, 1 or 3],
   and `labels`, integers [n]. Labels are indices into the array `class_names` if there is one;
   otherwise they must be 0 to `num_classes - 1`, each at least once in `train.npz`.
-- `image_folder`: `data_dir` holds `train/<class>/<image>` and `test/<class>/<image>`, in PNG, JPEG
-  or WebP, decoded to the pixels that an image viewer shows (`decode_image`). One warning counts
-  the files that are ignored.
+- `image_folder`: `data_dir` holds `train/<class>/<image>` and `test/<class>/<image>`, or only
+  `<class>/<image>`, of which a fixed random fifth of each class is the test split. PNG, JPEG or
+  WebP, decoded to the pixels that an image viewer shows (`decode_image`). One warning counts the
+  files that are ignored.
 
 Invalid data raise `DataError`: when the data set is opened, test split included, if the fault can
 be found without decoding every image, and otherwise when the image is read.

@@ -1,4 +1,4 @@
-"""Image folders: `train/<class>/*` and `test/<class>/*` in one of the `IMAGE_FORMATS`."""
+"""Image folders: `train/<class>/*` and `test/<class>/*`, or `<class>/*`, in `IMAGE_FORMATS`."""
 
 import collections
 import itertools
@@ -10,8 +10,10 @@ import numpy as np
 from mlg_jax._image_files import FORMAT_NAMES, IMAGE_FORMATS, DataError, decode_image, header_size
 from mlg_jax.data._examples import Examples, HostBatch, Source, visit_chunks
 from mlg_jax.data._spec import DataSpec
+from mlg_jax.data._test_split import split_source
 
 _SUFFIXES = tuple(itertools.chain.from_iterable(IMAGE_FORMATS.values()))
+_SPLITS = ("train", "test")
 _CHANNELS = 3  # grey images are converted to RGB
 _LOGGER = logging.getLogger(__name__)
 
@@ -153,22 +155,19 @@ def _describe(left_out: Files) -> str:
 def open_folder(spec: DataSpec) -> Source:
     """Opens an image folder; its classes are the directories of `train` with images, sorted.
 
-    One warning counts the ignored files of both splits.
+    Without directories `train` and `test`, the classes stand in `data_dir` itself, and a part of
+    them becomes the test split (`split_source`). One warning counts the ignored files.
     """
     left_out: Files = collections.defaultdict(list)
-    roots = [os.path.join(spec.directory, split) for split in ("train", "test")]
-    for root in roots:
-        if not os.path.isdir(root):
-            raise FileNotFoundError(
-                "`data_dir` must have the directories train/<class> and test/<class> of "
-                f"{FORMAT_NAMES} files; there is no {root}."
-            )
-    train, test = (_list_split(root, left_out) for root in roots)
+    root = spec.directory
+    is_whole = _is_whole(root)
+    found = [_list_split(path, left_out) for path in ([root] if is_whole else _split_roots(root))]
+    train, test = found[0], found[-1]
     unknown = sorted(set(test) - set(train))
     if unknown:
         raise DataError(
-            f"{roots[1]} must have classes of the training images only, {sorted(train)}; "
-            f"got {unknown}."
+            f"{os.path.join(root, 'test')} must have classes of the training images only, "
+            f"{sorted(train)}; got {unknown}."
         )
     if message := _describe(left_out):
         _LOGGER.warning("%s: %s", spec.directory, message)
@@ -177,4 +176,30 @@ def open_folder(spec: DataSpec) -> Source:
     def examples(files: Files) -> FolderExamples:
         return FolderExamples(files, names, size=spec.image_size, num_threads=spec.num_threads)
 
+    if is_whole:
+        everything = examples(train)
+        return split_source(Source(class_names=names, train=everything, test=everything))
     return Source(class_names=names, train=examples(train), test=examples(test))
+
+
+def _is_whole(root: str) -> bool:
+    """Whether the classes stand in the directory itself; one of them may be called `train`."""
+    splits = [path for split in _SPLITS if os.path.isdir(path := os.path.join(root, split))]
+    has_classes = [path for path in splits if _has_directories(path)]
+    return not has_classes and len(splits) < len(_SPLITS) and _has_directories(root)
+
+
+def _has_directories(path: str) -> bool:
+    return os.path.isdir(path) and any(entry.is_dir() for entry in _entries(path))
+
+
+def _split_roots(root: str) -> list[str]:
+    """The directories of both splits."""
+    roots = [os.path.join(root, split) for split in _SPLITS]
+    for path in roots:
+        if not os.path.isdir(path):
+            raise FileNotFoundError(
+                "`data_dir` must have the directories train/<class> and test/<class>, or only "
+                f"<class>, of {FORMAT_NAMES} files; there is no {path}."
+            )
+    return roots

@@ -1,6 +1,5 @@
 """Opens a data set by its name; defines those that are arrays: digits, synthetic and npz."""
 
-import dataclasses
 import logging
 import os
 import reprlib
@@ -15,17 +14,15 @@ from mlg_jax.data._examples import (
     ArrayExamples,
     Examples,
     Source,
-    SubsetExamples,
     check_label_type,
 )
 from mlg_jax.data._folder import open_folder
 from mlg_jax.data._images import array_examples
 from mlg_jax.data._records import open_records
 from mlg_jax.data._spec import TFDS_NAMES, DataSpec, SyntheticSpec
+from mlg_jax.data._test_split import split_source
 
 _DIGITS_FACTOR = 15  # maps scikit-learn's grey levels 0 to 16 to 0 to 240 without rounding
-_TEST_SHARE = 0.2  # for data sets without a test split: digits and tf_flowers
-_TEST_SEED = 0  # of that split; a constant, so that results of different runs are comparable
 _PATTERN_SIZE = 4  # side in pixels of the coarse pattern of a synthetic class
 _NPZ_KEYS = ("images", "labels")
 _NPZ_NAMES = "class_names"  # an optional third array of an npz file
@@ -41,35 +38,6 @@ _NPZ_ERRORS = (
     zlib.error,
 )
 _LOGGER = logging.getLogger(__name__)
-
-
-def stratified_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits indices in two; of `n` examples of a class, `round(share * n)` go to the second part.
-
-    Args:
-        labels: integers [n].
-        share: fraction of each class in the second part, in (0, 1).
-        seed: seed of the random split.
-
-    Returns:
-        `(kept, given)`: two sorted, disjoint int64 index arrays that together cover all examples.
-    """
-    rng = np.random.default_rng(seed)
-    is_given = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        is_given[members[: round(share * len(members))]] = True
-    return np.flatnonzero(~is_given), np.flatnonzero(is_given)
-
-
-def split_source(source: Source) -> Source:
-    """Moves a fifth of each class from the training split to the test split, with a fixed seed."""
-    kept, given = stratified_split(source.train.read_labels(), _TEST_SHARE, _TEST_SEED)
-    return dataclasses.replace(
-        source,
-        train=SubsetExamples(source.train, kept),
-        test=SubsetExamples(source.train, given),
-    )
 
 
 def open_digits(spec: DataSpec) -> Source:

@@ -1,14 +1,16 @@
 """The network of a packed file and its variables; their conversion to ordinary kernels."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 
 from mlg_jax.engine._fit import bounded_records, naming_misfits
 from mlg_jax.engine._manifest import Manifest
 from mlg_jax.engine._network import check_tensors, network_of
-from mlg_jax.export import PackedModel, to_torch, unpack_variables
+from mlg_jax.export import PackedModel, built_kernels, to_torch, unpack_variables
 from mlg_jax.kernels import LayerRecord
 from mlg_jax.layers import decoded_variables
 from mlg_jax.models import ModelSpec
@@ -42,7 +44,10 @@ def dense_state(packed: PackedModel, *, name: str = "the packed model") -> dict[
 def trained_network(
     packed: PackedModel, *, model: nn.Module | None = None, name: str = "the packed model"
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a packed model without quantised weights, to train or to compress further.
+    """The network of a packed model with ordinary kernels, to train or to compress further.
+
+    Generated kernels are built and quantised ones decoded, so that its logits are those of the
+    packed model up to rounding.
 
     Args:
         packed: from `read_packed`.
@@ -50,20 +55,34 @@ def trained_network(
         name: the file, for messages.
 
     Returns:
-        The module and its variables.
+        The module, with nothing quantised, and its variables.
 
     Raises:
-        TypeError, ValueError: `model` is not the module of the file, or a tensor is quantised.
+        TypeError, ValueError: `model` is not the module of the file, or activations are quantised.
         PackedFileError: the tensors do not fit the model, or the manifest is invalid.
     """
-    for tensor in packed.tensors:
-        if tensor.bits is not None:
-            raise ValueError(
-                f"{name} must have ordinary kernels that are not quantised; "
-                f"{'/'.join(tensor.path)} has {tensor.bits} bits."
-            )
-    network, _ = _checked(packed, model, "auto", name)
-    return network, dict(unpack_variables(packed))
+    network, records = _checked(packed, model, "auto", name)
+    stored = unpack_variables(packed)
+    flat = traverse_util.flatten_dict(dict(stored))
+    if found := next((path for path in flat if "input_quant" in path), None):
+        raise ValueError(
+            f"{name} must hold a network without quantised activations; got {'/'.join(found)}."
+        )
+    kernels = built_kernels(records, decoded_variables(records, stored))
+    for record in records:
+        if record.kernel is not None:
+            for factor in record.kernel.factors:
+                del flat["params", *record.path, factor.name]
+            flat["params", *record.path, "kernel"] = np.asarray(kernels[record.name])
+    return _ordinary(network, model), traverse_util.unflatten_dict(flat)
+
+
+def _ordinary(network: Any, model: nn.Module | None) -> nn.Module:
+    """The same network with ordinary kernels; a custom module has them by itself."""
+    if model is not None:
+        return model
+    plain = {"generation": None, "weight_bits": None, "implementation": "auto"}
+    return dataclasses.replace(network.spec, **plain).create()
 
 
 def _checked(

@@ -31,27 +31,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args([a for a in given if not a.startswith(_PREFIX)])
     join_hosts(parser, options)
-    _log_to_stderr()
+    log_to_stderr()
     try:
         config = load_config(options.config, overrides)
         if options.mode == SHOW:
             sys.stdout.write("".join(f"{line}\n" for line in shown(config)))
             return 0
         work_dir = options.workdir or Path("runs") / Path(options.config).stem
-        if options.mode != "profile":  # a profile writes only to its own directory
-            enable_compilation_cache(Path(work_dir) / "compilation_cache")
-        summary = run_experiment(config, work_dir, mode=options.mode)
-    except TrainingInterrupted as stop:
-        logging.getLogger("mlg_jax").warning("%s Run the same command to resume.", stop)
-        return stop.exit_code
+        return launch(config, work_dir, options.mode)
     except Exception as error:
         message = user_message(error)
         if message is None:
             raise
         sys.stderr.write(f"error: {message}\n")
         return 2
+
+
+def launch(config: ExperimentConfig, work_dir: str | Path, mode: str = "train") -> int:
+    """Runs or resumes an experiment as a command: prints its summary and logs to stderr.
+
+    Args:
+        config: the experiment.
+        work_dir: see `run_experiment`, whose errors are raised here, too.
+        mode: likewise.
+
+    Returns:
+        The exit status: 0, or 75 if a signal interrupted it.
+    """
+    if mode != "profile":  # a profile writes only to its own directory
+        enable_compilation_cache(Path(work_dir) / "compilation_cache")
+    try:
+        summary = run_experiment(config, work_dir, mode=mode)
+    except TrainingInterrupted as stop:
+        logging.getLogger("mlg_jax").warning("%s Run the same command to resume.", stop)
+        return stop.exit_code
     if jax.process_index() == 0:
-        if options.mode == "profile":
+        if mode == "profile":
             directory = Path(work_dir) / PROFILE_DIR
             sys.stdout.write(f"{profile_table(summary)}\nprofile    {directory}\n")
         else:
@@ -118,7 +133,7 @@ def _values_of(path: str | Path) -> Mapping[str, Any]:
     return values
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     """Logs this package's messages; `force` replaces the handler that orbax has installed."""
     logging.basicConfig(
         format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True

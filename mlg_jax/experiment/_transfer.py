@@ -9,12 +9,13 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from mlg_jax.engine import import_torch
-from mlg_jax.export import SUFFIXES, read_torch
+from mlg_jax.engine import import_torch, trained_network
+from mlg_jax.export import SUFFIXES, read_packed, read_torch
 from mlg_jax.layers import relu6_by_sign, relu_by_sign
 from mlg_jax.models import with_layers
 from mlg_jax.train import CheckpointError, TrainableRule, load_variables
 
+PACKED_SUFFIX = ".mlg"
 CLASSIFIER = "classifier"  # the name of the last layer in every model
 _MAX_NAMED = 5  # arrays listed in an error message
 _MODEL = "--config.model."
@@ -64,7 +65,8 @@ def transferred(
 
     Args:
         given: a directory of checkpoints that `train` wrote, of which the best is used; or a file
-            with a PyTorch state dict of the same network, `.safetensors` or `.pth`.
+            with a PyTorch state dict of the same network, `.safetensors` or `.pth`; or a packed
+            model of it, `.mlg`, whose kernels are built.
         fresh: the new model's variables from `init`.
         model: the new model; required for a file.
         input_shape: the model's input shape `[N, H, W, C]`; None is its default.
@@ -73,7 +75,8 @@ def transferred(
         CheckpointError: the checkpoint is missing, or an array exists on one side only or differs
             in shape. The classifier's arrays may differ in their last axis, the number of classes.
     """
-    if model is not None and (Path(given).is_file() or Path(given).name.endswith(SUFFIXES)):
+    files = (*SUFFIXES, PACKED_SUFFIX)
+    if model is not None and (Path(given).is_file() or Path(given).name.endswith(files)):
         variables = _imported(Path(given), model, input_shape)
     else:
         params, state, _ = load_variables(given)
@@ -90,8 +93,10 @@ def transferred(
 
 
 def _imported(path: Path, model: Any, input_shape: Sequence[int] | None) -> dict[str, Any]:
-    """The variables in a PyTorch file, with the number of classes of that file."""
+    """The variables in a PyTorch or packed file, with the number of classes of that file."""
     try:
+        if path.name.endswith(PACKED_SUFFIX):
+            return trained_network(read_packed(path), name=str(path))[1]
         state = read_torch(path)
         return import_torch(state, model.spec, options=_OPTIONS, input_shape=input_shape)[1]
     except (ImportError, OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from mlg_jax.export._archive import read_packed as read_packed
 from mlg_jax.export._archive import write_packed as write_packed
+from mlg_jax.export._convert import built_kernels as built_kernels
 from mlg_jax.export._convert import from_torch as from_torch
 from mlg_jax.export._convert import to_torch as to_torch
 from mlg_jax.export._convert import torch_num_classes as torch_num_classes

@@ -112,7 +112,7 @@ def to_torch(
     is_pointwise = (
         architecture.lower() == "squeezenet"
     )  # SqueezeNet's classifier is a 1 x 1 convolution
-    kernels = _kernels(records, flat)
+    kernels = built_kernels(records, variables)
     state: dict[str, np.ndarray] = {}
     for record in records:
         if record.kernel is None:
@@ -290,8 +290,11 @@ def _norm_values(arrays: Mapping[Path, Any], record: LayerRecord) -> dict[str, A
     }
 
 
-def _kernels(records: Sequence[LayerRecord], arrays: Mapping[Path, Any]) -> dict[str, Any]:
-    """The kernels of all layers as the network uses them, computed by a single program."""
+def built_kernels(
+    records: Sequence[LayerRecord], variables: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """The kernels of all layers, by layer, as the network uses them; built by a single program."""
+    arrays = traverse_util.flatten_dict(dict(variables))
     kernels = {r.name: (r.path, r.kernel) for r in records if r.kernel is not None}
     collection = "factors" if any(path[0] == "factors" for path in arrays) else "params"
 

@@ -136,10 +136,10 @@ def test_sources_that_are_none(plain, tmp_path, capsys, arguments, message):
 
 
 @pytest.mark.bad_input
-def test_a_network_that_is_already_small(path, plain, capsys):
+def test_a_network_with_quantised_activations(path, plain, capsys):
     command = ["compress", str(path), "--data", str(plain[1]), "--target-kb", "9"]
     assert main(command) == 2
-    assert "must have ordinary kernels that are not quantised; " in capsys.readouterr().err
+    assert "must hold a network without quantised activations; " in capsys.readouterr().err
 
 
 @pytest.mark.bad_input

@@ -61,6 +61,23 @@ def test_splits_of_another_size(tmp_path):
     assert opened(tmp_path, image_size=9).test.image_shape == (9, 9, 3)
 
 
+def test_classes_without_splits(tmp_path):
+    """A fifth of each class is the test split, the same one every time."""
+    for label, (name, num) in enumerate([("cat", 10), ("train", 5)]):  # trains are a class
+        (tmp_path / name).mkdir()
+        for index in range(num):
+            pixels = np.full((6, 6, 3), 100 * label + index, np.uint8)
+            PIL.Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    first, second = opened(tmp_path), opened(tmp_path)
+    assert first.class_names == ("cat", "train")
+    train, test = read_all(first.train, 1), read_all(first.test, 1)
+    np.testing.assert_array_equal(test["label"], [0, 0, 1])
+    values = np.concatenate([train["image"][:, 0, 0, 0], test["image"][:, 0, 0, 0]])
+    assert sorted(values) == [*range(10), *range(100, 105)]
+    np.testing.assert_array_equal(train["label"], train["image"][:, 0, 0, 0] // 100)
+    np.testing.assert_array_equal(test["image"], read_all(second.test, 1)["image"])
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_missing_directories(tmp_path, split):

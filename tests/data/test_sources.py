@@ -10,7 +10,8 @@ import sklearn.datasets
 
 from mlg_jax.data import NAMES, DataError, DataSpec, SyntheticSpec
 from mlg_jax.data._examples import read_all
-from mlg_jax.data._sources import SOURCES, open_source, stratified_split
+from mlg_jax.data._sources import SOURCES, open_source
+from mlg_jax.data._test_split import stratified_split
 from tests.data._tiny import random_images, write_npz
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from mlg_jax import train
+from mlg_jax import GenerationSpec, save_packed, train
 from mlg_jax.config import parse_config
 from mlg_jax.experiment._run import _Experiment
 from mlg_jax.experiment._tasks import classification_loss
@@ -94,6 +94,25 @@ def test_files_of_pytorch_are_checkpoints_too(tmp_path):
         assert got.keys() == expected.keys()
         for name, value in got.items():
             np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_packed_models_are_checkpoints_too(tmp_path):
+    """Their generated kernels are built."""
+    options = {"width": 0.125, "stem": "imagenet", "weight_bits": 8}
+    generation = GenerationSpec.from_bits(1, 3, 4, 8, 4)
+    small = create_model("tiny", num_classes=5, generation=generation, **options)
+    image = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    variables = small.init(jax.random.key(2), image)
+    save_packed(tmp_path / "small.mlg", small, variables)
+    start = fresh(5)
+    got = transferred(tmp_path / "small.mlg", start, tiny_model(5), (1, 8, 8, 3))
+    assert flat(got).keys() == flat(start).keys()
+    np.testing.assert_allclose(
+        tiny_model(5).apply(got, image, train=False),
+        small.apply(variables, image, train=False),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.bad_input

@@ -210,7 +210,7 @@ def to_linen(model: Any) -> tuple[FromNNX, dict[str, Any]]:
     Raises:
         TypeError: `model` is not an NNX module.
 
-    Example:
+    Examples:
         >>> network, variables = to_linen(model)  # doctest: +SKIP
         >>> shape = (1, 32, 32, 3)
         >>> save_packed("a.mlg", network, variables, input_shape=shape)  # doctest: +SKIP

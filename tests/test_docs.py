@@ -3,6 +3,7 @@
 import pathlib
 import pkgutil
 import re
+import tomllib
 
 import pytest
 
@@ -12,8 +13,12 @@ from mlg_jax.experiment import load_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"
+PROGRAMS = [
+    README,
+    *(ROOT / "docs" / name for name in ("extending.md", "guides/models.md", "tutorial.md")),
+]
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "mlg_jax").rglob("*.md")]
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "mlg_jax").rglob("*.md")]
 )
 
 
@@ -47,7 +52,7 @@ def test_named_options_exist(path):
         assert second in tree[first], f"{path.name} names --config.{key}"
 
 
-@pytest.mark.parametrize("path", [README, ROOT / "docs/extending.md"], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda p: p.name)
 def test_code_runs(tmp_path, monkeypatch, path):
     """Runs the blocks in order, as a reader would."""
     monkeypatch.chdir(tmp_path)
@@ -56,6 +61,13 @@ def test_code_runs(tmp_path, monkeypatch, path):
     names = {"__name__": "page"}
     for block in blocks:
         exec(compile(block, path.name, "exec"), names)
+
+
+def test_the_repositorys_address_stands_in_one_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    address = project["urls"]["Repository"].removeprefix("https://github.com/")
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        assert set(re.findall(r"github(?:\.com)?/([\w-]+/[\w-]+)", path.read_text())) == {address}
 
 
 def test_the_build_runs_the_readmes_test_command():

@@ -52,7 +52,7 @@ def pack(
         ValueError: `x` has too many entries, `capacity` is out of range, or `implementation` is
             unknown.
 
-    Example:
+    Examples:
         >>> bitmap = pack(jnp.array([0.0, 1.5, 0.0, -0.0]), capacity=0.5)
         >>> int(bitmap.count), bool(bitmap.overflowed)
         (2, False)

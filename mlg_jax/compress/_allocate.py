@@ -77,7 +77,7 @@ def allocate(sensitivity: Sensitivity, *, target_kb: float) -> Allocation:
     Raises:
         TypeError, ValueError: `target_kb` is not a number, or below the size of the smallest model.
 
-    Example:
+    Examples:
         >>> sensitivity = measure_sensitivity(model, variables, images)  # doctest: +SKIP
         >>> allocation = allocate(sensitivity, target_kb=350.0)  # doctest: +SKIP
         >>> create_model("resnet18", num_classes=10, generation=allocation.generation,

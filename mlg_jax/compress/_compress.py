@@ -76,7 +76,7 @@ def compress(
         TypeError, ValueError: `images` is empty, `target_kb` cannot be reached, `model` has
             generated kernels, or `variables` do not fit it.
 
-    Example:
+    Examples:
         >>> small = compress(model, variables, images, target_kb=64.0,
         ...                  key=jax.random.key(0))  # doctest: +SKIP
         >>> save_packed("small.mlg", small.model, small.variables)  # doctest: +SKIP

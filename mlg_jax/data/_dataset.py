@@ -211,7 +211,7 @@ def load_dataset(spec: DataSpec, *, sharding: NamedSharding | None = None) -> Da
         OSError: a download failed.
         TypeError, ValueError: `spec` does not match the data set, or the data are invalid.
 
-    Example:
+    Examples:
         >>> spec = DataSpec(name="digits", num_validation=200, batch_size=64)
         >>> dataset = load_dataset(spec)
         >>> batch = next(dataset.train_batches(epoch=0))

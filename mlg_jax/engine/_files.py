@@ -58,7 +58,7 @@ def save_packed(
         PackedFileError: the model's images or kernels are larger than `load_packed` allows.
         OSError: the file cannot be written.
 
-    Example:
+    Examples:
         >>> num_bytes = save_packed("model.mlg", model, variables)  # doctest: +SKIP
         >>> logits = load_packed("model.mlg")(images)  # doctest: +SKIP
 

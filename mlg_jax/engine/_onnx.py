@@ -61,7 +61,7 @@ def export_onnx(
         UnsupportedOperationError: the network computes something that cannot be expressed.
         PackedFileError: the tensors do not fit the model, or the manifest is invalid.
 
-    Example:
+    Examples:
         >>> data = export_onnx(read_packed("model.mlg"))  # doctest: +SKIP
         >>> session = onnxruntime.InferenceSession(data)  # doctest: +SKIP
         >>> (logits,) = session.run(None, {"images": pixels})  # doctest: +SKIP

@@ -66,7 +66,7 @@ def export_stablehlo(
             no preprocessing.
         PackedFileError: the tensors do not fit the model, or the manifest is invalid.
 
-    Example:
+    Examples:
         >>> data = export_stablehlo(read_packed("model.mlg"))  # doctest: +SKIP
         >>> logits = jax.export.deserialize(data).call(images)  # doctest: +SKIP
 

@@ -50,7 +50,7 @@ class GenerationSpec(KernelSpec, kind="generated"):
     Raises:
         TypeError, ValueError: an argument has the wrong type or is out of range.
 
-    Example:
+    Examples:
         >>> paper = GenerationSpec.from_bits(2, 44, 3, 6, 3)  # written "2-44-3-6-3"
 
     Reference: https://arxiv.org/abs/2108.11430.

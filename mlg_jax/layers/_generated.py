@@ -148,7 +148,7 @@ def generated(
         TypeError: an argument has the wrong type.
         ValueError: at initialisation, if a pattern matches no layer.
 
-    Example:
+    Examples:
         >>> small = generated(model, GenerationSpec.from_bits(2, 44, 3, 6, 3))  # doctest: +SKIP
         >>> variables = small.init(jax.random.key(0), images)  # doctest: +SKIP
 

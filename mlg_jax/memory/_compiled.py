@@ -27,7 +27,7 @@ def compiled_memory(
         TypeError: `fn` is not a function.
         ImportError, TargetError: as in `memory_report`.
 
-    Example:
+    Examples:
         >>> from mlg_jax.memory import compiled_memory
         >>> memory = compiled_memory(jnp.add, jnp.ones(8), jnp.ones(8))
         >>> memory.argument_bytes, memory.output_bytes, memory.alias_bytes
@@ -68,7 +68,7 @@ def gradient_memory(
         TypeError: `fn` is not a function, or `argnums` is not made of integers.
         ValueError: the selected arguments hold no floating-point array.
 
-    Example:
+    Examples:
         >>> from mlg_jax.memory import gradient_memory
         >>> memory = gradient_memory(lambda x: jnp.sum(jnp.sin(x)), jnp.ones(8))
         >>> memory.argument_bytes, memory.output_bytes  # value, gradient, two 8-byte pointers

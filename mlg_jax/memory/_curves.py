@@ -45,7 +45,7 @@ def storage_bytes(
     Raises:
         TypeError, ValueError: an argument is not as described above.
 
-    Example:
+    Examples:
         >>> from mlg_jax.memory import storage_bytes
         >>> storage_bytes("dense", 1024, 512), storage_bytes("bitmap", 1024, 512)
         (4096, 2176)
@@ -108,7 +108,7 @@ def crossover_density(
     Raises:
         TypeError, ValueError: an argument is not as described above.
 
-    Example:
+    Examples:
         >>> from mlg_jax.memory import crossover_density
         >>> crossover_density("bitmap", "dense", 1024)
         0.96875

@@ -78,7 +78,7 @@ def update_densities(stats: DensityStats, densities: Mapping[str, Array]) -> Den
     Raises:
         ValueError: the names of `densities` are not `stats.names`.
 
-    Example:
+    Examples:
         >>> from mlg_jax.memory import init_densities, summarize_densities, update_densities
         >>> stats = init_densities(["conv1"])
         >>> for density in (0.25, 0.75):

@@ -41,7 +41,7 @@ def allocator_peak(call: Callable[[], Any], device: Any = None) -> AllocatorPeak
     Raises:
         TypeError: `call` is not a function.
 
-    Example:
+    Examples:
         >>> from mlg_jax.memory import allocator_peak
         >>> if jax.default_backend() == "cpu":
         ...     assert allocator_peak(lambda: jnp.ones(8)) is None

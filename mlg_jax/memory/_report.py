@@ -163,7 +163,7 @@ def memory_report(
         ImportError: JAX's CUDA plugin, which compiles for a target, is not installed.
         TargetError: the program cannot be compiled for the target.
 
-    Example:
+    Examples:
         >>> report = memory_report(lambda x: jnp.sum(jnp.sin(x)), jnp.zeros((4, 8)))
         >>> report.activation_bytes, report.residuals[0].zero_fraction  # cos(0) is saved
         (128, 0.0)

@@ -67,7 +67,7 @@ def list_residuals(
         TypeError: `fn` is not a function, or `argnums` is not made of integers.
         ValueError: the selected arguments hold no floating-point array.
 
-    Example:
+    Examples:
         >>> from mlg_jax.memory import list_residuals
         >>> [row] = list_residuals(jnp.sin, jax.ShapeDtypeStruct((4, 8), jnp.float32))
         >>> row.name, row.kind, row.shape, row.num_bytes
@@ -119,7 +119,7 @@ def residual_densities(
     Raises:
         TypeError, ValueError: as in `list_residuals`.
 
-    Example:
+    Examples:
         >>> from mlg_jax.memory import residual_densities
         >>> densities = residual_densities(lambda x: jnp.sin(x) ** 2, jnp.zeros(4))
         >>> {name: float(value) for name, value in densities.items()}

@@ -49,7 +49,7 @@ def memory_sweep(
         ValueError: a batch size is below 1, or the selected arguments hold no floating-point
             array.
 
-    Example:
+    Examples:
         >>> from mlg_jax.memory import memory_sweep
         >>> def make_args(batch_size):
         ...     return jnp.ones((8, 4)), jax.ShapeDtypeStruct((batch_size, 8), jnp.float32)

@@ -57,7 +57,7 @@ def create_model(
         TypeError, ValueError: an argument has the wrong type or is out of range, or a pattern
             matches no layer.
 
-    Example:
+    Examples:
         >>> spec = GenerationSpec.from_bits(2, 44, 3, 6, 3)
         >>> model = create_model("resnet18", num_classes=10, generation=spec, weight_bits=8)
 

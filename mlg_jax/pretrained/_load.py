@@ -19,7 +19,7 @@ def pretrained_path(name: PretrainedName) -> Path:
     Raises:
         ValueError: there is no such network.
 
-    Example:
+    Examples:
         >>> pretrained_path("cifar10_cnn").name
         'cifar10_cnn.mlg'
     """
@@ -51,7 +51,7 @@ def load_pretrained(
     Raises:
         ValueError: there is no such network, or an option is invalid.
 
-    Example:
+    Examples:
         >>> load_pretrained("cifar10_cnn").class_names[:3]
         ('airplane', 'automobile', 'bird')
 

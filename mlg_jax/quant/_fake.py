@@ -32,7 +32,7 @@ def fake_quantize(
     Raises:
         TypeError: `x` is not a floating-point array, or `spec` is not a QuantSpec.
 
-    Example:
+    Examples:
         >>> fake_quantize(jnp.array([-0.5, 0.1, 0.4]), QuantSpec(bits=2))
         Array([-0.46211717,  0.15403907,  0.46211717], dtype=float32)
 

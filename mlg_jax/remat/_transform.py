@@ -59,7 +59,7 @@ def checkpoint(
         ValueError: `policy` is unknown, `capacity` is out of range or `key` is missing; in the
             call, `activations` is out of range or `fn` has side effects.
 
-    Example:
+    Examples:
         >>> layer = lambda w, x: jax.nn.relu(x @ w)
         >>> layer = checkpoint(layer, policy="bitmap_blocks", capacity=0.6)
         >>> x = jax.nn.relu(jnp.linspace(-1.0, 1.0, 12).reshape(3, 4))

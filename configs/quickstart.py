@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-Measured: teacher and student 99.16 %, in less than 4 minutes on 2 CPU cores, installation included.
+Measured: teacher 98.61 %, student 99.44 %, in 5 minutes on 2 CPU cores, installation included.
 """
 
 import ml_collections

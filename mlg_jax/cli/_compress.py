@@ -1,6 +1,7 @@
 """Compress a trained network to a file of a given number of kilobytes."""
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
@@ -19,7 +20,9 @@ from mlg_jax.cli._sources import Trained, read_images, read_trained
 from mlg_jax.cli._text import add_json_argument, output_file, positive_integer
 from mlg_jax.cli._torch_options import add_network_arguments, add_preprocessing_arguments
 from mlg_jax.compress import Compressed, DistillationSpec, LayerChoices, compress, compressible
+from mlg_jax.data import Dataset
 from mlg_jax.engine import save_packed
+from mlg_jax.export import SUFFIXES
 from mlg_jax.layers import forward
 from mlg_jax.models import MODELS
 
@@ -34,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file",
         metavar="SOURCE",
-        help="a trained network with ordinary kernels: a packed model (.mlg), a PyTorch state dict "
-        "(.pth, .pt, .safetensors), a work directory of launch.py, or the directory of its "
+        help="a trained network: a packed model (.mlg), a PyTorch state dict "
+        f"({', '.join(SUFFIXES)}), a work directory of launch.py, or the directory of its "
         "teacher's checkpoints",
     )
     parser.add_argument(
@@ -97,7 +100,12 @@ def run(args: argparse.Namespace) -> int:
     """Compresses and saves the network; prints the chosen setting of each layer and its size."""
     source = read_trained(args)
     images, held_out = _images(args, source)
-    metrics = {f"{name}_before": value for name, value in _accuracy(source).items()}
+    metrics: dict[str, float] = {}
+
+    @functools.cache
+    def before() -> tuple[dict[str, float], np.ndarray]:
+        network = source.model, source.variables
+        return _validated(source.dataset, *network), _classes(*network, held_out)
 
     def save(path: str | Path, small: nn.Module, variables: Any) -> int:
         return save_packed(
@@ -112,9 +120,11 @@ def run(args: argparse.Namespace) -> int:
 
     def num_bytes(small: nn.Module, variables: Any) -> int:
         """Of the file, with the metrics that it will hold."""
-        metrics.update(_accuracy(source, small, variables))
+        accuracy, classes = before()
+        metrics.update(_validated(source.dataset, small, variables))
+        metrics.update({f"{name}_before": value for name, value in accuracy.items()})
         if len(held_out):
-            metrics["agreement"] = _agreement(source, small, variables, held_out)
+            metrics["agreement"] = float(np.mean(_classes(small, variables, held_out) == classes))
         with tempfile.TemporaryDirectory() as directory:
             return save(Path(directory) / "model.mlg", small, variables)
 
@@ -138,17 +148,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _images(args: argparse.Namespace, source: Trained) -> tuple[jax.Array, jax.Array]:
+def _images(args: argparse.Namespace, source: Trained) -> tuple[jax.Array, np.ndarray]:
     """Normalised images to compress with, and others on which both networks are compared."""
     if args.data is not None:
         samples = args.images, _NUM_HELD_OUT, args.seed
-        return read_images(args.data, source.preprocessing, *samples)
+        images, held_out = read_images(args.data, source.preprocessing, *samples)
+        return images, np.asarray(held_out)
     if source.dataset is None:
         raise ValueError(
             "`--data` must be a directory with images; only a work directory has its own; got none."
         )
     images = source.dataset.normalized_images(args.images)
-    return images, images[:0]
+    return images, np.asarray(images[:0])
 
 
 def _network(text: str) -> str | nn.Module:
@@ -156,37 +167,30 @@ def _network(text: str) -> str | nn.Module:
     return text if text in MODELS else linen_module(text)
 
 
-def _accuracy(
-    source: Trained, model: nn.Module | None = None, variables: Any = None
-) -> dict[str, float]:
-    """Validation accuracy, by default of the source; the test set is not read."""
-    dataset = source.dataset
+def _validated(dataset: Dataset | None, model: nn.Module, variables: Any) -> dict[str, float]:
+    """Accuracy on the validation images, if there are any; the test set is not read."""
     if dataset is None or not dataset.num_validation:
         return {}
-    normalize = dataset.preprocessing.normalize
-    apply = forward(model or source.model, train=False)
-    values = source.variables if model is None else variables
-
-    @jax.jit
-    def num_right(batch: Any) -> jax.Array:
-        classes = jnp.argmax(apply(values, normalize(batch["image"])), -1)
-        return jnp.sum((classes == batch["label"]) & batch["mask"])
-
-    total = sum(int(num_right(batch)) for batch in dataset.validation_batches())
-    return {"validation_accuracy": total / dataset.num_validation}
+    run, num_right = _classifier(model), 0
+    for batch in dataset.validation_batches():
+        classes = run(variables, dataset.preprocessing.normalize(batch["image"]))
+        num_right += int(jnp.sum((classes == batch["label"]) & batch["mask"]))
+    return {"validation_accuracy": num_right / dataset.num_validation}
 
 
-def _agreement(source: Trained, model: nn.Module, variables: Any, images: jax.Array) -> float:
-    """The share of images to which both networks give the same class."""
-    one, other = forward(source.model, train=False), forward(model, train=False)
+def _classes(model: nn.Module, variables: Any, images: np.ndarray) -> np.ndarray:
+    """The most probable class of each normalised image."""
+    if not len(images):
+        return np.zeros(0, np.int32)
+    run = _classifier(model)
+    batches = np.array_split(images, -(-len(images) // _BATCH_SIZE))
+    return np.concatenate([np.asarray(run(variables, batch)) for batch in batches])
 
-    @jax.jit
-    def num_same(batch: Any) -> jax.Array:
-        classes = jnp.argmax(one(source.variables, batch), -1)
-        return jnp.sum(classes == jnp.argmax(other(variables, batch), -1))
 
-    batches = np.array_split(np.asarray(images), -(-len(images) // _BATCH_SIZE))
-    return sum(int(num_same(batch)) for batch in batches) / len(images)
+def _classifier(model: nn.Module) -> Callable[[Any, Any], jax.Array]:
+    """The compiled function from variables and normalised images to classes."""
+    apply = forward(model, train=False)
+    return jax.jit(lambda variables, images: jnp.argmax(apply(variables, images), -1))
 
 
 def _reporter(source: Trained, images: jax.Array) -> Callable[[LayerChoices], None]:

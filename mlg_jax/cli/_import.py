@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from mlg_jax.cli._text import add_json_argument, positive_integer
 from mlg_jax.cli._torch_options import (
-    add_model_argument,
     add_network_arguments,
     add_preprocessing_arguments,
-    generation,
     read_network,
 )
 from mlg_jax.engine import save_packed
 from mlg_jax.export import SUFFIXES
+from mlg_jax.kernels import GenerationSpec
+from mlg_jax.models import MODELS
 
 NAME = "import"
 
@@ -28,7 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The files, the network, and the preprocessing of its images."""
     parser.add_argument("file", metavar="FILE", help=f"state dict ({', '.join(SUFFIXES)})")
     parser.add_argument("output", metavar="OUTPUT", help="packed model to write")
-    add_model_argument(parser)
+    parser.add_argument(
+        "--model",
+        required=True,
+        choices=sorted(MODELS),
+        metavar="NAME",
+        help=f"architecture of the network: {', '.join(sorted(MODELS))}",
+    )
     add_network_arguments(parser)
     _add_quantizer_arguments(parser)
     parser.add_argument("--class-names", metavar="FILE", help="text file with one name per line")
@@ -61,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 def _add_quantizer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--generation",
-        type=generation,
+        type=_generation,
         metavar="Bi-Bo[-qb-qu-qv]",
         help="for checkpoints of the original MLG code: numbers of bases within and across "
         "kernels and bits of the three factors B, U and V, such as 2-44-3-6-3",
@@ -79,6 +85,17 @@ def _add_quantizer_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="bits of the inputs of convolutions and classifier (default: not quantised)",
     )
+
+
+def _generation(text: str) -> GenerationSpec:
+    """Converts `--generation`."""
+    try:
+        numbers = [int(number) for number in text.split("-")]
+        if len(numbers) in (2, 5):
+            return GenerationSpec.from_bits(*numbers)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"must be Bi-Bo or Bi-Bo-qb-qu-qv; got {text!r}.")
 
 
 def _lines(path: str | None) -> Sequence[str] | None:

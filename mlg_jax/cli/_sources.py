@@ -125,10 +125,10 @@ def read_images(
     if not paths:
         raise ValueError(f"`--data` must be a directory with images below it; got {directory}.")
     order = np.random.default_rng(seed).permutation(len(paths))[: num_images + num_held_out]
-    chosen = (order[:num_images], order[num_images:])
-    first, second = (
-        [preprocessing.normalize(jnp.asarray(preprocessing.read([paths[i]]))) for i in part]
-        for part in chosen
-    )
-    empty = jnp.zeros((0, *preprocessing.image_shape))
-    return jnp.concatenate([empty, *first]), jnp.concatenate([empty, *second])
+
+    def read(rows: np.ndarray) -> jax.Array:
+        if not len(rows):
+            return jnp.zeros((0, *preprocessing.image_shape))
+        return preprocessing.normalize(jnp.asarray(preprocessing.read([paths[i] for i in rows])))
+
+    return read(order[:num_images]), read(order[num_images:])

@@ -10,14 +10,13 @@ from mlg_jax.cli._text import positive_integer
 from mlg_jax.data import KNOWN_STATISTICS
 from mlg_jax.engine import ImagePreprocessing, import_torch
 from mlg_jax.export import read_torch
-from mlg_jax.kernels import GenerationSpec
-from mlg_jax.models import MODELS, STEMS, ModelSpec
+from mlg_jax.models import STEMS, ModelSpec
 
 _OPTIONS = {"name": "--model ", "stem": "--stem ", "width": "--width "}
 
 
 def add_network_arguments(group: argparse._ActionsContainer) -> None:
-    """The architecture, and what the file says of neither: `--stem` and `--width`."""
+    """What a state dict does not say of its network beside its name."""
     group.add_argument(
         "--stem",
         default="imagenet",
@@ -31,17 +30,6 @@ def add_network_arguments(group: argparse._ActionsContainer) -> None:
         default=1.0,
         metavar="X",
         help="factor on all channel counts (default: 1)",
-    )
-
-
-def add_model_argument(group: argparse._ActionsContainer) -> None:
-    """The name of the architecture."""
-    group.add_argument(
-        "--model",
-        required=True,
-        choices=sorted(MODELS),
-        metavar="NAME",
-        help=f"architecture of the network: {', '.join(sorted(MODELS))}",
     )
 
 
@@ -100,17 +88,6 @@ def read_network(
     preprocessing = _preprocessing(args, spec.create().input_shape)
     model, variables = import_torch(read_torch(args.file), spec, options=_OPTIONS)
     return model, variables, preprocessing
-
-
-def generation(text: str) -> GenerationSpec:
-    """Converts `--generation`."""
-    try:
-        numbers = [int(number) for number in text.split("-")]
-        if len(numbers) in (2, 5):
-            return GenerationSpec.from_bits(*numbers)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"must be Bi-Bo or Bi-Bo-qb-qu-qv; got {text!r}.")
 
 
 def _preprocessing(

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import math
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +14,8 @@ from mlg_jax.cli._text import output_file, positive_integer
 from mlg_jax.config import parse_config
 from mlg_jax.data import KNOWN_STATISTICS, images_below
 from mlg_jax.engine import Manifest
-from mlg_jax.experiment import PACKED_FILE, PACKED_SUFFIX, launch, log_to_stderr
-from mlg_jax.export import SUFFIXES, read_packed
+from mlg_jax.experiment import PACKED_FILE, launch, log_to_stderr
+from mlg_jax.export import PACKED_SUFFIX, SUFFIXES, read_packed
 from mlg_jax.models import MODELS, STEMS, ModelSpec
 from mlg_jax.pretrained import PRETRAINED, pretrained_path
 
@@ -67,12 +66,8 @@ def run(args: argparse.Namespace) -> int:
     if not paths:
         raise ValueError(f"`--data` must be a directory with images below it; got {args.data}.")
     start = _start(args, paths)
-    _LOGGER.info(
-        "%s with stem %s and width %g, %d images of %d x %d",
-        *(start.model[key] for key in ("name", "stem", "width")),
-        len(paths),
-        *(start.image_size,) * 2,
-    )
+    network, size = "{name} with stem {stem} and width {width:g}", start.image_size
+    _LOGGER.info(f"{network}, %d images of %d x %d".format(**start.model), len(paths), size, size)
     work_dir = Path(args.workdir or Path("runs") / Path(args.data).resolve().name)
     status = launch(parse_config(_config(args, start, len(paths))), work_dir)
     if status == 0:
@@ -158,7 +153,8 @@ def _start(args: argparse.Namespace, paths: list[str]) -> Start:
     is_cpu, mean, std = jax.default_backend() == "cpu", None, None
     name = args.model or ("resnet10" if is_cpu else "resnet18")
     stem = args.stem or ("imagenet" if size >= _LARGE or given else "cifar")
-    width = args.width or (0.5 if is_cpu and args.model is None else 1.0)
+    usual_width = 0.5 if is_cpu and args.model is None else 1.0
+    width = usual_width if args.width is None else args.width
     if given is not None:
         if args.model is None:
             raise ValueError(f"`--model` must name the architecture of {given}; got none.")
@@ -195,7 +191,7 @@ def _usual_size(paths: list[str]) -> int:
 def _config(args: argparse.Namespace, start: Start, num_images: int) -> dict[str, Any]:
     """The experiment: its values are those that suit a few hundred to some ten thousand images."""
     size, is_fresh = start.image_size, start.checkpoint is None
-    batch_size = 2 ** max(2, min(7, int(math.log2(max(num_images // 8, 1)))))
+    batch_size = 2 ** max(2, min(7, (num_images // 8).bit_length() - 1))
     optimizer = {"name": "adamw", "weight_decay": 1e-3}
 
     def loop(rate: float) -> dict[str, Any]:

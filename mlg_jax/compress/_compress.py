@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from mlg_jax._checks import check_real
 from mlg_jax._types import Array, Float, Key
 from mlg_jax.compress._allocate import BITS_PER_KB, Allocation, allocate, budget_bits
 from mlg_jax.compress._distill import DistillationSpec, distill
@@ -23,7 +24,7 @@ from mlg_jax.compress._spec import AllocationSpec
 from mlg_jax.generation import ProjectionSpec
 
 _DEFAULT = AllocationSpec()
-_CODED = 0.5  # of its counted bits: no network's file is smaller, even if its codes are coded well
+_CODED = 0.5  # a file is not expected to be smaller than this share of its network's counted bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,9 @@ def compress(
     fixed_bits = check_compressible(model, variables, images, allocation)
     shapes = (r.kernel_shape for r in compressible(model, images))
     smallest = fixed_bits + sum(map(allocation.smallest_bits, shapes))
-    budget_bits(target_kb, smallest if num_bytes is None else round(smallest * _CODED))
+    check_real("target_kb", target_kb, 0.0, exclusive_minimum=True)
+    if num_bytes is None or target_kb * BITS_PER_KB < smallest * _CODED:
+        budget_bits(target_kb, smallest)  # raises before anything is measured
     measured = measure_sensitivity(model, variables, images, spec=allocation, on_report=on_report)
 
     def projected(kb: float) -> Compressed:
@@ -103,8 +106,7 @@ def compress(
         return Compressed(small, small_variables, chosen, measured)
 
     def trained(small: Compressed) -> Compressed:
-        if distillation is None:
-            return small
+        assert distillation is not None
         new = distill(
             small.model,
             small.variables,
@@ -116,16 +118,18 @@ def compress(
         )
         return dataclasses.replace(small, variables=new)
 
+    training = None if distillation is None else trained
     if num_bytes is None:
-        return trained(projected(target_kb))
-    return _within(target_kb, measured.smallest_bits / BITS_PER_KB, projected, trained, num_bytes)
+        small = projected(target_kb)
+        return small if training is None else training(small)
+    return _within(target_kb, measured.smallest_bits / BITS_PER_KB, projected, training, num_bytes)
 
 
 def _within(
     target_kb: float,
     smallest_kb: float,
     projected: Callable[[float], Compressed],
-    trained: Callable[[Compressed], Compressed],
+    trained: Callable[[Compressed], Compressed] | None,
     num_bytes: Callable[[nn.Module, dict[str, Any]], int],
 ) -> Compressed:
     """The trained network whose bytes are at most `target_kb`.
@@ -147,8 +151,10 @@ def _within(
                 f"these choices; got {target_kb!r}."
             )
         small = projected(kb)
-        if (over := excess(small)) <= 0:
+        over = excess(small)
+        if over <= 0 and trained is not None:
             small = trained(small)
-            if (over := excess(small)) <= 0:
-                return small
+            over = excess(small)
+        if over <= 0:
+            return small
         kb = min(kb, small.allocation.kb) - over

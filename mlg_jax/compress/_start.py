@@ -1,6 +1,5 @@
 """Where a projection starts: the teacher's kernels and the factors in closed form."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,8 +26,7 @@ def ordinary_model(model: nn.Module) -> nn.Module:
     spec = getattr(model, "spec", None)
     check_instance("model.spec", spec, ModelSpec)
     assert isinstance(spec, ModelSpec)
-    plain = dataclasses.replace(spec, generation=None, weight_bits=None, activation_bits=None)
-    return dataclasses.replace(plain, implementation="auto").create()
+    return spec.ordinary.create()
 
 
 def clipped_factors(

@@ -11,7 +11,7 @@ from mlg_jax.data import DataSpec
 from mlg_jax.generation import ProjectionSpec
 from mlg_jax.kernels import GenerationSpec, KernelSpec, OrdinarySpec, implementation_names
 from mlg_jax.memory.targets import TARGETS
-from mlg_jax.models import MODELS
+from mlg_jax.models import MODELS, STEMS
 from mlg_jax.quant import MAX_BITS, QuantSpec, recommended_ratio
 from mlg_jax.remat import PRESETS
 from mlg_jax.train import TrainSpec
@@ -42,6 +42,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_choice("name", self.name, MODELS)
+        check_choice("stem", self.stem, STEMS)
+        check_real("width", self.width, 0.0, exclusive_minimum=True)
         check_choice("dtype", self.dtype, DTYPES)
 
 

@@ -1,6 +1,5 @@
 """The network of a packed file and its variables; their conversion to ordinary kernels."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -74,20 +73,13 @@ def trained_network(
             for factor in record.kernel.factors:
                 del flat["params", *record.path, factor.name]
             flat["params", *record.path, "kernel"] = np.asarray(kernels[record.name])
-    return _ordinary(network, model), traverse_util.unflatten_dict(flat)
-
-
-def _ordinary(network: Any, model: nn.Module | None) -> nn.Module:
-    """The same network with ordinary kernels; a custom module has them by itself."""
-    if model is not None:
-        return model
-    plain = {"generation": None, "weight_bits": None, "implementation": "auto"}
-    return dataclasses.replace(network.spec, **plain).create()
+    ordinary = network.spec.ordinary.create() if model is None else model
+    return ordinary, traverse_util.unflatten_dict(flat)
 
 
 def _checked(
     packed: PackedModel, model: nn.Module | None, implementation: str, name: str
-) -> tuple[nn.Module, tuple[LayerRecord, ...]]:
+) -> tuple[Any, tuple[LayerRecord, ...]]:
     """The network of a packed model and its layers; the tensors fit them."""
     manifest = Manifest.of(packed, name)
     if model is None and isinstance(manifest.model, ModelSpec):

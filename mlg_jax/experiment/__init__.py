@@ -8,4 +8,3 @@ from mlg_jax.experiment._launch import main as main
 from mlg_jax.experiment._modes import MODES as MODES
 from mlg_jax.experiment._modes import run_experiment as run_experiment
 from mlg_jax.experiment._report import write_report as write_report
-from mlg_jax.experiment._transfer import PACKED_SUFFIX as PACKED_SUFFIX

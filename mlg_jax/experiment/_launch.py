@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def launch(config: ExperimentConfig, work_dir: str | Path, mode: str = "train") -> int:
-    """Runs or resumes an experiment as a command: prints its summary and logs to stderr.
+    """Runs or resumes an experiment as a command, and prints its summary.
 
     Args:
         config: the experiment.

@@ -10,12 +10,11 @@ from flax import linen as nn
 from flax import traverse_util
 
 from mlg_jax.engine import import_torch, trained_network
-from mlg_jax.export import SUFFIXES, read_packed, read_torch
+from mlg_jax.export import PACKED_SUFFIX, SUFFIXES, read_packed, read_torch
 from mlg_jax.layers import relu6_by_sign, relu_by_sign
 from mlg_jax.models import with_layers
 from mlg_jax.train import CheckpointError, TrainableRule, load_variables
 
-PACKED_SUFFIX = ".mlg"
 CLASSIFIER = "classifier"  # the name of the last layer in every model
 _MAX_NAMED = 5  # arrays listed in an error message
 _MODEL = "--config.model."

@@ -1,5 +1,6 @@
 """Packed model files, and conversion to and from PyTorch state dicts."""
 
+from mlg_jax.export._archive import PACKED_SUFFIX as PACKED_SUFFIX
 from mlg_jax.export._archive import read_packed as read_packed
 from mlg_jax.export._archive import write_packed as write_packed
 from mlg_jax.export._convert import built_kernels as built_kernels

@@ -23,6 +23,7 @@ from mlg_jax.export._json import from_json, to_json
 from mlg_jax.export._packed import PackedModel
 from mlg_jax.export._tensor import PackedTensor, num_constants
 
+PACKED_SUFFIX = ".mlg"  # where a name must tell packed models from other files
 FORMAT = "mlg_jax packed model"
 PLAIN, DEFLATED = "1", "2"  # format versions
 BLOB = "packed"  # the only tensor of the container

@@ -82,6 +82,12 @@ class ModelSpec:
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
+    @property
+    def ordinary(self) -> "ModelSpec":
+        """The same architecture with ordinary kernels, and nothing quantised."""
+        plain = dataclasses.replace(self, generation=None, weight_bits=None, activation_bits=None)
+        return dataclasses.replace(plain, implementation="auto")
+
     def create(self) -> nn.Module:
         """Builds the model; only `create_model` checks that each pattern matches a layer."""
         dtype = None if self.dtype is None else jnp.dtype(self.dtype)

@@ -96,6 +96,7 @@ def test_from_a_trained_network(folder, tmp_path, capsys):
         ),
         (["--epochs", "1", "--seed", "-1"], "`seed` must be an integer in"),
         (["--init", "missing.mlg"], "missing.mlg"),
+        (["--width", "0"], "`width` must be"),
     ],
 )
 def test_bad_options(folder, tmp_path, monkeypatch, capsys, options, message):

@@ -63,7 +63,7 @@ def test_the_table_of_the_module_is_that_of_the_files():
     for name in PRETRAINED:
         path = pretrained_path(name)
         accuracy = read_packed(path).manifest["metrics"]["test_accuracy"]
-        row = f"| `{name}` | CIFAR-10 | {accuracy:.1%} | {path.stat().st_size / 1000:.0f} KB |"
+        row = f"| `{name}` | CIFAR-10 | {accuracy:.1%} | {path.stat().st_size / 1024:.0f} KB |"
         assert row.replace("%", " %") in pretrained.__doc__
 
 

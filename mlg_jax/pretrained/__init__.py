@@ -6,7 +6,8 @@
 | `cifar10_cnn_small` | CIFAR-10 | 88.1 % | 57 KB |
 
 They are accuracies on a copy of CIFAR-10 whose images were compressed again as JPEG of quality 75;
-the dense teacher, of 7,702 KB, has 89.9 % there. `mlg inspect --pretrained NAME` prints a model card.
+the dense teacher, of 7,702 KB, has 89.9 % there. `mlg inspect --pretrained NAME` prints a model
+card.
 """
 
 from mlg_jax.pretrained._load import PRETRAINED as PRETRAINED
